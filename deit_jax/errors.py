@@ -1,0 +1,23 @@
+"""Errors that a user can act on, and the words to say them with."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """What a user asked for cannot be done; the message says what would work.
+
+    `train.py` and the `deit-jax` command print it without a traceback.
+    """
+
+
+def close_matches(name: str, known: Iterable[str], *, limit: int = 5) -> str:
+    """The known names nearest to `name`, comma separated; all of them if none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
+    return ", ".join(near or known)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """`unknown model 'deit_x'; known: ...`, nearest names first."""
+    return ConfigError(f"unknown {what} {name!r}; known: {close_matches(name, known)}")

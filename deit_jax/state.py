@@ -1,0 +1,37 @@
+"""The training state: arrays only, no functions and no random keys."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a training step changes.
+
+    Attributes:
+      step: int32 scalar, the number of optimizer updates done.
+      params: nested dict of f32 arrays.
+      batch_stats: running BatchNorm statistics, `{}` for models without BatchNorm.
+      ema_params: exponential moving average of `params`, None when EMA is off.
+      ema_batch_stats: the same of `batch_stats`, None when EMA is off.
+      opt_state: the optax state.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    ema_params: PyTree
+    ema_batch_stats: PyTree
+    opt_state: PyTree
+
+    def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
+        """The collections that `models.apply` takes, raw or averaged."""
+        params, stats = (
+            (self.ema_params, self.ema_batch_stats) if ema else (self.params, self.batch_stats)
+        )
+        return {"params": params, "batch_stats": stats} if stats else {"params": params}

@@ -1,0 +1,41 @@
+"""Test environment: eight fake CPU devices, strict numerics, the shared photos when present."""
+
+import os
+import pathlib
+
+# Before jax is imported. Twice the device count of worker threads: with fewer,
+# collectives on virtual devices can starve each other and hang; the time-outs
+# turn a hang into a failure.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["PJRT_NPROC"] = "16"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=180",
+    ]
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def vectors() -> pathlib.Path:
+    """Folder of stored reference vectors."""
+    return ROOT / "tests" / "vectors"
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> pathlib.Path:
+    """Prepared data sets with real photos (imagenet2012 subset, cifar10)."""
+    path = pathlib.Path(os.environ.get("DEIT_JAX_TFDS", ROOT.parent / "shared" / "tfds"))
+    if not (path / "imagenet2012").is_dir():
+        pytest.skip(f"no prepared imagenet2012 in {path}; set DEIT_JAX_TFDS to a tfds data_dir")
+    return path
