@@ -1,0 +1,34 @@
+# Everything installs into .venv inside the checkout; nothing is done twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS ?= runs/quickstart
+READY := $(VENV)/.ready
+
+.PHONY: help setup test quickstart clean
+
+help:
+	@echo "make quickstart   train a convnet teacher, distil a small DeiT from it, compare (minutes, CPU)"
+	@echo "make test         run the tests"
+	@echo "make setup        only install into $(VENV)"
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "deit_jax needs Python 3.11 or newer; this is " + sys.version.split()[0] + "; choose one with: make PYTHON=python3.12 ...")'
+	@echo "installing into $(VENV) (once, a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart,test]'
+	@touch $(READY)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+quickstart: $(READY)
+	@$(BIN)/python train.py --config=configs/quickstart.py:teacher --workdir=$(RUNS)/teacher
+	@$(BIN)/python train.py --config=configs/quickstart.py:student --config.teacher.init=$(RUNS)/teacher --workdir=$(RUNS)/student
+	@$(BIN)/python train.py --config=configs/quickstart.py:plain --workdir=$(RUNS)/plain
+	@$(BIN)/deit-jax compare teacher=$(RUNS)/teacher student=$(RUNS)/student plain=$(RUNS)/plain --png=$(RUNS)/curves.png
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,214 @@
+"""Loading a config file, completing it from the builders, and overriding it from the command line.
+
+A config is a Python file with `get_config(variant)` that returns a `ConfigDict` of
+sections. Each section is spread into one keyword-only builder, and what the file
+leaves out is filled in from the builder's signature, so defaults live in one place
+and every option can be overridden and is written to the workdir.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from deit_jax import errors
+
+
+def load_config(
+    spec: str,
+    overrides: Iterable[str] = (),
+    *,
+    builders: Mapping[str, Iterable[Callable]] | None = None,
+) -> ml_collections.ConfigDict:
+    """The locked, complete config of `FILE[:variant]` with `a.b=c` overrides applied.
+
+    Args:
+      spec: path of a config file, optionally followed by `:variant`.
+      overrides: `section.key=value` texts; values are parsed by the type of the default.
+      builders: section name -> the functions that take its keys; by default those of
+        the training loop. A section may be shared by several functions.
+
+    Raises:
+      ConfigError: every unknown key and wrong type at once, naming what would work.
+    """
+    if builders is None:
+        from deit_jax import sections
+
+        builders = sections.BUILDERS
+    config = _read(spec)
+    problems = complete(config, builders)
+    for override in overrides:
+        try:
+            _apply_override(config, override)
+        except errors.ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise errors.ConfigError("\n".join(problems))
+    return config.lock()
+
+
+def _read(spec: str) -> ml_collections.ConfigDict:
+    file, _, variant = spec.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        shipped = sorted(str(p) for p in path.parent.glob("*.py")) or ["configs/deit.py"]
+        raise errors.ConfigError(
+            f"no config file {file!r}; {path.parent} holds: {', '.join(shipped)}"
+        )
+    # Recipes share sections through `from configs import common`.
+    root = str(path.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise errors.ConfigError(f"{file} has no get_config(variant) function")
+    variants = getattr(module, "VARIANTS", None)
+    if variants is not None and not variant:
+        variant = next(iter(variants))
+    if variants is not None and variant not in variants:
+        raise errors.ConfigError(
+            f"unknown variant {variant!r} of {file}; known: {', '.join(variants)}"
+        )
+    return module.get_config(variant) if variants is not None else module.get_config()
+
+
+def complete(
+    config: ml_collections.ConfigDict, builders: Mapping[str, Iterable[Callable]]
+) -> list[str]:
+    """Adds, in place, every builder keyword that has a default; returns what is wrong.
+
+    Keywords without a default are what the training loop supplies (the number of
+    classes, the schedule, ...), and a key that no builder of its section takes is
+    reported with the nearest ones.
+    """
+    problems = []
+    for section, functions in builders.items():
+        if section not in config:
+            config[section] = ml_collections.ConfigDict()
+        known, open_ended = {}, False
+        for function in functions:
+            for name, parameter in inspect.signature(function).parameters.items():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    open_ended = True
+                elif parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                    known[name] = parameter
+        for key in config[section]:
+            if key not in known and not open_ended:
+                problems.append(
+                    f"unknown key config.{section}.{key}; known: {errors.close_matches(key, known)}"
+                )
+        for name, parameter in known.items():
+            if name not in config[section] and parameter.default is not parameter.empty:
+                config[section][name] = _field(parameter)
+    return problems
+
+
+def _field(parameter: inspect.Parameter) -> Any:
+    if parameter.default is not None:
+        return parameter.default
+    kind = next(
+        (t for t in typing.get_args(parameter.annotation) if t is not types.NoneType), object
+    )
+    return config_dict.placeholder(typing.get_origin(kind) or kind)
+
+
+def _apply_override(config: ml_collections.ConfigDict, override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise errors.ConfigError(f"--config.{path} has no value; write --config.{path}=VALUE")
+    *sections, leaf = path.split(".")
+    node = config
+    for depth, section in enumerate(sections):
+        if section not in node or not isinstance(node[section], ml_collections.ConfigDict):
+            raise _unknown_key(config, path, ".".join(sections[: depth + 1]))
+        node = node[section]
+    if leaf not in node:
+        raise _unknown_key(config, path, path)
+    if isinstance(node[leaf], ml_collections.ConfigDict):
+        keys = ", ".join(f"{path}.{key}" for key in node[leaf])
+        raise errors.ConfigError(f"config.{path} is a section; set one of its keys: {keys}")
+    node[leaf] = _parse(path, text, node.get_type(leaf), node[leaf])
+
+
+def _unknown_key(
+    config: ml_collections.ConfigDict, path: str, missing: str
+) -> errors.ConfigError:
+    known = list(flatten(config))
+    leaf = path.split(".")[-1]
+    same_leaf = [k for k in known if k.split(".")[-1] == leaf]
+    near = same_leaf + [k for k in difflib.get_close_matches(path, known, 4) if k not in same_leaf]
+    if not near:
+        near = [k for k in known if k.split(".")[0] == path.split(".")[0]] or sorted(config)
+    return errors.ConfigError(f"unknown key config.{missing}; near ones: {', '.join(near[:8])}")
+
+
+def _parse(path: str, text: str, kind: type, current: Any) -> Any:
+    wrong = errors.ConfigError(
+        f"config.{path} takes {kind.__name__} (now {current!r}), not {text!r}"
+    )
+    if text.lower() == "none" and (current is None or kind in (type(None), object)):
+        return None
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in ("true", "false", "1", "0"):
+            return text.lower() in ("true", "1")
+        raise wrong
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if kind in (type(None), object):
+            return text
+        raise wrong from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (tuple, list):
+        items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if current and any(type(item) is not type(current[0]) for item in items):
+            floats = isinstance(current[0], float) and all(type(i) in (int, float) for i in items)
+            if not floats:
+                raise wrong
+            items = tuple(float(item) for item in items)
+        return kind(items)
+    if kind not in (type(None), object) and type(value) is not kind:
+        raise wrong
+    return value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{'section.key': value}` of a nested config."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The resolved config as JSON text, one key a line."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple]:
+    """`{'section.key': (stored, now)}` for every value that is not the same."""
+    old, new = flatten(stored), flatten(json.loads(json.dumps(config)))
+    missing = "(absent)"
+    return {
+        key: (old.get(key, missing), new.get(key, missing))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    }

@@ -1,0 +1,115 @@
+"""Evaluation that counts every image once: four readings of the heads, and who agrees with whom.
+
+Batches are padded and masked, sums (never per-batch means) are added up, so the
+result does not depend on batch size or device count.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax import models
+
+PyTree = Any
+
+CLASS, DIST, MEAN, SOFTMAX = "class", "dist", "mean", "softmax_sum"
+
+
+def head_scores(output: models.Output) -> dict[str, jax.Array]:
+    """Log-probabilities [B, K] of each way to read the heads.
+
+    `class` and `dist` are the two heads alone, `mean` the mean of their logits (what
+    the official code evaluates), `softmax_sum` the sum of their softmaxes (what the
+    paper's section 4 describes); the last two can differ in their first choice.
+    A model without distillation head has `class` alone.
+    """
+    logits = output.logits.astype(jnp.float32)
+    scores = {CLASS: jax.nn.log_softmax(logits)}
+    if output.dist_logits is not None:
+        dist = output.dist_logits.astype(jnp.float32)
+        scores[DIST] = jax.nn.log_softmax(dist)
+        scores[MEAN] = jax.nn.log_softmax((logits + dist) / 2)
+        scores[SOFTMAX] = jnp.logaddexp(scores[CLASS], scores[DIST]) - jnp.log(2.0)
+    return scores
+
+
+def make_eval_step(
+    *,
+    model: Any,
+    transform: Callable[[PyTree], jax.Array],
+    teacher_fn: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+) -> Callable[[PyTree, PyTree, PyTree], dict[str, jax.Array]]:
+    """Builds `step(variables, teacher_variables, batch) -> sums`, ready for `jax.jit`.
+
+    The batch holds `canvas, size, label, mask`; rows with a False mask weigh nothing.
+    Sums are f32 scalars: `count`, for each head `HEAD/top1`, `HEAD/top5`, `HEAD/loss`,
+    and for each pair of readers `differ/A/B`, the images on which their first choices
+    differ (paper, Table 4); the label and the teacher are readers too.
+    """
+
+    def step(variables: PyTree, teacher_variables: PyTree, batch: PyTree):
+        image = transform(batch)
+        weight = batch["mask"].astype(jnp.float32)
+        label = batch["label"]
+        scores = head_scores(models.apply(model, variables, image))
+        if teacher_fn is not None:
+            logits = teacher_fn(teacher_variables, image).astype(jnp.float32)
+            scores["teacher"] = jax.nn.log_softmax(logits)
+        sums = {"count": weight.sum()}
+        for name, score in scores.items():
+            true = jnp.take_along_axis(score, label[:, None], axis=1)
+            # Ties go to the lower class number, as in argmax and top_k. A NaN score
+            # compares false everywhere and would otherwise count as right.
+            earlier = jnp.arange(score.shape[1])[None, :] < label[:, None]
+            ahead = jnp.sum((score > true) | ((score == true) & earlier), axis=1)
+            right = jnp.isfinite(true[:, 0])
+            sums[f"{name}/top1"] = jnp.sum(weight * (right & (ahead < 1)))
+            sums[f"{name}/top5"] = jnp.sum(weight * (right & (ahead < 5)))
+            sums[f"{name}/loss"] = -jnp.sum(jnp.where(batch["mask"], true[:, 0], 0.0))
+        choice = {name: jnp.argmax(score, axis=-1) for name, score in scores.items()}
+        choice["label"] = label
+        names = list(choice)
+        for i, a in enumerate(names):
+            for b in names[i + 1 :]:
+                sums[f"differ/{a}/{b}"] = jnp.sum(weight * (choice[a] != choice[b]))
+        return sums
+
+    return step
+
+
+def evaluate(
+    eval_step: Callable[[PyTree, PyTree, PyTree], Mapping[str, jax.Array]],
+    variables: PyTree,
+    teacher_variables: PyTree,
+    batches: Iterable[PyTree],
+) -> dict[str, float]:
+    """Runs all batches; returns `count` and the means of every sum over the images.
+
+    `batches` are on the device already. Up to two steps are in flight at a time.
+    """
+    total: dict[str, float] = {}
+    pending: list[Mapping[str, jax.Array]] = []
+
+    def take(sums):
+        for key, value in jax.device_get(sums).items():
+            total[key] = total.get(key, 0.0) + float(value)
+
+    for batch in batches:
+        pending.append(eval_step(variables, teacher_variables, batch))
+        if len(pending) > 2:
+            take(pending.pop(0))
+    for sums in pending:
+        take(sums)
+    count = total.pop("count", 0.0)
+    if not count:
+        raise ValueError("evaluation saw no image: the evaluation split is empty")
+    means = {key: value / np.float64(count) for key, value in total.items()}
+    return {"count": int(count)} | {key: float(value) for key, value in means.items()}
+
+
+def best_head(results: Mapping[str, float]) -> str:
+    """The reading that stands for the model: the mean of logits if it has two heads."""
+    return MEAN if f"{MEAN}/top1" in results else CLASS

@@ -1,0 +1,92 @@
+"""Durations with their units, resolved to steps in one place."""
+
+import dataclasses
+
+from deit_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When things happen, in optimizer steps. `*_every` of 0 means never."""
+
+    batch_size: int
+    records: int
+    steps_per_epoch: int
+    total_steps: int
+    stop_at: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether something that happens `every` steps, and at the end, is due after `step`."""
+        return bool(every) and (step % every == 0 or step == self.total_steps)
+
+
+def make_plan(
+    *,
+    records: int,
+    batch_size: int = 1024,
+    total_epochs: float = 300.0,
+    total_steps: int | None = None,
+    stop_at_step: int | None = None,
+    log_every_steps: int = 50,
+    eval_every_epochs: float = 10.0,
+    eval_every_steps: int | None = None,
+    checkpoint_every_epochs: float = 1.0,
+    checkpoint_every_steps: int | None = None,
+) -> Plan:
+    """Resolves durations to steps.
+
+    Args:
+      records: images in the training split. An epoch is `records // batch_size` steps;
+        what is left over goes to no batch of that epoch (1,281,167 images at 1,024
+        give 1,251 steps, as published).
+      batch_size: rows of the global batch, over all devices, counting repeats.
+      total_epochs: length of the run; `total_steps`, when given, counts instead. The
+        learning-rate schedule spans this length.
+      stop_at_step: end the run early after this step, with the schedule of the whole
+        length; started again without it, the run goes on.
+      log_every_steps, eval_every_*, checkpoint_every_*: cadence; `*_steps`, when given,
+        counts instead of `*_epochs`; 0 switches it off. The last step always
+        evaluates and saves.
+
+    Raises:
+      ConfigError: a batch larger than the data, or a length that is not positive.
+    """
+    if batch_size < 1 or records < batch_size:
+        raise ConfigError(
+            f"config.train.batch_size={batch_size} needs at least that many training images; "
+            f"the training split has {records}"
+        )
+    per_epoch = records // batch_size
+
+    def resolve(name: str, epochs: float, steps: int | None) -> int:
+        if steps is not None:
+            if steps < 0:
+                raise ConfigError(f"config.train.{name}_steps={steps} is negative")
+            return steps
+        if not 0 <= epochs < float("inf"):
+            raise ConfigError(f"config.train.{name}_epochs={epochs} is not a duration")
+        return max(1, round(epochs * per_epoch)) if epochs else 0
+
+    length = resolve("total", total_epochs, total_steps)
+    if not length:
+        raise ConfigError("config.train.total_epochs (or total_steps) must be positive")
+    if log_every_steps < 1:
+        raise ConfigError(f"config.train.log_every_steps={log_every_steps}; at least 1")
+    return Plan(
+        batch_size=batch_size,
+        records=records,
+        steps_per_epoch=per_epoch,
+        total_steps=length,
+        stop_at=min(length, stop_at_step or length),
+        log_every=log_every_steps,
+        eval_every=resolve("eval_every", eval_every_epochs, eval_every_steps),
+        checkpoint_every=resolve("checkpoint_every", checkpoint_every_epochs,
+                                 checkpoint_every_steps),
+    )

@@ -1,0 +1,98 @@
+"""The folder of one run: its config, and whether a second start may go on in it."""
+
+import fnmatch
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from deit_jax import config as config_lib
+from deit_jax.errors import ConfigError
+
+# What may change between two starts of one run without changing what it computes.
+HARMLESS = (
+    "data.data_dir",
+    "data.path",
+    "input.threads",
+    "input.prefetch",
+    "input.read_mode",
+    "train.log_every_steps",
+    "train.eval_every_*",
+    "train.checkpoint_every_*",
+    "train.stop_at_step",
+    "checkpoint.*",
+    "eval.*",
+    "log.*",
+    "mesh.*",
+    "teacher.init",
+    "init.*",
+)
+LENGTH = ("train.total_epochs", "train.total_steps")
+
+
+def open_workdir(
+    path: str | os.PathLike, config: Any, *, force_resume: bool = False, write: bool = True
+) -> tuple[pathlib.Path, list[str]]:
+    """Makes the folder, checks it against the config and stores the config as JSON.
+
+    Returns the folder and notices for the user: a run that is made longer or shorter
+    goes on under the schedule of the new length, and says so.
+
+    Raises:
+      ConfigError: the folder cannot be written, or holds a run whose config differs
+        in a way that matters; the message names the keys and both values.
+    """
+    folder = pathlib.Path(path)
+    _check_writable(folder)
+    stored_file, notices = folder / "config.json", []
+    resolved = config.to_dict()
+    if stored_file.is_file():
+        stored = _read_stored(stored_file)
+        changed = config_lib.differences(stored, resolved)
+        serious = {k: v for k, v in changed.items() if not _matches(k, HARMLESS + LENGTH)}
+        lines = [f"  config.{key}: {old!r} there, {new!r} now" for key, (old, new) in
+                 (serious or changed).items()]
+        if serious and not force_resume:
+            raise ConfigError(
+                f"{folder} holds a run with another config:\n" + "\n".join(lines)
+                + "\nChoose another --workdir, or go on with the new values: --force_resume"
+            )
+        if serious or any(key in LENGTH for key in changed):
+            notices = [f"going on in {folder} with changed settings (the learning-rate schedule "
+                       "follows them from here on):", *lines]
+    if write:
+        _write_atomically(stored_file, config_lib.to_json(config))
+    return folder, notices
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(key, pattern) for pattern in patterns)
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={folder} cannot be written ({error.strerror}); name a folder that can"
+        ) from error
+
+
+def _read_stored(file: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error}), so it is unknown which run the folder holds; "
+            "restore the file or choose another --workdir"
+        ) from error
+
+
+def _write_atomically(file: pathlib.Path, text: str) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
