@@ -1,0 +1,152 @@
+"""Optimizers with the semantics of the published runs: AdamW, LAMB as in apex, SGD as in torch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from deit_jax import errors, param_groups
+from deit_jax.param_groups import Masks, decay_groups, format_groups
+from deit_jax.schedules import Schedule
+
+__all__ = ["NAMES", "decay_groups", "format_groups", "make_optimizer"]
+
+PyTree = Any
+
+NAMES = ("adamw", "lamb", "sgd")
+
+
+def make_optimizer(
+    *,
+    params: PyTree,
+    schedule: Schedule,
+    name: str = "adamw",
+    weight_decay: float = 0.05,
+    decay_dist_token: bool = True,
+    layer_decay: float | None = None,
+    trainable: str = "all",
+    clip_norm: float | None = None,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    lamb_clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """The gradient transformation of a recipe; apply with `optax.apply_updates`.
+
+    Decayed are kernels and, by switch, the distillation token; never biases, norm scales,
+    LayerScale, class token or position embedding (`param_groups.decay_groups` gives the
+    table). The state is plain optax: trees shaped as the parameters and step counters.
+
+    Args:
+      params: parameters, arrays or `jax.ShapeDtypeStruct`; only names and shapes are used.
+      schedule: learning rate by step. The optimizer counts its own updates from 0.
+      name: 'adamw' (decay decoupled from the gradient, times the learning rate);
+        'lamb' (apex FusedLAMB: gradients clipped to a global norm of `lamb_clip_norm`, Adam
+        direction plus decay, scaled by |p| / |update| for decayed tensors only, 1 if either
+        is 0); 'sgd' (torch: decay added to the gradient before the momentum).
+      weight_decay: coefficient for the decayed group.
+      decay_dist_token: True decays `dist_token`, as the published runs did; timm does not.
+      layer_decay: learning rate of layer l times layer_decay^(depth + 1 - l), with timm's
+        layer numbers: embeddings 0, blocks from 1, final norm with the last block, heads
+        depth + 1. None for off. The weight decay of a layer shrinks with its rate.
+      trainable: 'all', 'attn_only' (attention layers, heads, position embedding), 'heads',
+        or a regular expression searched in names such as 'blocks_0/attn/qkv/kernel'. The
+        rest is frozen: not decayed, no state, left out of gradient norms.
+      clip_norm: clip gradients to this global norm before everything else; None for off,
+        as published.
+      beta1, beta2, eps: of 'adamw' and 'lamb'. The published LAMB runs set eps to 1e-8.
+      momentum, nesterov: of 'sgd'. The official `--opt sgd` is Nesterov's form.
+      lamb_clip_norm: the clipping inside 'lamb', apex's default; None for off.
+
+    Raises:
+      ConfigError: unknown name, a parameter without a decay rule, a `trainable` that
+        matches nothing, layer decay for a model without numbered blocks, or a number out
+        of range.
+    """
+    if name not in NAMES:
+        raise errors.unknown("optimizer", name, NAMES)
+    _check(weight_decay, layer_decay, clip_norm, lamb_clip_norm, beta1, beta2, momentum)
+    masks = Masks.make(
+        params,
+        decay_dist_token=decay_dist_token,
+        layer_decay=layer_decay,
+        trainable=trainable,
+    )
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
+    adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
+    decay = optax.add_decayed_weights(weight_decay, mask=_mask(masks.decayed))
+    if name == "adamw":
+        parts += [adam, decay]
+    elif name == "lamb":
+        if lamb_clip_norm is not None:
+            parts.append(optax.clip_by_global_norm(lamb_clip_norm))
+        parts += [adam, decay]
+        if weight_decay:
+            parts.append(scale_by_trust_ratio(masks))
+    else:
+        parts += [decay, optax.trace(decay=momentum, nesterov=nesterov)]
+    if layer_decay is not None:
+        parts.append(_scale_by_layer(masks))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    tx = optax.chain(*parts)
+    if all(masks.trainable.values()):
+        return tx
+    labels = param_groups.map_with_name(
+        lambda path, _: "trained" if masks.trainable[path] else "frozen", params
+    )
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def scale_by_trust_ratio(masks: Masks) -> optax.GradientTransformation:
+    """Scales the updates of decayed tensors by |parameter| / |update|, 1 if either is 0.
+
+    apex's FusedLAMB with use_nvlamb=False; `optax.lamb` adapts every tensor. Of stacked
+    layers each is a tensor of its own.
+    """
+
+    def scale(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+        if not masks.decayed[path]:
+            return update
+        axes = tuple(range(1 if masks.stacked[path] else 0, param.ndim))
+        param_norm = _norm(param, axes)
+        update_norm = _norm(update, axes)
+        usable = (param_norm > 0) & (update_norm > 0)
+        ratio = jnp.where(usable, param_norm / jnp.where(usable, update_norm, 1.0), 1.0)
+        return update * ratio.astype(update.dtype)
+
+    def update_fn(updates: PyTree, params: PyTree) -> PyTree:
+        return param_groups.map_with_name(scale, updates, params)
+
+    return optax.stateless(update_fn)
+
+
+def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes, keepdims=True))
+
+
+def _scale_by_layer(masks: Masks) -> optax.GradientTransformation:
+    def scale(path: str, update: jax.Array) -> jax.Array:
+        return update * jnp.asarray(masks.lr_scale[path], update.dtype)
+
+    return optax.stateless(lambda updates, _: param_groups.map_with_name(scale, updates))
+
+
+def _mask(chosen: dict[str, bool]):
+    # By name and not by tree: under partition the frozen leaves are absent.
+    return lambda tree: param_groups.map_with_name(lambda path, _: chosen[path], tree)
+
+
+def _check(weight_decay, layer_decay, clip_norm, lamb_clip_norm, beta1, beta2, momentum) -> None:
+    if not weight_decay >= 0:
+        raise errors.ConfigError(f"optim.weight_decay must be at least 0, not {weight_decay}")
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise errors.ConfigError(f"optim.layer_decay is in (0, 1] or None, not {layer_decay}")
+    for key, value in (("clip_norm", clip_norm), ("lamb_clip_norm", lamb_clip_norm)):
+        if value is not None and not value > 0:
+            raise errors.ConfigError(f"optim.{key} is above 0 or None, not {value}")
+    for key, value in (("beta1", beta1), ("beta2", beta2), ("momentum", momentum)):
+        if not 0 <= value < 1:
+            raise errors.ConfigError(f"optim.{key} is in [0, 1), not {value}")

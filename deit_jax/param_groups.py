@@ -1,0 +1,273 @@
+"""Which parameters are decayed, at which share of the learning rate, and which are frozen.
+
+Decided by name, not by rank: layers may be stacked along a leading axis, and a stacked
+bias is still a bias.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from deit_jax import errors
+
+PyTree = Any
+
+# The official code decays no 1-D tensor, no bias, no position embedding and no class token.
+DECAYED = ("kernel",)
+UNDECAYED = ("bias", "scale", "gamma_1", "gamma_2", "cls_token", "pos_embed")
+BY_SWITCH = ("dist_token",)
+
+# `attn_only` is the fine-tuning of "Three things everyone should know about ViTs" as the
+# official code does it: attention layers, heads and the position embedding.
+TRAINABLE = {
+    "all": "",
+    "attn_only": r"(^|/)attn/|^head(_dist)?/|^pos_embed$",
+    "heads": r"^head(_dist)?/",
+}
+
+_BLOCK = re.compile(r"^blocks_(\d+)$")
+_STACKED = "blocks"
+_STEM = ("cls_token", "dist_token", "pos_embed", "patch_embed")
+_HEADS = ("head", "head_dist")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that are treated alike.
+
+    Attributes:
+      decay: weight decay coefficient, 0.0 for none.
+      lr_scale: share of the learning rate; a (lowest, highest) pair when the layers of
+        stacked tensors differ.
+      frozen: True if the parameters are not trained at all.
+      paths: the parameters, as 'blocks_0/attn/qkv/kernel'.
+      numbers: count of scalar parameters.
+    """
+
+    decay: float
+    lr_scale: float | tuple[float, float]
+    frozen: bool
+    paths: tuple[str, ...]
+    numbers: int
+
+    @property
+    def tensors(self) -> int:
+        """Count of parameter arrays."""
+        return len(self.paths)
+
+
+def decay_groups(
+    params: PyTree,
+    *,
+    weight_decay: float = 0.05,
+    decay_dist_token: bool = True,
+    layer_decay: float | None = None,
+    trainable: str = "all",
+) -> list[Group]:
+    """The groups of `params`, each parameter in exactly one; arguments as in `make_optimizer`.
+
+    Args:
+      params: nested dict of arrays or of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ConfigError: as `make_optimizer`.
+    """
+    masks = Masks.make(
+        params,
+        decay_dist_token=decay_dist_token,
+        layer_decay=layer_decay,
+        trainable=trainable,
+    )
+    members: dict[tuple, list[tuple[str, int]]] = {}
+    for path, leaf in named_leaves(params):
+        frozen = not masks.trainable[path]
+        decay = weight_decay if masks.decayed[path] and not frozen else 0.0
+        scale = np.asarray(0.0 if frozen else masks.lr_scale[path])
+        lr_scale = float(scale.max())
+        if scale.min() != scale.max():
+            lr_scale = (float(scale.min()), float(scale.max()))
+        members.setdefault((frozen, lr_scale, decay), []).append((path, math.prod(leaf.shape)))
+    groups = [
+        Group(
+            decay=decay,
+            lr_scale=lr_scale,
+            frozen=frozen,
+            paths=tuple(path for path, _ in leaves),
+            numbers=sum(size for _, size in leaves),
+        )
+        for (frozen, lr_scale, decay), leaves in members.items()
+    ]
+    placed = [path for group in groups for path in group.paths]
+    if sorted(placed) != sorted(path for path, _ in named_leaves(params)):
+        raise AssertionError("a parameter is in no group or in two")
+    return sorted(groups, key=lambda g: (g.frozen, -np.max(g.lr_scale), -g.decay))
+
+
+def format_groups(groups: list[Group]) -> str:
+    """The groups as a text table, one line a group and a line for the sum."""
+    rows = [("names", "tensors", "numbers", "decay", "lr scale")]
+    for group in groups:
+        low, high = np.min(group.lr_scale), np.max(group.lr_scale)
+        scale = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        rows.append(
+            (
+                summarise(group.paths),
+                f"{group.tensors:,}",
+                f"{group.numbers:,}",
+                "frozen" if group.frozen else f"{group.decay:g}",
+                "-" if group.frozen else scale,
+            )
+        )
+    tensors, numbers = sum(g.tensors for g in groups), sum(g.numbers for g in groups)
+    rows.append(("all", f"{tensors:,}", f"{numbers:,}", "", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def summarise(paths: tuple[str, ...]) -> str:
+    """Names of a group's parameters in short: `*/kernel, dist_token`."""
+    leaves: dict[str, set[str]] = {}
+    for path in paths:
+        leaves.setdefault(path.split("/")[-1], set()).add(path)
+    shown = [
+        f"*/{leaf}" if len(members) > 1 else next(iter(members))
+        for leaf, members in sorted(leaves.items())
+    ]
+    return ", ".join(shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Per-parameter decisions, by path.
+
+    Attributes:
+      decayed: whether weight decay applies.
+      trainable: whether the parameter is trained.
+      lr_scale: share of the learning rate, an array that broadcasts with the parameter.
+      stacked: whether the leading axis counts layers.
+    """
+
+    decayed: dict[str, bool]
+    trainable: dict[str, bool]
+    lr_scale: dict[str, np.ndarray]
+    stacked: dict[str, bool]
+
+    @classmethod
+    def make(
+        cls,
+        params: PyTree,
+        *,
+        decay_dist_token: bool,
+        layer_decay: float | None,
+        trainable: str,
+    ) -> "Masks":
+        leaves = named_leaves(params)
+        if not leaves:
+            raise errors.ConfigError("there are no parameters to optimise")
+        depth = _depth(leaves)
+        return cls(
+            decayed={path: _decayed(path, decay_dist_token) for path, _ in leaves},
+            trainable=_trainable([path for path, _ in leaves], trainable),
+            lr_scale={path: _lr_scale(path, leaf, depth, layer_decay) for path, leaf in leaves},
+            stacked={path: _STACKED in path.split("/")[:-1] for path, _ in leaves},
+        )
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """`[('blocks_0/norm1/scale', leaf), ...]` of a nested dict, in tree order."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_with_name(function: Callable, tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` whose function takes the leaf's path name first."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
+    )
+
+
+def path_name(path: tuple) -> str:
+    """'blocks_0/norm1/scale' for the key path of a nested dict."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _decayed(path: str, decay_dist_token: bool) -> bool:
+    leaf = path.split("/")[-1]
+    if leaf in BY_SWITCH:
+        return decay_dist_token
+    if leaf in DECAYED:
+        return True
+    if leaf in UNDECAYED:
+        return False
+    known = ", ".join(DECAYED + UNDECAYED + BY_SWITCH)
+    raise errors.ConfigError(
+        f"no weight-decay rule for parameter {path!r}; rules are by last name: {known}"
+    )
+
+
+def _trainable(paths: list[str], trainable: str) -> dict[str, bool]:
+    pattern = TRAINABLE.get(trainable, trainable)
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise errors.ConfigError(
+            f"optim.trainable={trainable!r} is no regular expression ({error}); it is one, "
+            f"searched in names such as {paths[0]!r}, or one of: {', '.join(TRAINABLE)}"
+        ) from None
+    chosen = {path: compiled.search(path) is not None for path in paths}
+    if not any(chosen.values()):
+        raise errors.ConfigError(
+            f"optim.trainable={trainable!r} matches no parameter; it is one of "
+            f"{', '.join(TRAINABLE)}, or a regular expression searched in names such as "
+            f"{paths[0]!r}"
+        )
+    return chosen
+
+
+def _depth(leaves: list[tuple[str, Any]]) -> int:
+    depth = 0
+    for path, leaf in leaves:
+        first = path.split("/")[0]
+        if block := _BLOCK.match(first):
+            depth = max(depth, int(block[1]) + 1)
+        elif first == _STACKED:
+            depth = max(depth, leaf.shape[0])
+    return depth
+
+
+def _lr_scale(path: str, leaf: Any, depth: int, layer_decay: float | None) -> np.ndarray:
+    # Layer numbers as timm gives them: embeddings 0, blocks 1..depth, the final norm with
+    # the last block, heads depth + 1, which keep the full rate.
+    if layer_decay is None or layer_decay == 1.0:
+        return np.float32(1.0)
+    first = path.split("/")[0]
+    if first == _STACKED:
+        layer = 1 + np.arange(leaf.shape[0])
+        layer = layer.reshape((-1,) + (1,) * (len(leaf.shape) - 1))
+    elif block := _BLOCK.match(first):
+        layer = 1 + int(block[1])
+    elif first in _STEM:
+        layer = 0
+    elif first == "norm":
+        layer = depth
+    elif first in _HEADS:
+        layer = depth + 1
+    else:
+        layer = None
+    if depth == 0 or layer is None:
+        raise errors.ConfigError(
+            f"optim.layer_decay numbers the layers of a transformer and finds no place for "
+            f"{path!r}; set layer_decay=None for this model"
+        )
+    return np.asarray(float(layer_decay) ** (depth + 1 - layer), np.float32)
