@@ -1,0 +1,144 @@
+"""Layers that the transformers and the convolutional networks share.
+
+Parameters are f32; each layer casts them to its compute `dtype`. Statistics of
+normalisations and the softmax of the attention are f32 whatever the compute type.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deit_jax.errors import unknown
+
+ATTENTION = ("auto", "xla", "cudnn")
+
+
+def fold_keys(keys: jax.Array | None, number: jax.Array | int) -> jax.Array | None:
+    """One new key per row: `fold_in(keys[i], number)`; None stays None (no randomness)."""
+    if keys is None:
+        return None
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def drop_path(x: jax.Array, keys: jax.Array | None, rate: Any) -> jax.Array:
+    """Stochastic depth: whole rows of `x` [B, ...] become 0 with probability `rate`.
+
+    Kept rows are divided by the probability to be kept, so the mean is unchanged.
+    `keys` [B] None, or a `rate` that is the number 0, is the identity. `rate` may be
+    a traced f32 scalar.
+    """
+    if keys is None or (isinstance(rate, (int, float)) and rate == 0):
+        return x
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    kept = jax.vmap(jax.random.uniform)(keys) < keep
+    # In f32: 1/.9 rounded to bf16 would bias every kept branch by .15 %.
+    scale = jnp.where(kept, 1.0 / keep, 0.0).reshape((-1,) + (1,) * (x.ndim - 1))
+    return (x.astype(jnp.float32) * scale).astype(x.dtype)
+
+
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
+    """Dropout of single values of `x` [B, ...] with one key per row; identity without keys."""
+    if keys is None or rate == 0:
+        return x
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(keys)
+    scale = jnp.where(uniform < 1.0 - rate, 1.0 / (1.0 - rate), 0.0)
+    return (x.astype(jnp.float32) * scale).astype(x.dtype)
+
+
+def resolve_attention(implementation: str, dtype: Any) -> str:
+    """`auto` is cuDNN's fused kernel on a GPU in bf16 or f16, XLA's otherwise."""
+    if implementation not in ATTENTION:
+        raise unknown("attention", implementation, ATTENTION)
+    if implementation != "auto":
+        return implementation
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    return "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+
+
+def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+    """softmax(query key' / sqrt(head)): [B, T, H, d] twice -> f32 [B, H, T, T]."""
+    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1)
+
+
+def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
+    """LayerNorm over the last axis, two-pass f32 statistics, result in `dtype`."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class PatchEmbed(nn.Module):
+    """Image f32 [B, h, w, 3] -> tokens [B, (h/P)(w/P), D], row by row.
+
+    The same numbers as a P x P convolution of stride P, as one matrix product:
+    convolutions whose stride equals their kernel hit slow cuDNN paths. `kernel` is
+    HWIO [P, P, 3, D]; kernel and bias start at torch's U(+-1/sqrt(3 P^2)).
+    """
+
+    patch_size: int
+    embed_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        size, dim = self.patch_size, self.embed_dim
+        rows, height, width, channels = image.shape
+        bound = (size * size * channels) ** -0.5
+        kernel = self.param("kernel", _uniform(bound), (size, size, channels, dim))
+        bias = self.param("bias", _uniform(bound), (dim,))
+        grid_h, grid_w = height // size, width // size
+        x = image.astype(self.dtype).reshape(rows, grid_h, size, grid_w, size, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(rows, grid_h * grid_w, -1)
+        return x @ kernel.astype(self.dtype).reshape(-1, dim) + bias.astype(self.dtype).reshape(
+            1, 1, -1
+        )
+
+
+def _uniform(bound: float):
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class BatchNorm(nn.Module):
+    """torch's BatchNorm2d on NHWC: normalise by the batch in training, by running statistics else.
+
+    The running variance takes the unbiased batch variance (n - 1), as torch's does;
+    `momentum` is torch's (running = (1 - momentum) running + momentum batch).
+    Under `jit` the batch is the global batch, however many devices share it.
+    Running statistics: `mean`, `var` [C] f32 in the collection `batch_stats`.
+    """
+
+    dtype: Any
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+    scale_init: Any = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        features = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        if train:
+            mean, var = _moments(x)
+            if not self.is_initializing():
+                count = x.size // features
+                unbiased = var * (count / max(count - 1, 1))
+                m = self.momentum
+                running_mean.value = (1 - m) * running_mean.value + m * mean
+                running_var.value = (1 - m) * running_var.value + m * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        y = x.astype(jnp.float32) * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
+        return y.astype(self.dtype)
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance over all axes but the last, f32, two passes."""
+    axes = tuple(range(x.ndim - 1))
+    x = x.astype(jnp.float32)
+    mean = x.mean(axes, keepdims=True)
+    return mean.reshape(-1), jnp.square(x - mean).mean(axes)

@@ -1,0 +1,251 @@
+"""RegNetY (arXiv 2003.13678), the convolutional teachers of DeiT.
+
+A stem convolution, then stages of bottleneck blocks: 1x1, grouped 3x3,
+squeeze-and-excitation, 1x1, shortcut. Names and numbers are timm's.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax.errors import ConfigError
+from deit_jax.models import layers
+from deit_jax.models.output import Output
+
+
+def stage_design(
+    *, w0: int, wa: float, wm: float, depth: int, group_size: int
+) -> dict[str, tuple[int, ...]]:
+    """Widths, depths and group sizes of the stages from the design parameters (section 3.3).
+
+    Widths on the line w0 + wa * block are rounded to w0 * wm^k, then to multiples of 8,
+    then to multiples of the group size.
+    """
+    # f32 as in the reference implementation: the roundings decide the architecture.
+    line = np.arange(depth, dtype=np.float32) * np.float32(wa) + np.float32(w0)
+    exponent = np.round(np.log(line / np.float32(w0)) / np.float32(math.log(wm)))
+    widths = np.round(w0 * np.power(np.float32(wm), exponent) / 8) * 8
+    stages, depths = np.unique(widths.astype(int), return_counts=True)
+    groups = [min(group_size, width) for width in stages.tolist()]
+    rounded = [round(width / group) * group for width, group in zip(stages.tolist(), groups)]
+    return {
+        "widths": tuple(rounded),
+        "depths": tuple(depths.tolist()),
+        "group_sizes": tuple(groups),
+    }
+
+
+class Conv(nn.Module):
+    """Convolution on NHWC with torch's symmetric padding k // 2; `kernel` HWIO [k, k, I/groups, O]."""
+
+    features: int
+    size: int
+    dtype: Any
+    stride: int = 1
+    groups: int = 1
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        fan_out = self.size * self.size * self.features // self.groups
+        kernel = self.param("kernel", nn.initializers.normal(math.sqrt(2.0 / fan_out)), shape)
+        # 'SAME' would pad (0, 1) at stride 2 and even sizes: half a pixel off.
+        pad = self.size // 2
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            feature_group_count=self.groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+class ConvNorm(nn.Module):
+    """`conv`, then BatchNorm `bn` unless it is folded into the convolution's bias."""
+
+    features: int
+    size: int
+    dtype: Any
+    folded: bool
+    stride: int = 1
+    groups: int = 1
+    zero_scale: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = Conv(
+            self.features,
+            self.size,
+            self.dtype,
+            stride=self.stride,
+            groups=self.groups,
+            use_bias=self.folded,
+            name="conv",
+        )(x)
+        if self.folded:
+            return x
+        init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        return layers.BatchNorm(self.dtype, scale_init=init, name="bn")(x, train)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels of x [B, h, w, C] scaled by a gate from their mean over space."""
+
+    reduced: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = x.astype(jnp.float32).mean((1, 2), keepdims=True)
+        gate = nn.relu(Conv(self.reduced, 1, self.dtype, use_bias=True, name="fc1")(gate))
+        gate = Conv(x.shape[-1], 1, self.dtype, use_bias=True, name="fc2")(gate)
+        return x * nn.sigmoid(gate)
+
+
+class Bottleneck(nn.Module):
+    """[B, h, w, I] -> [B, h/stride, w/stride, features]."""
+
+    features: int
+    group_size: int
+    stride: int
+    se_ratio: float
+    dtype: Any
+    folded: bool
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool, keys: jax.Array | None, drop_rate: float
+    ) -> jax.Array:
+        kwargs = {"dtype": self.dtype, "folded": self.folded}
+        groups = self.features // self.group_size
+        shortcut = x
+        y = nn.relu(ConvNorm(self.features, 1, name="conv1", **kwargs)(x, train))
+        y = ConvNorm(
+            self.features, 3, stride=self.stride, groups=groups, name="conv2", **kwargs
+        )(y, train)
+        y = nn.relu(y)
+        # The reduced width follows the block's input, not its own width.
+        y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.dtype, name="se")(y)
+        y = ConvNorm(self.features, 1, zero_scale=True, name="conv3", **kwargs)(y, train)
+        if x.shape[-1] != self.features or self.stride != 1:
+            shortcut = ConvNorm(
+                self.features, 1, stride=self.stride, name="downsample", **kwargs
+            )(x, train)
+        return nn.relu(layers.drop_path(y, keys, drop_rate) + shortcut)
+
+
+class RegNet(nn.Module):
+    """Image f32 [B, h, w, 3], normalised -> `Output(logits [B, K], None)`.
+
+    Attributes:
+      num_classes: K.
+      image_size: (height, width) it is made for; any size can be applied.
+      widths, depths, group_sizes: channels, blocks and channels per group of each stage.
+      strides: of the first block of each stage.
+      stem_width, stem_stride: of the 3x3 convolution in front.
+      se_ratio: reduction of squeeze-and-excitation, of the block's input channels.
+      drop_path_rate: of the last block; it rises linearly over the blocks.
+      folded: BatchNorm is folded into the convolutions (`fold_batch_norm`); evaluation only.
+      dtype: compute type; parameters, statistics and logits are f32.
+    """
+
+    num_classes: int
+    image_size: tuple[int, int]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    group_sizes: tuple[int, ...]
+    strides: tuple[int, ...] = (2, 2, 2, 2)
+    stem_width: int = 32
+    stem_stride: int = 2
+    se_ratio: float = 0.25
+    drop_path_rate: float = 0.0
+    dtype: str = "float32"
+    folded: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigError when the attributes do not fit together."""
+        lengths = {
+            name: len(getattr(self, name)) for name in ("widths", "depths", "group_sizes", "strides")
+        }
+        if len(set(lengths.values())) != 1:
+            raise ConfigError(f"one entry per stage each, got {lengths}")
+        for width, group in zip(self.widths, self.group_sizes):
+            if width % group:
+                raise ConfigError(f"width {width} is not a multiple of its group size {group}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Training needs `keys`."""
+        return self.drop_path_rate > 0
+
+    @nn.compact
+    def __call__(
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        keys: jax.Array | None = None,
+        capture: bool = False,
+    ) -> tuple[Output, dict[str, jax.Array]]:
+        """See `deit_jax.models.apply`; in evaluation `keys` are ignored."""
+        if train and self.folded:
+            raise ValueError("a model with folded BatchNorm cannot be trained")
+        keys = keys if train else None
+        stem = ConvNorm(
+            self.stem_width, 3, self.dtype, self.folded, stride=self.stem_stride, name="stem"
+        )
+        x = nn.relu(stem(image.astype(self.dtype), train))
+        features = {"stem": x} if capture else {}
+        index, last = 0, max(sum(self.depths) - 1, 1)
+        for stage, depth in enumerate(self.depths):
+            for b in range(depth):
+                name = f"s{stage + 1}_b{b + 1}"
+                x = Bottleneck(
+                    features=self.widths[stage],
+                    group_size=self.group_sizes[stage],
+                    stride=self.strides[stage] if b == 0 else 1,
+                    se_ratio=self.se_ratio,
+                    dtype=self.dtype,
+                    folded=self.folded,
+                    name=name,
+                )(x, train, layers.fold_keys(keys, index), self.drop_path_rate * index / last)
+                index += 1
+                if capture:
+                    features[name] = x
+        x = x.astype(jnp.float32).mean((1, 2))
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")
+        return Output(head(x), None), features
+
+
+def fold_batch_norm(model: RegNet, variables: dict[str, Any]) -> tuple[RegNet, dict[str, Any]]:
+    """The same function without BatchNorm: its scale and shift move into the convolutions.
+
+    For frozen teachers: returns (model, variables without `batch_stats`) whose logits
+    agree to rounding. Raises ValueError for a model that is folded already.
+    """
+    if model.folded:
+        raise ValueError("the BatchNorm of this model is folded already")
+
+    def fold(params, stats):
+        if "bn" in params:
+            factor = params["bn"]["scale"] / np.sqrt(stats["bn"]["var"] + layers.BatchNorm.epsilon)
+            kernel = params["conv"]["kernel"]
+            bias = params["bn"]["bias"] - stats["bn"]["mean"] * factor
+            return {"conv": {"kernel": kernel * factor.reshape(1, 1, 1, -1), "bias": bias}}
+        return {
+            name: fold(child, stats.get(name, {})) if isinstance(child, dict) else child
+            for name, child in params.items()
+        }
+
+    params = fold(variables["params"], variables["batch_stats"])
+    return model.clone(folded=True), {"params": params}

@@ -1,0 +1,74 @@
+"""Architectures under timm's names."""
+
+from typing import Any
+
+from deit_jax.models.regnet import stage_design
+
+_TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
+_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+_MEDIUM = {"embed_dim": 512, "depth": 12, "num_heads": 8}
+_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
+_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+_HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+
+
+def _deit(size: dict[str, int], *, image_size: int = 224, distilled: bool = False):
+    attributes = {
+        "image_size": image_size,
+        "patch_size": 16,
+        "distilled": distilled,
+        "drop_path_rate": 0.1,
+    }
+    return "deit", attributes | size
+
+
+def _deit3(
+    size: dict[str, int], *, image_size: int = 224, patch_size: int = 16, drop_path_rate: float
+):
+    attributes = {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "class_position": False,
+        "layer_scale_init": 1e-4,
+        "drop_path_rate": drop_path_rate,
+        "drop_path_schedule": "constant",
+    }
+    return "deit", attributes | size
+
+
+def _regnety(w0: int, wa: float, wm: float, group_size: int, depth: int):
+    design = stage_design(w0=w0, wa=wa, wm=wm, depth=depth, group_size=group_size)
+    return "regnet", {"image_size": 224} | design
+
+
+# name -> (kind, attributes of the class). Stochastic depth is that of the published training run.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deit_tiny_patch16_224": _deit(_TINY),
+    "deit_small_patch16_224": _deit(_SMALL),
+    "deit_base_patch16_224": _deit(_BASE),
+    "deit_tiny_distilled_patch16_224": _deit(_TINY, distilled=True),
+    "deit_small_distilled_patch16_224": _deit(_SMALL, distilled=True),
+    "deit_base_distilled_patch16_224": _deit(_BASE, distilled=True),
+    "deit_base_patch16_384": _deit(_BASE, image_size=384),
+    "deit_base_distilled_patch16_384": _deit(_BASE, image_size=384, distilled=True),
+    "deit3_small_patch16_224": _deit3(_SMALL, drop_path_rate=0.05),
+    "deit3_small_patch16_384": _deit3(_SMALL, image_size=384, drop_path_rate=0.0),
+    "deit3_medium_patch16_224": _deit3(_MEDIUM, drop_path_rate=0.1),
+    "deit3_base_patch16_224": _deit3(_BASE, drop_path_rate=0.2),
+    "deit3_base_patch16_384": _deit3(_BASE, image_size=384, drop_path_rate=0.15),
+    "deit3_large_patch16_224": _deit3(_LARGE, drop_path_rate=0.45),
+    "deit3_large_patch16_384": _deit3(_LARGE, image_size=384, drop_path_rate=0.4),
+    "deit3_huge_patch14_224": _deit3(_HUGE, patch_size=14, drop_path_rate=0.55),
+    "regnety_002": _regnety(24, 36.44, 2.49, 8, 13),
+    "regnety_004": _regnety(48, 27.89, 2.09, 8, 16),
+    "regnety_006": _regnety(48, 32.54, 2.32, 16, 15),
+    "regnety_008": _regnety(56, 38.84, 2.4, 16, 14),
+    "regnety_016": _regnety(48, 20.71, 2.65, 24, 27),
+    "regnety_032": _regnety(80, 42.63, 2.66, 24, 21),
+    "regnety_040": _regnety(96, 31.41, 2.24, 64, 22),
+    "regnety_064": _regnety(112, 33.22, 2.27, 72, 25),
+    "regnety_080": _regnety(192, 76.82, 2.19, 56, 17),
+    "regnety_120": _regnety(168, 73.36, 2.37, 112, 19),
+    "regnety_160": _regnety(200, 106.23, 2.48, 112, 18),
+    "regnety_320": _regnety(232, 115.89, 2.53, 232, 20),
+}
