@@ -1,0 +1,120 @@
+"""Image folders: `path/train/<class>/*.jpg`, `path/val/<class>/*.jpg`."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from deit_jax.data.sources import Data
+from deit_jax.errors import ConfigError, close_matches, unknown
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+_EVAL_NAMES = ("val", "validation", "valid", "test")
+
+
+class FolderSource:
+    """Files of one split, sorted by class, then by name."""
+
+    shard_lengths = None
+
+    def __init__(self, root: str, files: list[str], labels: np.ndarray):
+        self._root = root
+        self._files = files
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        images = []
+        for index in indices:
+            with open(os.path.join(self._root, self._files[index]), "rb") as file:
+                images.append(file.read())
+        return images, self._labels[np.asarray(indices)]
+
+    def record_name(self, index: int) -> str:
+        return os.path.join(self._root, self._files[index])
+
+
+def open_folder(*, path: str | None, train_split: str | None, eval_split: str | None) -> Data:
+    """Open an image folder; see `sources.open_data`.
+
+    The classes are the folders of the training split, sorted by name, as torchvision's
+    ImageFolder numbers them. Files that are no images by their extension are ignored.
+
+    Raises:
+        ConfigError: a missing path or split, a class without images, a class that only the
+            evaluation split has.
+    """
+    layout = "train/<class>/*.jpg and val/<class>/*.jpg"
+    if path is None:
+        raise ConfigError(f"source 'folder' needs path, a folder with {layout}")
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"no folder {root}; source 'folder' reads {layout} in it")
+    present = sorted(p.name for p in root.iterdir() if p.is_dir())
+    train_split = train_split or "train"
+    if eval_split is None:
+        eval_split = next((name for name in _EVAL_NAMES if name in present), "val")
+    for split in (train_split, eval_split):
+        if split not in present:
+            if not present:
+                raise ConfigError(f"{root} is empty; source 'folder' reads {layout} in it")
+            raise unknown(f"split folder of {root}", split, present)
+    names = _class_names(root / train_split)
+    train = _scan(root / train_split, names)
+    extra = sorted(set(_class_names(root / eval_split)) - set(names))
+    if extra:
+        raise ConfigError(
+            f"{root / eval_split} has {len(extra)} class folder(s) that {train_split} lacks: "
+            f"{', '.join(extra[:5])}; near: {close_matches(extra[0], names)}"
+        )
+    evaluation = _scan(root / eval_split, names, all_classes=False)
+    return Data(
+        train=train,
+        eval=evaluation,
+        num_classes=len(names),
+        class_names=tuple(names),
+        description=f"{root}: {train_split} {len(train)}, {eval_split} {len(evaluation)} images, "
+        f"{len(names)} classes",
+    )
+
+
+def _class_names(split: pathlib.Path) -> list[str]:
+    names = sorted(
+        entry.name for entry in os.scandir(split) if entry.is_dir() and entry.name[0] != "."
+    )
+    if not names:
+        raise ConfigError(f"{split} has no class folders; images belong in {split}/<class>/")
+    return names
+
+
+def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) -> FolderSource:
+    files, labels, empty = [], [], []
+    for label, name in enumerate(names):
+        found = _images(split / name)
+        files += [os.path.join(name, one) for one in found]
+        labels += [label] * len(found)
+        if not found:
+            empty.append(name)
+    if empty and all_classes or not files:
+        raise ConfigError(
+            f"{len(empty)} class folder(s) of {split} hold no images: {', '.join(empty[:5])}; "
+            f"image files end in {', '.join(EXTENSIONS)}"
+        )
+    return FolderSource(os.fspath(split), files, np.array(labels, np.int64))
+
+
+def _images(folder: pathlib.Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    found = []
+    for base, directories, names in os.walk(folder):
+        directories.sort()
+        relative = os.path.relpath(base, folder)
+        found += [
+            os.path.normpath(os.path.join(relative, name))
+            for name in sorted(names)
+            if name.lower().endswith(EXTENSIONS) and name[0] != "."
+        ]
+    return found

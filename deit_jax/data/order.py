@@ -1,0 +1,175 @@
+"""Which record stands where: the order of the data as a pure function of (seed, step).
+
+Nothing here is carried from step to step, so a start at any step costs the same
+and a checkpoint needs no iterator state.
+
+An epoch e has S = n_records // B steps. Its order is
+`numpy.random.RandomState([seed, e]).permutation(n_records)`, a stream that NumPy
+promises never to change (NEP 19). At step (e, s) the stream positions are
+q = s * B + p for p in 0..B-1; with R repeats, position q shows record
+perm_e[q // R]: an epoch shows the first S * B / R images of the permutation R
+times each (DeiT, arXiv 2012.12877, section 5.6; 427,008 distinct images an epoch
+for ImageNet at batch 1,024 and 3 repeats).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from deit_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What one training step shows.
+
+    Attributes:
+        record: int64 [n], record number of every canvas row, -1 for padding.
+        source: int32 [B], canvas row of every global batch row; None without repeats,
+            where row i shows canvas i.
+    """
+
+    record: np.ndarray
+    source: np.ndarray | None
+
+
+def steps_per_epoch(n_records: int, batch_size: int) -> int:
+    """Full batches in an epoch, n_records // batch_size; an error when there is none."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    if n_records < batch_size:
+        raise ConfigError(
+            f"a batch of {batch_size} is larger than the data set ({n_records} records); "
+            f"use a batch_size of at most {n_records}"
+        )
+    return n_records // batch_size
+
+
+def distinct_images_per_epoch(n_records: int, batch_size: int, repeats: int = 1) -> int:
+    """Different images that one epoch shows: every one of them `repeats` times."""
+    return -(-steps_per_epoch(n_records, batch_size) * batch_size // repeats)
+
+
+def canvas_count(batch_size: int, repeats: int, device_count: int = 1) -> int:
+    """Number of canvases n of a global batch, the same at every step.
+
+    Without repeats n = B. With R repeats a step touches at most
+    ceil((B + R - 1) / R) images; n is that, rounded up to a multiple of the devices.
+    """
+    if repeats < 1:
+        raise ConfigError(f"repeats must be at least 1, got {repeats}")
+    if batch_size % device_count:
+        raise ConfigError(
+            f"batch_size {batch_size} is not divisible by the {device_count} devices; "
+            f"near: {max(batch_size // device_count, 1) * device_count}"
+        )
+    if repeats == 1:
+        return batch_size
+    most = -(-(batch_size + repeats - 1) // repeats)
+    return -(-most // device_count) * device_count
+
+
+def batch_rows(batch_size: int, mix_group: int) -> np.ndarray:
+    """Global batch row of every stream position, int64 [B].
+
+    Row = (p % G) * g + p // G with G = B // g groups of g rows: neighbours in the
+    stream, and so the copies of one image, fall in different mix groups, as they
+    fall on different ranks in the reference.
+    """
+    if mix_group < 1 or batch_size % mix_group:
+        raise ConfigError(f"mix_group {mix_group} does not divide batch_size {batch_size}")
+    position = np.arange(batch_size)
+    groups = batch_size // mix_group
+    return (position % groups) * mix_group + position // groups
+
+
+def epoch_permutation(n_records: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the records in one epoch, int64 [n_records]."""
+    return np.random.RandomState([seed, epoch]).permutation(n_records)
+
+
+def window_permutation(
+    shard_lengths: Sequence[int], window_shards: int, seed: int, epoch: int
+) -> np.ndarray:
+    """Order of one epoch that can be read window by window, int64 [sum(shard_lengths)].
+
+    The shards are permuted, `window_shards` of them at a time form a window, and the
+    records are permuted inside each window: reading in this order touches one window
+    after the other, so a store without fast positional reads can be read shard by shard.
+    """
+    lengths = np.asarray(shard_lengths, np.int64)
+    starts = np.cumsum(lengths) - lengths
+    random = np.random.RandomState([seed, epoch])
+    shards = random.permutation(len(lengths))
+    windows = []
+    for first in range(0, len(shards), window_shards):
+        members = shards[first : first + window_shards]
+        records = np.concatenate([starts[i] + np.arange(lengths[i]) for i in members])
+        windows.append(random.permutation(records))
+    return np.concatenate(windows)
+
+
+class TrainOrder:
+    """`order(step) -> StepPlan`, a pure function; keeps the permutation of recent epochs.
+
+    Args:
+        n_records: size of the training set.
+        batch_size: global batch B, copies included.
+        repeats: how often an image stands in the batch, R.
+        mix_group: rows of a mix group g; None for one group, the whole batch.
+        seed: of the run.
+        device_count: all devices of the run, not only this process's.
+        shard_lengths, window_shards: both given, the order is `window_permutation`.
+
+    Raises:
+        ConfigError: sizes that do not go together, naming what would.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_records: int,
+        batch_size: int,
+        repeats: int = 1,
+        mix_group: int | None = None,
+        seed: int = 0,
+        device_count: int = 1,
+        shard_lengths: Sequence[int] | None = None,
+        window_shards: int | None = None,
+    ):
+        self.batch_size = batch_size
+        self.repeats = repeats
+        self.steps_per_epoch = steps_per_epoch(n_records, batch_size)
+        self.canvases = canvas_count(batch_size, repeats, device_count)
+        self._rows = batch_rows(batch_size, batch_size if mix_group is None else mix_group)
+        groups = batch_size // mix_group if mix_group else repeats
+        if groups < repeats:
+            raise ConfigError(
+                f"mix_group {mix_group} leaves {groups} groups in a batch of {batch_size}, but "
+                f"{repeats} copies of an image need as many groups: "
+                f"use a mix_group of at most {batch_size // repeats}"
+            )
+        if window_shards is None:
+            permutation = functools.partial(epoch_permutation, n_records, seed)
+        else:
+            permutation = functools.partial(
+                window_permutation, tuple(shard_lengths), window_shards, seed
+            )
+        self._permutation = functools.lru_cache(maxsize=2)(permutation)
+
+    def __call__(self, step: int) -> StepPlan:
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        permutation = self._permutation(epoch)
+        positions = step_of_epoch * self.batch_size + np.arange(self.batch_size)
+        record = np.full(self.canvases, -1, np.int64)
+        if self.repeats == 1:
+            record[self._rows] = permutation[positions]
+            return StepPlan(record, None)
+        unique = positions // self.repeats
+        first, last = unique[0], unique[-1]
+        record[: last - first + 1] = permutation[first : last + 1]
+        source = np.empty(self.batch_size, np.int32)
+        source[self._rows] = unique - first
+        return StepPlan(record, source)

@@ -1,0 +1,94 @@
+"""Pillow's antialiased bicubic resize on the host, exact to the bit (Pillow < 13).
+
+Two passes, columns first, each a weighted sum in 22-bit fixed point that is rounded and
+clipped to uint8. The device does the usual resizing; this serves the few images that
+exceed the canvas.
+"""
+
+import functools
+
+import numpy as np
+
+_BITS = 22
+_SUPPORT = 2.0
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic with a = -0.5."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Source positions int64 [new_size, k] and fixed-point weights int32 [new_size, k]."""
+    scale = size / new_size
+    widen = max(scale, 1.0)
+    support = _SUPPORT * widen
+    center = (np.arange(new_size) + 0.5) * scale
+    first = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((center + support + 0.5).astype(np.int64), size)
+    taps = np.arange(int((last - first).max()))
+    position = first[:, None] + taps
+    weight = _bicubic((position - center[:, None] + 0.5) * (1.0 / widen))
+    weight = np.where(position < last[:, None], weight, 0.0)
+    # Added up from left to right as Pillow does; NumPy's pairwise sum may end elsewhere.
+    weight /= np.add.accumulate(weight, axis=1)[:, -1:]
+    fixed = np.trunc(weight * (1 << _BITS) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
+    return np.minimum(position, size - 1), fixed
+
+
+def _resize_rows(image: np.ndarray, new_size: int) -> np.ndarray:
+    """Resize the leading axis of uint8 [n, ...] to [new_size, ...]."""
+    position, weight = _taps(image.shape[0], new_size)
+    flat = image.reshape(image.shape[0], -1)
+    total = np.full((new_size, flat.shape[1]), 1 << (_BITS - 1), np.int32)
+    for k in range(position.shape[1]):
+        total += flat[position[:, k]] * weight[:, k, None]
+    total >>= _BITS
+    return np.clip(total, 0, 255).astype(np.uint8).reshape(new_size, *image.shape[1:])
+
+
+def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3], equal to `Image.resize(..., BICUBIC)`."""
+    if image.shape[1] != width:
+        columns = np.ascontiguousarray(image.transpose(1, 0, 2))
+        image = np.ascontiguousarray(_resize_rows(columns, width).transpose(1, 0, 2))
+    if image.shape[0] != height:
+        image = _resize_rows(image, height)
+    return image
+
+
+def fit_within(image: np.ndarray, canvas: int) -> np.ndarray:
+    """The image, shrunk with its aspect kept until its longer side is `canvas`."""
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    if longest <= canvas:
+        return image
+    new_height = max(1, round(height * canvas / longest))
+    new_width = max(1, round(width * canvas / longest))
+    return resize_bicubic(image, new_height, new_width)
+
+
+def resized_shape(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width after torchvision's `Resize(short)`: the long side is truncated."""
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def evaluation_square(image: np.ndarray, *, short: int, image_size: int) -> np.ndarray:
+    """What of an image larger than the canvas evaluation needs, uint8 [short, short, 3].
+
+    Resized as Pillow does, then cut along the long side so that the centre crop of
+    `image_size` pixels out of this square is the centre crop of the whole image
+    (torchvision rounds its offset half to even, so the cut is not always central).
+    """
+    height, width = resized_shape(*image.shape[:2], short)
+    image = resize_bicubic(image, height, width)
+    inner = round((short - image_size) / 2)
+    top = round((height - image_size) / 2) - inner
+    left = round((width - image_size) / 2) - inner
+    return image[top : top + short, left : left + short]

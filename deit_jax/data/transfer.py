@@ -1,0 +1,109 @@
+"""Host batches to the device on a thread of their own, ahead of the step that needs them."""
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+_END = object()
+_POLL_SECONDS = 0.1
+
+
+class prefetch_to_device(Iterator[Any]):
+    """Iterator of `put_fn(batch)`, at most `depth` finished transfers ahead.
+
+    With depth 2 the next batch lies on the device when a step ends. The transfer is waited
+    for on the thread, so what the caller waits for is the data path's true shortfall.
+
+    Args:
+        batches: host batches; closed with this iterator when it has `close`.
+        put_fn: starts the transfer of one batch and returns device arrays.
+        depth: finished transfers kept ready.
+
+    Attributes:
+        wait_seconds: total time that `next` has waited; `reset_wait()` returns and clears it.
+
+    Raises (from `next`): whatever `batches` or `put_fn` raised, in its place in the order.
+    """
+
+    def __init__(self, batches: Iterator[Any], put_fn: Callable[[Any], Any], *, depth: int = 2):
+        self.wait_seconds = 0.0
+        self._batches = batches
+        self._queue: queue.Queue = queue.Queue(maxsize=max(depth - 1, 1))
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=_transfer,
+            args=(batches, put_fn, self._queue, self._closed),
+            name="transfer-to-device",
+            daemon=True,
+        )
+        # Also at interpreter exit: a daemon thread that is still inside the runtime then
+        # can crash it.
+        self._finalizer = weakref.finalize(
+            self, _stop, batches, self._queue, self._closed, self._thread
+        )
+        self._thread.start()
+
+    def __next__(self) -> Any:
+        if self._closed.is_set():
+            raise StopIteration
+        start = time.perf_counter()
+        item, error = self._queue.get()
+        self.wait_seconds += time.perf_counter() - start
+        if item is _END:
+            self.close()
+            if error is not None:
+                raise error
+            raise StopIteration
+        return item
+
+    def reset_wait(self) -> float:
+        """Seconds waited since the last call."""
+        waited, self.wait_seconds = self.wait_seconds, 0.0
+        return waited
+
+    def close(self) -> None:
+        """Stop the thread and the batches behind it; harmless when repeated."""
+        self._finalizer()
+
+    def __enter__(self) -> "prefetch_to_device":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _transfer(batches, put_fn, ready: queue.Queue, closed: threading.Event) -> None:
+    last = (_END, None)
+    try:
+        for batch in batches:
+            if not _put(ready, closed, (jax.block_until_ready(put_fn(batch)), None)):
+                return
+    except BaseException as error:  # noqa: BLE001 - raised again where the batch is asked for
+        last = (_END, error)
+    _put(ready, closed, last)
+
+
+def _put(ready: queue.Queue, closed: threading.Event, item) -> bool:
+    while not closed.is_set():
+        try:
+            ready.put(item, timeout=_POLL_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+def _stop(batches, ready: queue.Queue, closed: threading.Event, thread: threading.Thread) -> None:
+    closed.set()
+    if thread is not threading.current_thread():
+        thread.join(timeout=60)
+    while not ready.empty():
+        ready.get_nowait()
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
