@@ -8,7 +8,7 @@ import numpy as np
 from deit_jax.data.sources import Data
 from deit_jax.errors import ConfigError, close_matches, unknown
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _EVAL_NAMES = ("val", "validation", "valid", "test")
 
 

@@ -1,0 +1,104 @@
+"""Four-component JPEG files (CMYK, YCCK), which ImageNet has 22 of, to Pillow's RGB.
+
+TensorFlow's decoder gives only RGB for them, as floor(k * c / 255) when the file has an
+Adobe marker and floor((255 - k) * (255 - c) / 255) when it has none; Pillow rounds, and
+takes every file as Adobe's inverted kind. The exact planes follow from decoding the same
+data under edited headers: with A and N the results with and without the marker,
+k + c = 255 + A - N for each colour, whatever was lost to rounding; and a quantisation table
+of zeros makes the k plane the constant 128, which leaves c alone.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SOS, _DQT, _APP14 = 0xDA, 0xDB, 0xEE
+_ADOBE_CMYK = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the header segments of a JPEG up to and including SOS."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker == 1 or 0xD0 <= marker <= 0xD8:
+            position += 2
+            continue
+        end = position + 2 + struct.unpack_from(">H", data, position + 2)[0]
+        yield marker, position, end
+        if marker == _SOS:
+            return
+        position = end
+
+
+def component_count(data: bytes) -> int:
+    """Components of a JPEG's frame header (4 for CMYK and YCCK), 0 when it has none."""
+    for marker, start, end in segments(data):
+        if marker in _SOF and start + 9 < min(end, len(data)):
+            return data[start + 9]
+    return 0
+
+
+def decode_cmyk(data: bytes, decode_rgb: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    """uint8 [h, w, 3], what Pillow's `convert('RGB')` gives for a four-component JPEG.
+
+    Args:
+        data: the file.
+        decode_rgb: TensorFlow's decoder, bytes -> uint8 [h, w, 3].
+    """
+    colors = _inverted_sum(data, decode_rgb, constant_k=True) - 128
+    k = (_inverted_sum(data, decode_rgb, constant_k=False) - colors)[..., :1]
+    if _is_ycck(data):
+        colors = _ycc_to_cmy(colors)
+    product = (255 - colors) * k + 128
+    return np.clip(k - ((product >> 8) + product >> 8), 0, 255).astype(np.uint8)
+
+
+def _inverted_sum(data: bytes, decode_rgb, *, constant_k: bool) -> np.ndarray:
+    """Stored k + c of every pixel and colour, int32 [h, w, 3]."""
+    with_marker = decode_rgb(_edited(data, marker=True, constant_k=constant_k)).astype(np.int32)
+    without = decode_rgb(_edited(data, marker=False, constant_k=constant_k))
+    return 255 + with_marker - without
+
+
+def _edited(data: bytes, *, marker: bool, constant_k: bool) -> bytes:
+    """The file as plain CMYK, with or without Adobe marker, and its k plane made constant."""
+    parts = [data[:2]]
+    if marker:
+        parts.append(_ADOBE_CMYK)
+    free = 0
+    end = 2
+    for kind, start, end in segments(data):
+        segment = bytearray(data[start:end])
+        if kind == _APP14:
+            continue
+        if kind in _SOF and constant_k:
+            tables = {segment[12 + 3 * i] for i in range(3)}
+            free = min({0, 1, 2, 3} - tables)
+            segment[12 + 3 * 3] = free
+        if kind == _SOS and constant_k:
+            parts.append(bytes([0xFF, _DQT, 0, 67, free]) + bytes(64))
+        parts.append(bytes(segment))
+    return b"".join([*parts, data[end:]])
+
+
+def _is_ycck(data: bytes) -> bool:
+    for marker, start, end in segments(data):
+        if marker == _APP14 and data[start + 4 : start + 9] == b"Adobe" and end - start >= 16:
+            return data[start + 15] != 0
+    return False
+
+
+def _ycc_to_cmy(ycc: np.ndarray) -> np.ndarray:
+    """libjpeg's fixed-point conversion, int32 [h, w, 3]."""
+    y, cb, cr = ycc[..., 0], ycc[..., 1] - 128, ycc[..., 2] - 128
+    half = 1 << 15
+    red = y + (91881 * cr + half >> 16)
+    green = y + (-22554 * cb - 46802 * cr + half >> 16)
+    blue = y + (116130 * cb + half >> 16)
+    return 255 - np.clip(np.stack([red, green, blue], axis=-1), 0, 255)
