@@ -1,8 +1,4 @@
-"""Which parameters are decayed, at which share of the learning rate, and which are frozen.
-
-Decided by name, not by rank: layers may be stacked along a leading axis, and a stacked
-bias is still a bias.
-"""
+"""Which parameters are decayed, at which share of the learning rate, and which are frozen."""
 
 import dataclasses
 import math
@@ -11,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from deit_jax import errors
 
@@ -30,8 +25,7 @@ TRAINABLE = {
     "heads": r"^head(_dist)?/",
 }
 
-_BLOCK = re.compile(r"^blocks_(\d+)$")
-_STACKED = "blocks"
+_BLOCK = re.compile(r"blocks_(\d+)/")
 _STEM = ("cls_token", "dist_token", "pos_embed", "patch_embed")
 _HEADS = ("head", "head_dist")
 
@@ -42,15 +36,14 @@ class Group:
 
     Attributes:
       decay: weight decay coefficient, 0.0 for none.
-      lr_scale: share of the learning rate; a (lowest, highest) pair when the layers of
-        stacked tensors differ.
+      lr_scale: share of the learning rate.
       frozen: True if the parameters are not trained at all.
       paths: the parameters, as 'blocks_0/attn/qkv/kernel'.
       numbers: count of scalar parameters.
     """
 
     decay: float
-    lr_scale: float | tuple[float, float]
+    lr_scale: float
     frozen: bool
     paths: tuple[str, ...]
     numbers: int
@@ -87,10 +80,7 @@ def decay_groups(
     for path, leaf in named_leaves(params):
         frozen = not masks.trainable[path]
         decay = weight_decay if masks.decayed[path] and not frozen else 0.0
-        scale = np.asarray(0.0 if frozen else masks.lr_scale[path])
-        lr_scale = float(scale.max())
-        if scale.min() != scale.max():
-            lr_scale = (float(scale.min()), float(scale.max()))
+        lr_scale = 0.0 if frozen else masks.lr_scale[path]
         members.setdefault((frozen, lr_scale, decay), []).append((path, math.prod(leaf.shape)))
     groups = [
         Group(
@@ -105,22 +95,20 @@ def decay_groups(
     placed = [path for group in groups for path in group.paths]
     if sorted(placed) != sorted(path for path, _ in named_leaves(params)):
         raise AssertionError("a parameter is in no group or in two")
-    return sorted(groups, key=lambda g: (g.frozen, -np.max(g.lr_scale), -g.decay))
+    return sorted(groups, key=lambda g: (g.frozen, -g.lr_scale, -g.decay))
 
 
 def format_groups(groups: list[Group]) -> str:
     """The groups as a text table, one line a group and a line for the sum."""
     rows = [("names", "tensors", "numbers", "decay", "lr scale")]
     for group in groups:
-        low, high = np.min(group.lr_scale), np.max(group.lr_scale)
-        scale = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
         rows.append(
             (
                 summarise(group.paths),
                 f"{group.tensors:,}",
                 f"{group.numbers:,}",
                 "frozen" if group.frozen else f"{group.decay:g}",
-                "-" if group.frozen else scale,
+                "-" if group.frozen else f"{group.lr_scale:.4g}",
             )
         )
     tensors, numbers = sum(g.tensors for g in groups), sum(g.numbers for g in groups)
@@ -155,14 +143,12 @@ class Masks:
     Attributes:
       decayed: whether weight decay applies.
       trainable: whether the parameter is trained.
-      lr_scale: share of the learning rate, an array that broadcasts with the parameter.
-      stacked: whether the leading axis counts layers.
+      lr_scale: share of the learning rate.
     """
 
     decayed: dict[str, bool]
     trainable: dict[str, bool]
-    lr_scale: dict[str, np.ndarray]
-    stacked: dict[str, bool]
+    lr_scale: dict[str, float]
 
     @classmethod
     def make(
@@ -176,12 +162,13 @@ class Masks:
         leaves = named_leaves(params)
         if not leaves:
             raise errors.ConfigError("there are no parameters to optimise")
-        depth = _depth(leaves)
+        paths = [path for path, _ in leaves]
+        blocks = [int(match[1]) for path in paths if (match := _BLOCK.match(path))]
+        depth = max(blocks, default=-1) + 1
         return cls(
-            decayed={path: _decayed(path, decay_dist_token) for path, _ in leaves},
-            trainable=_trainable([path for path, _ in leaves], trainable),
-            lr_scale={path: _lr_scale(path, leaf, depth, layer_decay) for path, leaf in leaves},
-            stacked={path: _STACKED in path.split("/")[:-1] for path, _ in leaves},
+            decayed={path: _decayed(path, decay_dist_token) for path in paths},
+            trainable=_trainable(paths, trainable),
+            lr_scale={path: _lr_scale(path, depth, layer_decay) for path in paths},
         )
 
 
@@ -235,39 +222,20 @@ def _trainable(paths: list[str], trainable: str) -> dict[str, bool]:
     return chosen
 
 
-def _depth(leaves: list[tuple[str, Any]]) -> int:
-    depth = 0
-    for path, leaf in leaves:
-        first = path.split("/")[0]
-        if block := _BLOCK.match(first):
-            depth = max(depth, int(block[1]) + 1)
-        elif first == _STACKED:
-            depth = max(depth, leaf.shape[0])
-    return depth
-
-
-def _lr_scale(path: str, leaf: Any, depth: int, layer_decay: float | None) -> np.ndarray:
+def _lr_scale(path: str, depth: int, layer_decay: float | None) -> float:
     # Layer numbers as timm gives them: embeddings 0, blocks 1..depth, the final norm with
     # the last block, heads depth + 1, which keep the full rate.
     if layer_decay is None or layer_decay == 1.0:
-        return np.float32(1.0)
+        return 1.0
     first = path.split("/")[0]
-    if first == _STACKED:
-        layer = 1 + np.arange(leaf.shape[0])
-        layer = layer.reshape((-1,) + (1,) * (len(leaf.shape) - 1))
-    elif block := _BLOCK.match(first):
+    if block := _BLOCK.match(path):
         layer = 1 + int(block[1])
-    elif first in _STEM:
-        layer = 0
-    elif first == "norm":
-        layer = depth
-    elif first in _HEADS:
-        layer = depth + 1
     else:
-        layer = None
+        layer = dict.fromkeys(_STEM, 0) | dict.fromkeys(_HEADS, depth + 1) | {"norm": depth}
+        layer = layer.get(first)
     if depth == 0 or layer is None:
         raise errors.ConfigError(
-            f"optim.layer_decay numbers the layers of a transformer and finds no place for "
+            "optim.layer_decay numbers the blocks of a transformer and finds no place for "
             f"{path!r}; set layer_decay=None for this model"
         )
-    return np.asarray(float(layer_decay) ** (depth + 1 - layer), np.float32)
+    return float(layer_decay) ** (depth + 1 - layer)
