@@ -250,6 +250,7 @@ def train_batches(
         window_shards=window_shards,
     )
     held = _held_rows(rows, order.canvases)
+    look_ahead = window_shards and _half_window(source, window_shards, batch_size // repeats)
 
     def jobs():
         step = start_step
@@ -260,6 +261,9 @@ def train_batches(
                 batch["source"] = plan.source
             records = plan.record[held]
             used = np.flatnonzero(records >= 0)
+            if look_ahead and step > start_step + prefetch:
+                ahead = order(step + look_ahead).record
+                source.hint(ahead[ahead >= 0])
             yield batch, used, records[used]
             step += 1
 
@@ -330,6 +334,12 @@ def eval_batches(
         closed=threading.Event(),
     )
     return BatchIterator(jobs(), reader, threads=threads or usable_cores(), prefetch=prefetch)
+
+
+def _half_window(source: Source, window_shards: int, images_per_step: int) -> int:
+    """Steps in half a window, at least one: how far ahead files are read."""
+    window = len(source) * window_shards / len(source.shard_lengths)
+    return max(1, int(window / 2 / max(images_per_step, 1)))
 
 
 def _checked_canvas(canvas: int) -> int:

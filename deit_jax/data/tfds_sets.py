@@ -1,12 +1,11 @@
 """Prepared TensorFlow data sets, found read-only by name; TFRecord and ArrayRecord files."""
 
 import os
-import pathlib
 import re
 
 import numpy as np
 
-from deit_jax.data import tfrecord
+from deit_jax.data import readers, tfrecord
 from deit_jax.data.sources import Data, check_labels
 from deit_jax.errors import ConfigError, close_matches, unknown
 
@@ -17,8 +16,8 @@ class TfdsSource:
     """Records of one split (slices and sums included) of a prepared tfds data set.
 
     Args:
-        instructions: tfds's list of (filename, skip, take) for the split.
-        reader: `RecordFiles`-like, `read(shard, record) -> payload`.
+        instructions: tfds's list of (filename, skip, take, examples_in_shard) for the split.
+        reader: `read(shard, record) -> payload` and `hint(shards)`.
         num_classes: labels outside 0..num_classes-1 are an error at reading.
     """
 
@@ -30,6 +29,13 @@ class TfdsSource:
         self._skip = np.array([one.skip for one in instructions], np.int64)
         self.shard_lengths = tuple(one.take for one in instructions)
         self._ends = np.cumsum(self.shard_lengths)
+        stored = getattr(reader, "lengths", None)
+        for i, one in enumerate(instructions):
+            if stored is not None and stored[i] != one.examples_in_shard:
+                raise ConfigError(
+                    f"{one.filename} holds {stored[i]} records, its dataset_info.json says "
+                    f"{one.examples_in_shard}; prepare the data set again"
+                )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -52,6 +58,10 @@ class TfdsSource:
             check_labels(labels[i : i + 1], self._num_classes, self.record_name(index))
         return images, labels
 
+    def hint(self, indices: np.ndarray) -> None:
+        """These records will be asked for soon: start reading their files if that takes long."""
+        self._reader.hint(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())
+
     def record_name(self, index: int) -> str:
         shard, record = self._locate(index)
         return f"{self._files[shard]} record {record}"
@@ -72,6 +82,7 @@ def open_tfds(
         raise ConfigError("source 'tfds' needs the name of a data set, such as 'imagenet2012'")
     folder = find_prepared(name, data_dir)
     import tensorflow_datasets as tfds
+    from etils import epath
 
     builder = tfds.builder_from_directory(folder)
     num_classes, names = _check_features(builder, image_key, label_key)
@@ -80,7 +91,7 @@ def open_tfds(
     for split in splits:
         instructions = builder.info.splits[split].file_instructions
         paths = [os.fspath(one.filename) for one in instructions]
-        missing = [path for path in paths if not tfrecord_exists(path)]
+        missing = [path for path in paths if not epath.Path(path).exists()]
         if missing:
             raise ConfigError(
                 f"{len(missing)} of the {len(paths)} files of {name} {split} are missing, "
@@ -106,14 +117,23 @@ def open_tfds(
     )
 
 
-def tfrecord_exists(path: str) -> bool:
-    return os.path.isfile(path)
-
-
 def _reader(file_format: str, paths: list[str], window_shards: int | None):
-    if file_format != "tfrecord":
-        raise ConfigError(f"files of format {file_format!r} are not supported")
-    return tfrecord.RecordFiles(paths)
+    if window_shards is not None:
+        # Two windows: the one in use and the one that is read ahead.
+        return readers.WholeFiles(paths, file_format, keep=2 * window_shards)
+    if "://" in paths[0]:
+        raise ConfigError(
+            f"{paths[0]} lies in an object store, where every record would cost a round trip; "
+            "set window_shards (8 files read whole at a time, say), or copy or mount the data"
+        )
+    if file_format == "tfrecord":
+        return tfrecord.RecordFiles(paths)
+    if file_format == "array_record":
+        return readers.ArrayRecordFiles(paths)
+    raise ConfigError(
+        f"files of format {file_format!r} are not supported; prepare the set as tfrecord: "
+        "tfds build NAME --file_format=tfrecord"
+    )
 
 
 def default_data_dir() -> str:
@@ -141,7 +161,9 @@ def find_prepared(name: str, data_dir: str | None) -> str:
         ConfigError: no such data_dir, set, config or version; names what there is and the
             command that prepares the set.
     """
-    root = pathlib.Path(data_dir or default_data_dir()).expanduser()
+    from etils import epath
+
+    root = epath.Path(data_dir or default_data_dir()).expanduser()
     if not root.is_dir():
         given = "data_dir" if data_dir else "data_dir is not given, and tfds's default"
         raise ConfigError(

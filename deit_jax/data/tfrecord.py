@@ -11,6 +11,7 @@ import os
 import pathlib
 import struct
 import tempfile
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -98,6 +99,9 @@ class RecordFiles:
     def read(self, shard: int, record: int) -> bytes:
         start, length = self._index[shard]
         return os.pread(self._files[shard].fileno(), int(length[record]), int(start[record]))
+
+    def hint(self, shards: Iterable[int]) -> None:
+        """Nothing: positional reads need no preparation."""
 
     def close(self) -> None:
         for file in self._files:
