@@ -1,0 +1,156 @@
+"""Where arrays live: one mesh `("data", "fsdp")`, rows over both axes, big leaves along fsdp.
+
+The only place that builds a mesh. Axes are Auto: under Explicit axes (the default of
+`jax.make_mesh`) indexing a sharded batch with a permutation raises.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from deit_jax.errors import ConfigError
+
+PyTree = Any
+
+AXES = ("data", "fsdp")
+# Smaller leaves (biases, norms, tokens) stay whole: gathering them costs more than they save.
+MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
+    """The mesh of all devices of all processes, axes `("data", "fsdp")`.
+
+    Args:
+      data: devices that share the batch and hold whole parameters; -1 takes all that
+        `fsdp` leaves.
+      fsdp: devices over which parameters, optimizer state and EMA are cut up. They
+        share the batch too.
+
+    Raises:
+      ConfigError: `data * fsdp` is not the number of devices. Fewer devices are not
+        taken silently: the rest would idle.
+    """
+    devices = jax.devices()
+    count = len(devices)
+    if fsdp < 1 or (data < 1 and data != -1):
+        raise ConfigError(
+            f"config.mesh: data={data}, fsdp={fsdp}; both must be at least 1, "
+            "or data=-1 for all devices that fsdp leaves"
+        )
+    if count % fsdp or (data != -1 and data * fsdp != count):
+        choices = [f"data={count // n}, fsdp={n}" for n in range(1, count + 1) if count % n == 0]
+        raise ConfigError(
+            f"config.mesh: data={data} x fsdp={fsdp} does not fit the {count} devices "
+            f"({devices[0].platform}); possible: {'; '.join(choices)}"
+        )
+    return jax.make_mesh(
+        (count // fsdp, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis (rows of the batch) over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(
+    mesh: Mesh, abstract_tree: PyTree, *, min_size: int = MIN_SHARDED_SIZE
+) -> PyTree:
+    """A sharding for every leaf: the largest axis that fsdp divides is cut, big leaves only.
+
+    Works on parameters, optimizer state and whole training states alike: moments and
+    averages have the shapes of their parameters and so get the same sharding. Meant for
+    `jax.jit(init, out_shardings=tree_shardings(mesh, jax.eval_shape(init, key)))`: leaves
+    are then born sharded and never exist whole on one device.
+
+    Args:
+      mesh: from `make_mesh`.
+      abstract_tree: tree whose leaves have `.shape`.
+      min_size: leaves of fewer elements are replicated.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def leaf_sharding(leaf: Any) -> NamedSharding:
+        shape = leaf.shape
+        axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+        if parts == 1 or not axes or math.prod(shape) < min_size:
+            return replicated(mesh)
+        # The last of equally large axes: columns of a square kernel, the contiguous ones.
+        largest = max(axes, key=lambda axis: (shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+    return jax.tree.map(leaf_sharding, abstract_tree)
+
+
+def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+    """The global row numbers that this process holds, ascending, int64 [n].
+
+    Asked from the sharding itself, because a mesh may permute devices: "the h-th block"
+    is not what process h holds on every machine.
+
+    Raises:
+      ConfigError: the devices do not divide `rows`.
+    """
+    _check_divisible(sharding, rows)
+    held: set[int] = set()
+    for (index, *_rest) in sharding.addressable_devices_indices_map((rows,)).values():
+        held.update(range(*index.indices(rows)))
+    return np.asarray(sorted(held), np.int64)
+
+
+def to_global(
+    where: Mesh | NamedSharding | Callable[[str], NamedSharding],
+    local_batch: PyTree,
+    *,
+    whole: tuple[str, ...] = ("source",),
+) -> PyTree:
+    """Global arrays from what this process made.
+
+    Args:
+      where: the mesh, or the sharding of the rows.
+      local_batch: dict of numpy arrays; each holds the rows `local_rows` names, in that
+        order. Keys in `whole` are the same whole array on every process and are
+        replicated.
+      whole: see above.
+
+    Raises:
+      ConfigError: the devices do not divide the rows.
+    """
+    rows = where if isinstance(where, NamedSharding) else batch_sharding(where)
+    copies = replicated(rows.mesh)
+
+    def place(name: str, value: np.ndarray) -> jax.Array:
+        value = np.asarray(value)
+        if name in whole:
+            return jax.make_array_from_process_local_data(copies, value, value.shape)
+        total = _global_rows(rows, value.shape[0])
+        return jax.make_array_from_process_local_data(rows, value, (total, *value.shape[1:]))
+
+    return {name: place(name, value) for name, value in local_batch.items()}
+
+
+def _check_divisible(sharding: NamedSharding, rows: int) -> None:
+    parts = sharding.mesh.size
+    if rows % parts:
+        near = (rows // parts * parts, -(-rows // parts) * parts)
+        raise ConfigError(
+            f"{rows} rows cannot be shared equally by {parts} devices; nearest batch sizes that "
+            f"can: {', '.join(str(n) for n in near if n)}"
+        )
+
+
+def _global_rows(sharding: NamedSharding, local: int) -> int:
+    here = len(sharding.addressable_devices)
+    if local % here:
+        _check_divisible(sharding, local * sharding.mesh.size // here or local)
+        raise ConfigError(f"{local} rows cannot be shared equally by this process's {here} devices")
+    return local // here * sharding.mesh.size
