@@ -138,8 +138,8 @@ def scale_by_trust_ratio(masks: Masks) -> optax.GradientTransformation:
     def scale(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
         if not masks.decayed[path]:
             return update
-        param_norm = optax.global_norm(param)
-        update_norm = optax.global_norm(update)
+        param_norm = optax.tree.norm(param)
+        update_norm = optax.tree.norm(update)
         usable = (param_norm > 0) & (update_norm > 0)
         ratio = jnp.where(usable, param_norm / jnp.where(usable, update_norm, 1.0), 1.0)
         return update * ratio

@@ -1,0 +1,196 @@
+"""Optimizers against torch and timm on fixed gradients; parameter groups and freezing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deit_jax import errors, models, optim, param_groups, sharding
+
+VARIANTS = {
+    "adamw": {},
+    "adamw_timm": {"decay_dist_token": False},
+    "adamw_layers": {"layer_decay": 0.65},
+    "adamw_clip": {"clip_norm": 1.0},
+    "adamw_attn": {"trainable": "attn_only"},
+    "lamb": {"name": "lamb"},
+    "sgd_nesterov": {"name": "sgd"},
+    "sgd_momentum": {"name": "sgd", "nesterov": False},
+}
+
+
+@pytest.fixture(scope="module")
+def stored(vectors):
+    return dict(np.load(vectors / "optim.npz"))
+
+
+def our_path(name: str) -> list[str]:
+    """Path in our tree of timm's parameter `name`; tensors keep torch's shape here."""
+    path = name.replace("blocks.", "blocks_").replace("patch_embed.proj", "patch_embed").split(".")
+    if path[-1] == "weight":
+        path[-1] = "scale" if path[-2].startswith("norm") else "kernel"
+    return path
+
+
+def tree(stored, step):
+    """Parameters (step 0) or gradients as make_optim.py draws them, as our nested dict."""
+    random, nested = np.random.RandomState(step), {}
+    scale = 0.5 if step == 0 else 0.003 * step
+    for name, shape in zip(stored["names"], stored["shapes"], strict=True):
+        *parents, leaf = our_path(str(name))
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        shape = tuple(int(n) for n in str(shape).split(","))
+        node[leaf] = jnp.asarray((scale * random.randn(*shape)).astype(np.float32))
+    return nested
+
+
+def flat(stored, nested):
+    """The tree's values in timm's order."""
+    leaves = dict(param_groups.named_leaves(nested))
+    return np.concatenate(
+        [np.ravel(leaves["/".join(our_path(str(name)))]) for name in stored["names"]]
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_twenty_steps_equal_the_reference(stored, variant):
+    rates = jnp.asarray(stored["rates"])
+    params = tree(stored, 0)
+    tx = optim.make_optimizer(
+        params=params, schedule=lambda step: rates[step], **VARIANTS[variant]
+    )
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, kept = tx.init(params), []
+    for number in range(1, 21):
+        params, state = step(params, state, tree(stored, number))
+        if number in stored["kept"]:
+            kept.append(flat(stored, params))
+    np.testing.assert_allclose(np.stack(kept), stored[variant], rtol=1e-6, atol=1e-6)
+
+
+def test_variants_differ_by_more_than_the_tolerance(stored):
+    """What makes the test above able to fail."""
+    names = list(VARIANTS)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            assert np.abs(stored[first][-1] - stored[second][-1]).max() > 1e-4, (first, second)
+
+
+def abstract_params(name):
+    model = models.create_model(name)
+    variables = jax.eval_shape(lambda key: models.init_variables(model, key), jax.random.key(0))
+    return variables["params"]
+
+
+@pytest.mark.parametrize(
+    "name, decayed, total",
+    [
+        ("deit_tiny_patch16_224", 5_839_872 - 192_000, 5_717_416),
+        ("deit_tiny_distilled_patch16_224", 5_839_872 + 192, 5_910_800),
+        ("deit3_small_patch16_224", 21_912_576, 22_059_496),
+        ("regnety_160", 83_443_552, 83_590_140),
+    ],
+)
+def test_published_groups_of_real_models(name, decayed, total):
+    groups = optim.decay_groups(abstract_params(name))
+    assert [g.decay for g in groups] == [0.05, 0.0]
+    assert groups[0].numbers == decayed
+    assert sum(g.numbers for g in groups) == total
+    assert all(path.split("/")[-1] in ("kernel", "dist_token") for path in groups[0].paths)
+
+
+def test_layer_decay_scales_as_timm(stored):
+    groups = optim.decay_groups(tree(stored, 0), layer_decay=0.5)
+    scale = {path: group.lr_scale for group in groups for path in group.paths}
+    # Depth 3: embeddings are layer 0 and the heads layer 4; the norm goes with block 3.
+    assert scale["pos_embed"] == scale["dist_token"] == scale["patch_embed/kernel"] == 0.5**4
+    assert scale["blocks_0/attn/qkv/kernel"] == 0.5**3
+    assert scale["blocks_2/norm1/bias"] == scale["norm/scale"] == 0.5
+    assert scale["head/kernel"] == scale["head_dist/bias"] == 1.0
+
+
+def test_table_counts_every_parameter_once(stored):
+    groups = optim.decay_groups(tree(stored, 0), trainable="attn_only", layer_decay=0.75)
+    table = optim.format_groups(groups).splitlines()
+    assert len(table) == len(groups) + 2
+    total = flat(stored, tree(stored, 0)).size
+    assert f"{total:,}" in table[-1] and f"{len(stored['names'])}" in table[-1]
+    assert sum("frozen" in line for line in table) == 1
+
+
+@pytest.mark.parametrize("name", optim.NAMES)
+def test_frozen_parameters_stay_and_have_no_state(stored, name):
+    params = tree(stored, 0)
+    tx = optim.make_optimizer(
+        params=params, schedule=lambda step: 0.1, name=name, trainable=r"^head/"
+    )
+    state = tx.init(params)
+    huge = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params) | {
+        "head": tree(stored, 1)["head"]
+    }
+    updates, state = tx.update(huge, state, params)
+    new = optax.apply_updates(params, updates)
+    for (path, old), (_, leaf) in zip(
+        param_groups.named_leaves(params), param_groups.named_leaves(new), strict=True
+    ):
+        changed = bool(jnp.any(old != leaf))
+        assert changed == path.startswith("head/"), path
+    head = sum(p.size for p in jax.tree.leaves(params["head"]))
+    moments = 1 if name == "sgd" else 2
+    assert sum(s.size for s in jax.tree.leaves(state) if s.ndim) == moments * head
+
+
+def test_lamb_leaves_zero_tensors_and_undecayed_tensors_unadapted():
+    params = {"head": {"kernel": jnp.zeros((3, 2)), "bias": 5 * jnp.ones(2)}}
+    tx = optim.make_optimizer(
+        params=params, schedule=lambda step: 1.0, name="lamb", lamb_clip_norm=None
+    )
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["head"]["kernel"], -1.0, rtol=1e-6)
+    np.testing.assert_allclose(updates["head"]["bias"], -1.0, rtol=1e-6)
+    params["head"]["kernel"] = jnp.full((3, 2), 5.0)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["head"]["kernel"], -5.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_sharded_state_gives_the_same_update(stored, name):
+    params, grads = tree(stored, 0), tree(stored, 20)
+    tx = optim.make_optimizer(params=params, schedule=lambda step: 0.01, name=name)
+    alone, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    mesh = sharding.make_mesh(fsdp=4)
+    place = lambda x: jax.device_put(x, sharding.tree_shardings(mesh, x, min_size=8))
+    spread, _ = jax.jit(tx.update)(place(grads), place(tx.init(params)), place(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-9), alone, spread)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"name": "adam"}, "adamw"),
+        ({"trainable": "atn_only"}, "attn_only"),
+        ({"trainable": "("}, "regular expression"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"layer_decay": 1.5}, "layer_decay"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"beta2": 1.0}, "beta2"),
+    ],
+)
+def test_wrong_options_are_refused(stored, options, words):
+    with pytest.raises(errors.ConfigError, match=words):
+        optim.make_optimizer(params=tree(stored, 0), schedule=lambda step: 0.1, **options)
+
+
+def test_parameters_without_a_rule_are_refused():
+    with pytest.raises(errors.ConfigError, match="blocks_0/relative_bias_table"):
+        optim.decay_groups({"blocks_0": {"relative_bias_table": jnp.zeros((2, 2))}})
+    with pytest.raises(errors.ConfigError, match="layer_decay=None"):
+        optim.decay_groups({"s1": {"kernel": jnp.zeros((2, 2))}}, layer_decay=0.5)
