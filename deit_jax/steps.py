@@ -107,14 +107,14 @@ def make_train_step(
             ema_batch_stats=_average(state.ema_batch_stats, stats, ema_decay),
             opt_state=opt_state,
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = jax.tree.map(lambda kept, tried: jnp.where(finite, tried, kept), state, new)
         metrics = terms | {
             "loss": loss,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(new.params),
+            "param_norm": optax.tree.norm(new.params),
             "finite": finite.astype(jnp.float32),
         }
         return _with_step(new, state.step + 1), metrics
