@@ -115,6 +115,7 @@ class VisionTransformer(nn.Module):
       num_classes: K.
       image_size: (height, width), multiples of `patch_size`.
       distilled: with a distillation token behind the class token, and its head.
+      dist_head: False leaves out that head (Hugging Face's DeiTForImageClassification).
       class_position: the position embedding has rows for these tokens too and is added
         to the whole sequence (DeiT); False: added to the patches alone (DeiT-III).
       layer_scale_init: start of LayerScale's gammas, None for none.
@@ -135,6 +136,7 @@ class VisionTransformer(nn.Module):
     num_heads: int
     mlp_ratio: float = 4.0
     distilled: bool = False
+    dist_head: bool = True
     class_position: bool = True
     layer_scale_init: float | None = None
     drop_path_rate: float = 0.0
@@ -202,7 +204,7 @@ class VisionTransformer(nn.Module):
             features["norm"] = x
         # Heads in f32: bf16 logits would carry only three digits into the loss.
         logits = _dense(self.num_classes, jnp.float32, "head")(x[:, 0])
-        if not self.distilled:
+        if not (self.distilled and self.dist_head):
             return Output(logits, None), features
         return Output(logits, _dense(self.num_classes, jnp.float32, "head_dist")(x[:, 1])), features
 

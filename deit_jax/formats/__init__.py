@@ -1,0 +1,1 @@
+"""Weight files of other frameworks: reading, names, writing. Numpy only, no torch."""

@@ -1,0 +1,149 @@
+"""The published checkpoints: where they are, what they reach, and fetching them by name."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import urllib.error
+import urllib.request
+
+from deit_jax.errors import ConfigError
+
+_FACEBOOK = "https://dl.fbaipublicfiles.com/deit/"
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One checkpoint of ImageNet-1k classifiers.
+
+    Attributes:
+      model: registered name.
+      url: where its authors put it.
+      sha256: first hex digits of the file's SHA-256; "" where the authors give none.
+      top1: % on the ImageNet validation set, as its authors report it.
+      crop_ratio: of the evaluation that gave `top1`.
+    """
+
+    model: str
+    url: str
+    sha256: str
+    top1: float
+    crop_ratio: float
+
+
+def _deit(model: str, sha256: str, top1: float) -> Published:
+    """Sources: README_deit.md of facebookresearch/deit; file names carry the digest."""
+    return Published(model, f"{_FACEBOOK}{model}-{sha256}.pth", sha256, top1, 0.875)
+
+
+def _deit3(model: str, file: str, top1: float) -> Published:
+    """Source: README_revenge.md of facebookresearch/deit, which gives no digests."""
+    return Published(model, f"{_FACEBOOK}{file}.pth", "", top1, 1.0)
+
+
+# timm's names; the tag behind the dot tells checkpoints of one architecture apart.
+PUBLISHED: dict[str, Published] = {
+    "deit_tiny_patch16_224.fb_in1k": _deit("deit_tiny_patch16_224", "a1311bcf", 72.202),
+    "deit_small_patch16_224.fb_in1k": _deit("deit_small_patch16_224", "cd65a155", 79.854),
+    "deit_base_patch16_224.fb_in1k": _deit("deit_base_patch16_224", "b5f2ef4d", 81.846),
+    "deit_tiny_distilled_patch16_224.fb_in1k": _deit(
+        "deit_tiny_distilled_patch16_224", "b40b3cf7", 74.476
+    ),
+    "deit_small_distilled_patch16_224.fb_in1k": _deit(
+        "deit_small_distilled_patch16_224", "649709d9", 81.164
+    ),
+    "deit_base_distilled_patch16_224.fb_in1k": _deit(
+        "deit_base_distilled_patch16_224", "df68dfff", 83.372
+    ),
+    "deit_base_patch16_384.fb_in1k": _deit("deit_base_patch16_384", "8de9b5d1", 82.890),
+    "deit_base_distilled_patch16_384.fb_in1k": _deit(
+        "deit_base_distilled_patch16_384", "d0272ac0", 85.224
+    ),
+    # Paper, table 2; timm reports 83.00 at 224 pixels with crop ratio .95.
+    "regnety_160.deit_in1k": Published(
+        "regnety_160", f"{_FACEBOOK}regnety_160-a5fe301d.pth", "a5fe301d", 82.9, 0.875
+    ),
+} | {
+    f"{model}.{tag}": _deit3(model, f"deit_3_{file}{suffix}", top1)
+    for model, file, scratch, pretrained in (
+        ("deit3_small_patch16_224", "small_224", 81.4, 83.1),
+        ("deit3_small_patch16_384", "small_384", 83.4, 84.8),
+        ("deit3_medium_patch16_224", "medium_224", 83.0, 84.5),
+        ("deit3_base_patch16_224", "base_224", 83.8, 85.7),
+        ("deit3_base_patch16_384", "base_384", 85.0, 86.7),
+        ("deit3_large_patch16_224", "large_224", 84.9, 87.0),
+        ("deit3_large_patch16_384", "large_384", 85.8, 87.7),
+        ("deit3_huge_patch14_224", "huge_224", 85.2, 87.2),
+    )
+    for tag, suffix, top1 in (
+        ("fb_in1k", "_1k", scratch),
+        ("fb_in22k_ft_in1k", "_21k_v1" if file == "huge_224" else "_21k", pretrained),
+    )
+}
+
+
+def checkpoints_of(model: str) -> dict[str, Published]:
+    """Published checkpoints of a registered model, best documented first."""
+    return {name: entry for name, entry in PUBLISHED.items() if entry.model == model}
+
+
+def find(name: str) -> tuple[str, Published] | None:
+    """The checkpoint called `name`; a model's name alone means its first one."""
+    if name in PUBLISHED:
+        return name, PUBLISHED[name]
+    return next(iter(checkpoints_of(name).items()), None)
+
+
+def cache_directory() -> pathlib.Path:
+    """`$DEIT_JAX_CACHE`, or `deit_jax` in the user's cache folder."""
+    if "DEIT_JAX_CACHE" in os.environ:
+        return pathlib.Path(os.environ["DEIT_JAX_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "deit_jax"
+
+
+def fetch(entry: Published, *, timeout: float = 30.0) -> pathlib.Path:
+    """Path of the file in the cache, downloaded first if it is not there.
+
+    `timeout` in seconds. Raises ConfigError when there is no network, or when the file
+    does not have the digest that its authors give.
+    """
+    path = cache_directory() / entry.url.rsplit("/", 1)[-1]
+    if path.is_file():
+        check_digest(path, entry.sha256)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with urllib.request.urlopen(entry.url, timeout=timeout) as source, open(partial, "wb") as to:
+            while block := source.read(1 << 20):
+                to.write(block)
+        check_digest(partial, entry.sha256)
+        partial.replace(path)
+    except (urllib.error.URLError, OSError) as error:
+        raise ConfigError(
+            f"cannot download {entry.url} ({error}); get it on a machine with a network and "
+            f"give its path, or put it into {path.parent}"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def check_digest(path: pathlib.Path, sha256: str) -> None:
+    """Raises ConfigError unless the file's SHA-256 starts with `sha256`."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(sha256):
+        raise ConfigError(
+            f"{path}: damaged file (SHA-256 starts with {found[: len(sha256)]}, not {sha256})"
+        )
+
+
+def digest_in_name(path: pathlib.Path) -> str:
+    """The digest that torch's convention puts into a file's name: `model-a1311bcf.pth`."""
+    match = re.search(r"-([0-9a-f]{8,64})\.(pth|pt|bin|safetensors)$", path.name)
+    return match[1] if match else ""
