@@ -27,8 +27,16 @@ _CHUNK = 8
 
 
 @dataclasses.dataclass
+class _Met:
+    """What one task met: images shrunk, record -> reason of the corrupt ones."""
+
+    shrunk: int = 0
+    corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
 class Health:
-    """What the reading met so far; shared by the threads of one iterator.
+    """What the batches handed out so far met.
 
     Attributes:
         images: images read.
@@ -39,7 +47,6 @@ class Health:
     images: int = 0
     shrunk: int = 0
     corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
 
     @property
     def shrunk_share(self) -> float:
@@ -59,62 +66,43 @@ class _Reader:
     canvas: int
     fit: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[bytes | np.ndarray], np.ndarray]
-    max_corrupt_share: float
     replace: bool
-    health: Health
     closed: threading.Event
 
-    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> None:
-        """Fill `rows` of the batch with `records`."""
+    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> _Met:
+        """Fill `rows` of the batch with `records`; how many were shrunk, which are corrupt."""
+        met = _Met()
         if self.closed.is_set():
-            return
+            return met
         images, labels = self.source.get(records)
-        shrunk = 0
         for row, record, image, label in zip(rows, records, images, labels, strict=True):
             record = int(record)
-            pixels = self._decode(image, record)
-            while pixels is None and self.replace:
+            pixels = self._decode(image, record, met)
+            while pixels is None and self.replace and len(met.corrupt) < len(self.source):
                 # The next record, whoever reads it: the same on every thread and process.
                 record = (record + 1) % len(self.source)
                 (image,), (label,) = self.source.get(np.array([record]))
-                pixels = self._decode(image, record)
+                pixels = self._decode(image, record, met)
             if pixels is None:
-                batch["mask"][row] = False
+                if not self.replace:
+                    batch["mask"][row] = False
                 continue
             if max(pixels.shape[:2]) > self.canvas:
                 pixels = self.fit(pixels)
-                shrunk += 1
+                met.shrunk += 1
             height, width = pixels.shape[:2]
             batch["canvas"][row, :height, :width] = pixels
             batch["size"][row] = height, width
             batch["label"][row] = label
             batch["index"][row] = record
-        with self.health.lock:
-            self.health.images += len(records)
-            self.health.shrunk += shrunk
+        return met
 
-    def _decode(self, image: bytes | np.ndarray, record: int) -> np.ndarray | None:
+    def _decode(self, image: bytes | np.ndarray, record: int, met: _Met) -> np.ndarray | None:
         try:
             return self.decode(image)
         except CorruptImage as error:
-            self._count_corrupt(record, str(error))
+            met.corrupt[record] = str(error)
             return None
-
-    def _count_corrupt(self, record: int, reason: str) -> None:
-        with self.health.lock:
-            if record in self.health.corrupt:
-                return
-            name = self.source.record_name(record)
-            self.health.corrupt[record] = name
-            count = len(self.health.corrupt)
-        _LOG.warning("cannot decode %s, skipped (%d so far): %s", name, count, reason)
-        if count > self.max_corrupt_share * len(self.source):
-            named = ", ".join(list(self.health.corrupt.values())[:5])
-            raise CorruptShareExceeded(
-                f"{count} of {len(self.source)} records cannot be decoded, more than "
-                f"max_corrupt_share={self.max_corrupt_share:g} allows: {named}; repair or remove "
-                f"them, or raise max_corrupt_share above {count / len(self.source):.2g}"
-            )
 
 
 class BatchIterator(Iterator[Batch]):
@@ -131,8 +119,10 @@ class BatchIterator(Iterator[Batch]):
         *,
         threads: int,
         prefetch: int,
+        max_corrupt_share: float,
     ):
-        self.health = reader.health
+        self.health = Health()
+        self._max_corrupt_share = max_corrupt_share
         self._jobs = jobs
         self._reader = reader
         self._depth = max(prefetch, 0) + 1
@@ -145,9 +135,12 @@ class BatchIterator(Iterator[Batch]):
             self._submit()
             if not self._pending:
                 raise StopIteration
-            batch, futures = self._pending.popleft()
+            batch, count, futures = self._pending.popleft()
+            # Counted batch by batch in order, so that where a run stops does not depend
+            # on how far the threads have worked ahead.
+            self.health.images += count
             for future in futures:
-                future.result()
+                self._account(future.result())
         except BaseException:
             self.close()
             raise
@@ -168,7 +161,23 @@ class BatchIterator(Iterator[Batch]):
                 )
                 for i in range(0, len(rows), _CHUNK)
             ]
-            self._pending.append((batch, futures))
+            self._pending.append((batch, len(rows), futures))
+
+    def _account(self, met: _Met) -> None:
+        self.health.shrunk += met.shrunk
+        source, corrupt = self._reader.source, self.health.corrupt
+        for record, reason in met.corrupt.items():
+            if record in corrupt:
+                continue
+            name = corrupt[record] = source.record_name(record)
+            _LOG.warning("cannot decode %s, skipped (%d so far): %s", name, len(corrupt), reason)
+        if len(corrupt) > self._max_corrupt_share * len(source):
+            raise CorruptShareExceeded(
+                f"{len(corrupt)} of {len(source)} records cannot be decoded, more than "
+                f"max_corrupt_share={self._max_corrupt_share:g} allows: "
+                f"{', '.join(list(corrupt.values())[:5])}; repair or remove them, or raise "
+                f"max_corrupt_share above {len(corrupt) / len(source):.2g}"
+            )
 
     def close(self) -> None:
         """Stop the threads; harmless when repeated."""
@@ -272,12 +281,16 @@ def train_batches(
         canvas=_checked_canvas(canvas),
         fit=lambda image: fit_within(image, canvas),
         decode=decode,
-        max_corrupt_share=max_corrupt_share,
         replace=True,
-        health=Health(),
         closed=threading.Event(),
     )
-    return BatchIterator(jobs(), reader, threads=threads or usable_cores(), prefetch=prefetch)
+    return BatchIterator(
+        jobs(),
+        reader,
+        threads=threads or usable_cores(),
+        prefetch=prefetch,
+        max_corrupt_share=max_corrupt_share,
+    )
 
 
 def eval_batches(
@@ -328,12 +341,16 @@ def eval_batches(
         canvas=_checked_canvas(canvas),
         fit=lambda image: evaluation_square(image, short=short, image_size=image_size),
         decode=decode,
-        max_corrupt_share=max_corrupt_share,
         replace=False,
-        health=Health(),
         closed=threading.Event(),
     )
-    return BatchIterator(jobs(), reader, threads=threads or usable_cores(), prefetch=prefetch)
+    return BatchIterator(
+        jobs(),
+        reader,
+        threads=threads or usable_cores(),
+        prefetch=prefetch,
+        max_corrupt_share=max_corrupt_share,
+    )
 
 
 def _half_window(source: Source, window_shards: int, images_per_step: int) -> int:

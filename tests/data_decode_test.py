@@ -1,0 +1,170 @@
+"""Decoding and resizing against Pillow, every comparison to the last bit."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax import data
+from deit_jax.data.resize import evaluation_square, fit_within, resize_bicubic, resized_shape
+
+HEIGHT, WIDTH = 61, 83
+
+
+def pillow(encoded):
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def encode(image, file_format, **options):
+    with io.BytesIO() as file:
+        image.save(file, file_format, **options)
+        return file.getvalue()
+
+
+def pixels(seed, channels=3, height=HEIGHT, width=WIDTH):
+    """Smooth in the large, noisy in the small, so that subsampling and clipping matter."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / (5 + 3 * c) + c) * np.cos(y / (4 + 2 * c)) for c in range(channels)]
+    noise = rng.normal(0, 25, (height, width, channels))
+    return np.clip(128 + 150 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
+
+
+RGB = Image.fromarray(pixels(0))
+RGBA = Image.fromarray(pixels(1, 4))
+PALETTE = RGB.quantize(64)
+
+
+def png16(samples, color_type):
+    """A 16-bit PNG; Pillow cannot write the coloured ones."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+def samples16(channels):
+    shape = (9, 13, channels) if channels > 1 else (9, 13)
+    return np.random.default_rng(channels).integers(0, 65536, shape)
+
+
+FILES = {
+    "jpeg": encode(RGB, "JPEG"),
+    "jpeg progressive": encode(RGB, "JPEG", progressive=True, quality=95),
+    "jpeg 4:4:4": encode(RGB, "JPEG", subsampling=0),
+    "jpeg 4:2:2": encode(RGB, "JPEG", subsampling=1),
+    "jpeg rgb": encode(RGB, "JPEG", keep_rgb=True),
+    "jpeg gray": encode(RGB.convert("L"), "JPEG"),
+    "jpeg one pixel": encode(RGB.resize((1, 1)), "JPEG"),
+    "png": encode(RGB, "PNG"),
+    "png gray": encode(RGB.convert("L"), "PNG"),
+    "png gray alpha": encode(RGB.convert("LA"), "PNG"),
+    "png one bit": encode(RGB.convert("1"), "PNG"),
+    "png alpha": encode(RGBA, "PNG"),
+    "png palette": encode(PALETTE, "PNG"),
+    "png palette transparent": encode(PALETTE, "PNG", transparency=3),
+    "png two-bit palette": encode(RGB.quantize(4), "PNG"),
+    "png 16 gray": png16(samples16(1), 0),
+    "png 16 rgb": png16(samples16(3), 2),
+    "png 16 rgba": png16(samples16(4), 6),
+    "png 16 gray alpha": png16(samples16(2), 4),
+    "bmp": encode(RGB, "BMP"),
+    "webp": encode(RGB, "WEBP"),
+    "webp alpha": encode(RGBA, "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_equals_pillow(kind):
+    decoded = data.decode_image(FILES[kind])
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, pillow(FILES[kind]))
+
+
+def adobe(encoded, transform):
+    """The file with its Adobe marker's colour transform set, or without the marker (None)."""
+    at = encoded.index(b"\xff\xee")
+    if transform is None:
+        return encoded[:at] + encoded[at + 16 :]
+    return encoded[: at + 15] + bytes([transform]) + encoded[at + 16 :]
+
+
+@pytest.mark.parametrize("transform", [0, 1, 2, None])
+@pytest.mark.parametrize("options", [{}, {"progressive": True, "quality": 98, "subsampling": 2}])
+def test_four_component_jpeg_equals_pillow(transform, options):
+    image = Image.frombytes("CMYK", (WIDTH, HEIGHT), pixels(2, 4).tobytes())
+    encoded = adobe(encode(image, "JPEG", **options), transform)
+    np.testing.assert_array_equal(data.decode_image(encoded), pillow(encoded))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"<html>not found</html>",
+        FILES["jpeg"][:600],
+        FILES["jpeg"][:-2],
+        FILES["png"][:-60],
+        encode(RGB, "TIFF"),
+        encode(PALETTE, "BMP"),
+        b"\xff\xd8",
+    ],
+)
+def test_what_cannot_be_decoded_is_an_error(damaged):
+    with pytest.raises(data.CorruptImage) as error:
+        data.decode_image(damaged)
+    assert "{{" not in str(error.value) and str(error.value)
+
+
+def test_photos_equal_pillow(tfds_dir):
+    source = data.open_data(name="imagenet2012", data_dir=str(tfds_dir)).train
+    for encoded in source.get(np.arange(0, 400, 10))[0]:
+        np.testing.assert_array_equal(data.decode_image(encoded), pillow(encoded))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "new_height", "new_width"),
+    [(75, 100, 51, 68), (300, 40, 31, 4), (10, 7, 33, 35), (3, 2, 9, 5), (90, 1, 12, 1)],
+)
+def test_resize_equals_pillow(height, width, new_height, new_width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    expected = Image.fromarray(image).resize((new_width, new_height), Image.BICUBIC)
+    np.testing.assert_array_equal(resize_bicubic(image, new_height, new_width), expected)
+
+
+def test_fit_within_keeps_what_fits_and_the_aspect_of_the_rest():
+    small = pixels(0, height=40, width=64)
+    assert fit_within(small, 64) is small
+    assert fit_within(pixels(0, height=150, width=100), 60).shape == (60, 40, 3)
+    assert fit_within(pixels(0, height=3, width=900), 60).shape == (1, 60, 3)
+
+
+@pytest.mark.parametrize("image_size", [32, 33, 40])
+@pytest.mark.parametrize("shape", [(90, 131), (131, 90), (100, 100), (301, 90), (90, 302)])
+def test_evaluation_square_holds_pillows_centre_crop(image_size, shape):
+    """Any crop ratio: the crop of the square is the crop of the whole resized image."""
+    image = pixels(3, height=shape[0], width=shape[1])
+    for short in range(image_size, image_size + 7):
+        height, width = resized_shape(*shape, short)
+        whole = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+        square = evaluation_square(image, short=short, image_size=image_size)
+        assert square.shape == (short, short, 3)
+        np.testing.assert_array_equal(
+            centre_crop(square, image_size), centre_crop(whole, image_size)
+        )
+
+
+def centre_crop(image, size):
+    """torchvision's CenterCrop: the offset is rounded, half to even."""
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]

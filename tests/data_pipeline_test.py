@@ -1,0 +1,284 @@
+import hashlib
+import io
+import itertools
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax import data
+from deit_jax.data import pipeline
+from deit_jax.errors import ConfigError
+
+SIZES = {"batch_size": 24, "repeats": 3, "mix_group": 8, "canvas": 48, "seed": 3}
+
+
+def jpeg(index, width=20, height=30):
+    rng = np.random.default_rng(index)
+    with io.BytesIO() as file:
+        image = rng.integers(0, 256, (height // 5, width // 5, 3), np.uint8)
+        Image.fromarray(image).resize((width, height)).save(file, "JPEG")
+        return file.getvalue()
+
+
+class Encoded:
+    """Records in memory; every tenth is larger than the canvas, `damaged` ones are cut."""
+
+    shard_lengths = (25, 25, 30)
+
+    def __init__(self, n=80, damaged=()):
+        self.records = [jpeg(i, 100 if i % 10 == 0 else 20) for i in range(n)]
+        for i in damaged:
+            self.records[i] = self.records[i][:100]
+        self.events = []
+
+    def __len__(self):
+        return len(self.records)
+
+    def get(self, indices):
+        self.events.append(list(indices))
+        return [self.records[i] for i in indices], np.asarray(indices) % 7
+
+    def hint(self, indices):
+        self.events.append("hint")
+
+    def record_name(self, index):
+        return f"record {index}"
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Encoded()
+
+
+def take(batches, n):
+    with batches:
+        return list(itertools.islice(batches, n))
+
+
+def digest(batches):
+    content = hashlib.sha256()
+    for batch in batches:
+        for key in sorted(batch):
+            content.update(key.encode() + batch[key].tobytes())
+    return content.hexdigest()
+
+
+def test_batch_contract(source):
+    (batch,) = take(data.train_batches(source, **SIZES, device_count=4), 1)
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+        "canvas": ((12, 48, 48, 3), "uint8"),
+        "size": ((12, 2), "int32"),
+        "label": ((12,), "int32"),
+        "index": ((12,), "int32"),
+        "source": ((24,), "int32"),
+    }
+    for canvas, size, label, index in zip(
+        batch["canvas"], batch["size"], batch["label"], batch["index"], strict=True
+    ):
+        if index < 0:
+            assert not canvas.any() and not size.any()
+            continue
+        height, width = size
+        assert label == index % 7
+        assert (height, width) == ((14, 48) if index % 10 == 0 else (30, 20))
+        assert not canvas[height:].any() and not canvas[:, width:].any()
+        if index % 10:
+            expected = Image.open(io.BytesIO(source.records[index]))
+            np.testing.assert_array_equal(canvas[:height, :width], expected)
+    (plain,) = take(data.train_batches(source, batch_size=24, canvas=48), 1)
+    assert "source" not in plain and plain["canvas"].shape[0] == 24
+
+
+@pytest.mark.parametrize("window_shards", [None, 2])
+def test_threads_prefetch_and_starts_do_not_change_the_sequence(source, window_shards):
+    options = SIZES | {"window_shards": window_shards}
+    expected = [digest([b]) for b in take(data.train_batches(source, threads=1, **options), 8)]
+    assert len(set(expected)) == 8
+    for threads, prefetch in ((2, 0), (8, 5)):
+        batches = data.train_batches(source, threads=threads, prefetch=prefetch, **options)
+        assert [digest([b]) for b in take(batches, 8)] == expected
+    for start in (1, 3, 6):
+        (batch,) = take(data.train_batches(source, start_step=start, **options), 1)
+        assert digest([batch]) == expected[start]
+
+
+def test_a_start_at_step_ten_million_takes_under_a_second(tfds_dir):
+    photos = data.open_data(name="imagenet2012", data_dir=str(tfds_dir)).train
+    take(data.train_batches(photos, **SIZES), 1)
+    start = time.perf_counter()
+    batches = data.train_batches(photos, **SIZES, start_step=10_000_000)
+    next(batches)
+    took = time.perf_counter() - start
+    batches.close()
+    assert took < 1.0
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_processes_together_make_the_single_process_batch(source, repeats):
+    options = SIZES | {"repeats": repeats, "device_count": 4}
+    whole = take(data.train_batches(source, **options), 4)
+    n = len(whole[0]["canvas"])
+    for parts in (
+        [range(n // 2), range(n // 2, n)],
+        # A mesh may give a process rows that do not follow each other.
+        [[i for i in range(n) if i // (n // 4) in held] for held in ((0, 3), (2,), (1,))],
+    ):
+        shares = [take(data.train_batches(source, **options, rows=rows), 4) for rows in parts]
+        order = np.argsort(np.concatenate([list(rows) for rows in parts]))
+        for step, batch in enumerate(whole):
+            for key in ("canvas", "size", "label", "index"):
+                joined = np.concatenate([share[step][key] for share in shares])[order]
+                np.testing.assert_array_equal(joined, batch[key])
+            if repeats > 1:
+                for share in shares:
+                    np.testing.assert_array_equal(share[step]["source"], batch["source"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 80, 96])
+def test_evaluation_shows_every_image_once_in_order(source, batch_size):
+    options = {"canvas": 48, "image_size": 16, "batch_size": batch_size}
+    batches = list(data.eval_batches(source, **options))
+    index = np.concatenate([b["index"][b["mask"]] for b in batches])
+    np.testing.assert_array_equal(index, np.arange(80))
+    assert all(len(b["mask"]) == batch_size for b in batches)
+    assert all((b["index"][~b["mask"]] == -1).all() for b in batches)
+    if batch_size > 1:
+        half = batch_size // 2
+        parts = [
+            list(data.eval_batches(source, **options, rows=rows))
+            for rows in (range(half), range(half, batch_size))
+        ]
+        for whole, first, second in zip(batches, *parts, strict=True):
+            for key, value in whole.items():
+                np.testing.assert_array_equal(np.concatenate([first[key], second[key]]), value)
+
+
+def test_evaluation_crop_of_large_photos_equals_pillow(tfds_dir):
+    """The canvas holds the short side at its evaluation size: the device's resize is idle."""
+    photos = data.open_data(name="imagenet2012", data_dir=str(tfds_dir)).eval
+    large = 0
+    options = {"canvas": 400, "image_size": 224, "crop_ratio": 0.875, "batch_size": 25}
+    for batch in data.eval_batches(photos, **options):
+        for canvas, size, index in zip(
+            batch["canvas"], batch["size"], batch["index"], strict=True
+        ):
+            image = Image.open(io.BytesIO(photos.get([index])[0][0])).convert("RGB")
+            if max(image.size) <= 400:
+                assert tuple(size) == image.size[::-1]
+                continue
+            large += 1
+            scale = 256 / min(image.size)
+            width, height = (
+                256 if side == min(image.size) else int(256 * side / min(image.size))
+                for side in image.size
+            )
+            assert scale and size.tolist() == [256, 256]
+            whole = np.asarray(image.resize((width, height), Image.BICUBIC))
+            top, left = round((height - 224) / 2), round((width - 224) / 2)
+            np.testing.assert_array_equal(
+                canvas[16:240, 16:240], whole[top : top + 224, left : left + 224]
+            )
+    assert large > 20
+
+
+def test_evaluation_needs_a_canvas_of_the_resized_short_side(source):
+    with pytest.raises(ConfigError, match="use canvas >= 256"):
+        data.eval_batches(source, batch_size=8, canvas=255, image_size=224)
+
+
+def test_corrupt_record_is_replaced_counted_and_named(caplog):
+    damaged = Encoded(damaged=[11, 12, 40])
+    options = SIZES | {"batch_size": 80, "mix_group": 8, "repeats": 1}
+    expected = take(data.train_batches(Encoded(), **options), 1)[0]["index"]
+    digests = set()
+    for threads in (1, 8):
+        batches = data.train_batches(damaged, threads=threads, max_corrupt_share=0.05, **options)
+        (batch,) = take(batches, 1)
+        digests.add(digest([batch]))
+        shown = {11: 13, 12: 13, 40: 41}
+        assert batch["index"].tolist() == [shown.get(i, i) for i in expected.tolist()]
+        assert (batch["size"] > 0).all() and (batch["label"] == batch["index"] % 7).all()
+        assert batches.health.corrupt == {i: f"record {i}" for i in shown}
+    assert len(digests) == 1
+    assert "cannot decode record 40" in caplog.text
+
+
+def test_corrupt_record_is_masked_in_evaluation():
+    damaged = Encoded(damaged=[11, 79])
+    options = {"batch_size": 32, "canvas": 48, "image_size": 16, "max_corrupt_share": 0.05}
+    batches = data.eval_batches(damaged, **options)
+    index = np.concatenate([b["index"][b["mask"]] for b in batches])
+    assert index.tolist() == [i for i in range(80) if i not in (11, 79)]
+    assert batches.health.corrupt == {11: "record 11", 79: "record 79"}
+
+
+@pytest.mark.parametrize("damaged", [[5], range(80)])
+def test_too_many_corrupt_records_stop_the_run(damaged):
+    batches = data.train_batches(Encoded(damaged=damaged), **SIZES)
+    with pytest.raises(data.CorruptShareExceeded, match="max_corrupt_share=0.001.*record"):
+        take(batches, 10)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_share_that_exceeds_the_canvas_is_counted(source):
+    batches = data.train_batches(source, batch_size=80, canvas=48)
+    take(batches, 1)
+    assert batches.health.shrunk_share == 0.1
+
+
+def test_an_error_of_the_source_comes_out():
+    class Broken(Encoded):
+        def get(self, indices):
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        next(data.train_batches(Broken(), **SIZES))
+
+
+def test_windows_hint_only_after_the_first_batch_and_need_files():
+    windows = Encoded()
+    (first,) = take(data.train_batches(windows, **SIZES, window_shards=1, prefetch=2), 1)
+    read = set(itertools.chain(*windows.events[: windows.events.index("hint")]))
+    assert set(first["index"][first["index"] >= 0].tolist()) <= read
+    digits = data.open_data(source="digits").train
+    with pytest.raises(ConfigError, match="window_shards needs"):
+        data.train_batches(digits, **SIZES, window_shards=1)
+
+
+def test_rows_outside_the_batch(source):
+    with pytest.raises(ConfigError, match="rows 5..12 are outside the 9 rows"):
+        data.train_batches(source, **SIZES, rows=range(5, 13))
+
+
+def test_closing_ends_the_threads(source):
+    before = threading.active_count()
+    batches = data.train_batches(source, threads=4, **SIZES)
+    next(batches)
+    batches.close()
+    batches.close()
+    assert threading.active_count() == before
+    batches = data.train_batches(source, threads=4, **SIZES)
+    next(batches)
+    del batches
+    assert threading.active_count() == before
+
+
+def test_a_program_that_never_closes_still_ends():
+    program = """
+from deit_jax import data
+digits = data.open_data(source="digits").train
+batches = data.train_batches(digits, batch_size=32, canvas=8)
+ahead = data.prefetch_to_device(data.train_batches(digits, batch_size=32, canvas=8), lambda b: b)
+next(batches), next(ahead)
+raise SystemExit(3)
+"""
+    root = pipeline.__file__.partition("deit_jax/data")[0]
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+    done = subprocess.run(command, cwd=root, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")

@@ -1,0 +1,284 @@
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax import data
+from deit_jax.data import tfrecord
+from deit_jax.errors import ConfigError
+
+
+def jpeg(value):
+    with io.BytesIO() as file:
+        Image.new("RGB", (12, 9), (value, 0, 255 - value)).save(file, "JPEG")
+        return file.getvalue()
+
+
+def fill(root, **splits):
+    """Image folders: split -> {class: number of images}."""
+    for split, classes in splits.items():
+        for name, count in classes.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                (folder / f"{i}.jpg").write_bytes(jpeg(10 * i))
+    return str(root)
+
+
+def array_records(source_dir, target_dir):
+    """Rewrite a tfds folder of TFRecord files as ArrayRecord."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    target_dir.mkdir(parents=True)
+    info = json.loads((source_dir / "dataset_info.json").read_text())
+    info["fileFormat"] = "array_record"
+    (target_dir / "dataset_info.json").write_text(json.dumps(info))
+    for name in ("features.json", "label.labels.txt"):
+        shutil.copyfile(source_dir / name, target_dir / name)
+    for path in source_dir.glob("*validation.tfrecord*"):
+        name = str(target_dir / path.name.replace("tfrecord", "array_record"))
+        writer = ArrayRecordWriter(name, "group_size:1")
+        for record in tfrecord.split_records(path.read_bytes(), str(path)):
+            writer.write(record)
+        writer.close()
+
+
+@pytest.fixture(scope="module")
+def photos(tfds_dir):
+    return data.open_data(name="imagenet2012", data_dir=str(tfds_dir))
+
+
+def test_tfds_records_are_those_that_tfds_reads(tfds_dir, photos):
+    """Every validation record, in tfds's own order, against tf.data."""
+    import tensorflow as tf
+
+    paths = sorted(map(str, (tfds_dir / "imagenet2012/5.1.0").glob("*validation*")))
+    images, labels = photos.eval.get(np.arange(len(photos.eval)))
+    examples = [
+        tf.train.Example.FromString(record.numpy()).features.feature
+        for record in tf.data.TFRecordDataset(paths)
+    ]
+    assert [e["image"].bytes_list.value[0] for e in examples] == images
+    assert [e["label"].int64_list.value[0] for e in examples] == labels.tolist()
+
+
+def test_tfds_names_sizes_and_slices(tfds_dir, photos):
+    assert (len(photos.train), len(photos.eval), photos.num_classes) == (400, 100, 1000)
+    assert photos.class_names[0] == "n01440764"
+    part = data.open_data(
+        name="imagenet2012:5.1.0",
+        data_dir=str(tfds_dir),
+        train_split="train[25%:]+validation",
+        eval_split="train[:25%]",
+    )
+    assert (len(part.train), len(part.eval)) == (400, 100)
+    joined = part.eval.get(np.arange(100))[0] + part.train.get(np.arange(300))[0]
+    assert joined == photos.train.get(np.arange(400))[0]
+    assert part.train.record_name(0).endswith("record 0")
+
+
+@pytest.mark.parametrize("window_shards", [None, 2])
+def test_array_record_holds_the_same(tfds_dir, photos, tmp_path, window_shards):
+    array_records(tfds_dir / "imagenet2012/5.1.0", tmp_path / "imagenet2012/5.1.0")
+    opened = data.open_data(
+        name="imagenet2012",
+        data_dir=str(tmp_path),
+        train_split="validation",
+        window_shards=window_shards,
+    )
+    indices = np.arange(0, 100, 7)
+    expected, labels = photos.eval.get(indices)
+    found, found_labels = opened.eval.get(indices)
+    assert found == expected and np.array_equal(found_labels, labels)
+
+
+def test_offset_index_is_cached_and_renewed(tmp_path, monkeypatch, tfds_dir):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    original = sorted((tfds_dir / "cifar10/3.0.2").glob("*test*"))[0]
+    path = tmp_path / "one.tfrecord"
+    path.write_bytes(original.read_bytes())
+    first = tfrecord.offset_index([str(path)])
+    monkeypatch.setattr(tfrecord, "scan_offsets", None)
+    again = tfrecord.offset_index([str(path)])
+    np.testing.assert_array_equal(first[0], again[0])
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path.write_bytes(original.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="damaged or cut short"):
+        tfrecord.offset_index([str(path)])
+
+
+def test_label_outside_the_classes(tfds_dir, tmp_path):
+    target = tmp_path / "imagenet2012/5.1.0"
+    shutil.copytree(tfds_dir / "imagenet2012/5.1.0", target, copy_function=shutil.copyfile)
+    target.chmod(0o755)
+    features = json.loads((target / "features.json").read_text())
+    features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "10"
+    (target / "features.json").write_text(json.dumps(features))
+    (target / "label.labels.txt").unlink()
+    opened = data.open_data(name="imagenet2012", data_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"label \d+ of .*record.* outside the 10 classes"):
+        opened.train.get(np.arange(400))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": None}, "needs the name"),
+        ({"name": "imagnet2012"}, "there: imagenet2012.*near: imagenet2012.*tfds build"),
+        ({"name": "mnist"}, "no prepared data set 'mnist'.*tfds build mnist --data_dir"),
+        ({"name": "cifar10:9.9.9"}, "no version 9.9.9.*prepared: 3.0.2"),
+        ({"name": "cifar10", "train_split": "trian"}, "unknown split.*'trian'; known: train"),
+        ({"name": "cifar10", "eval_split": "test[90%:"}, "cannot be read"),
+        ({"name": "cifar10", "label_key": "lable"}, "unknown feature.*'lable'; known: label"),
+        ({"name": "cifar10", "image_key": "label"}, "is no image"),
+        ({"name": "cifar10", "path": "x"}, "takes name and data_dir"),
+        ({"source": "foldr"}, "unknown data source 'foldr'; known: folder"),
+        ({"source": "digits", "window_shards": 2}, "window_shards reads tfds files"),
+    ],
+)
+def test_tfds_mistakes_name_what_would_work(tfds_dir, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        data.open_data(data_dir=str(tfds_dir), **arguments)
+
+
+def test_missing_imagenet_names_archives_and_command(tmp_path):
+    (tmp_path / "imagenet2012").mkdir()
+    for data_dir in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ConfigError, match="tfds build imagenet2012.*ILSVRC2012_img_train.tar"):
+            data.open_data(name="imagenet2012", data_dir=str(data_dir))
+
+
+def test_missing_shard_is_named(tfds_dir, tmp_path):
+    target = tmp_path / "cifar10/3.0.2"
+    shutil.copytree(tfds_dir / "cifar10/3.0.2", target, copy_function=shutil.copyfile)
+    target.chmod(0o755)
+    (target / "cifar10-train.tfrecord-00002-of-00004").unlink()
+    with pytest.raises(ConfigError, match="1 of the 4 files.*train.tfrecord-00002"):
+        data.open_data(name="cifar10", data_dir=str(tmp_path))
+
+
+def test_folder(tmp_path):
+    path = fill(tmp_path, train={"dog": 3, "cat": 2}, val={"cat": 1, "dog": 1})
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "cat" / ".hidden.jpg").write_bytes(b"")
+    (tmp_path / "train" / "dog" / "more").mkdir()
+    (tmp_path / "train" / "dog" / "more" / "4.JPEG").write_bytes(jpeg(200))
+    opened = data.open_data(source="folder", path=path)
+    assert opened.class_names == ("cat", "dog") and opened.num_classes == 2
+    images, labels = opened.train.get(np.arange(len(opened.train)))
+    assert labels.tolist() == [0, 0, 1, 1, 1, 1] and images[-1] == jpeg(200)
+    assert opened.train.record_name(5) == str(tmp_path / "train/dog/more/4.JPEG")
+    assert len(opened.eval) == 2
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({}, "is empty"),
+        ({"train": {"a": 1}}, "'val'; known: train"),
+        ({"train": {"a": 1}, "val": {"a": 1, "b": 1}}, "lacks: b"),
+        ({"train": {"a": 1, "b": 0}, "val": {"a": 1}}, "hold no images: b"),
+        ({"train": {"a": 1}, "val": {"a": 0}}, "hold no images: a"),
+    ],
+)
+def test_folder_mistakes(tmp_path, splits, message):
+    with pytest.raises(ConfigError, match=message):
+        data.open_data(source="folder", path=fill(tmp_path, **splits))
+
+
+def test_folder_without_class_folders(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ConfigError, match="no class folders"):
+        data.open_data(source="folder", path=str(tmp_path))
+    with pytest.raises(ConfigError, match="no folder"):
+        data.open_data(source="folder", path=str(tmp_path / "absent"))
+
+
+def test_digits_split_is_fixed_and_stratified():
+    digits = data.open_data(source="digits")
+    assert (len(digits.train), len(digits.eval), digits.num_classes) == (1442, 355, 10)
+    share = np.bincount(digits.eval.labels) / np.bincount(digits.train.labels)
+    assert (abs(share - 0.25) < 0.01).all()
+    assert digits.train.images.shape[1:] == (8, 8, 3) and digits.train.images.max() == 255
+    # Part of every quickstart run's identity.
+    assert digits.eval.labels[:12].tolist() == [5, 0, 9, 8, 7, 1, 2, 6, 3, 4, 0, 2]
+    assert int(digits.eval.images.astype(np.int64).sum()) == 5_315_379
+
+
+def npz(path, **overrides):
+    images = np.zeros((6, 5, 4, 3), np.uint8)
+    labels = np.arange(6) % 3
+    content = {"train_images": images, "train_labels": labels}
+    content |= {"test_images": images, "test_labels": labels} | overrides
+    np.savez(path, **{k: v for k, v in content.items() if v is not None})
+    return str(path)
+
+
+def test_npz(tmp_path):
+    gray = np.arange(6 * 20, dtype=np.uint8).reshape(6, 5, 4)
+    path = npz(tmp_path / "a.npz", train_images=gray, class_names=np.array(["x", "y", "z"]))
+    opened = data.open_data(source="arrays", path=path)
+    assert opened.class_names == ("x", "y", "z") and opened.num_classes == 3
+    (first,), _ = opened.train.get(np.array([4]))
+    np.testing.assert_array_equal(first, np.stack([gray[4]] * 3, -1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"test_labels": None}, "lacks test_labels"),
+        ({"train_images": np.zeros((6, 5, 4, 3), np.float32)}, "must be uint8"),
+        ({"train_images": np.zeros((6, 5, 4, 1), np.uint8)}, "must be uint8"),
+        ({"test_labels": np.arange(5)}, "labels must be integers"),
+        ({"test_labels": np.arange(6) - 1}, "label -1 of a.npz test"),
+        ({"class_names": np.array(["x", "y"])}, "outside the 2 classes"),
+        ({"test_images": np.zeros((0, 5, 4, 3), np.uint8), "test_labels": np.zeros(0, int)}, "empty"),
+    ],
+)
+def test_npz_mistakes(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        data.open_data(source="arrays", path=npz(tmp_path / "a.npz", **overrides))
+
+
+def test_files_that_are_no_npz(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"no")
+    with pytest.raises(ConfigError, match="not a readable .npz"):
+        data.open_data(source="arrays", path=str(tmp_path / "a.npz"))
+    with pytest.raises(ConfigError, match="no file"):
+        data.open_data(source="arrays", path=str(tmp_path / "b.npz"))
+
+
+def test_digits_and_arrays_need_no_tensorflow():
+    """Also: what needs it says so."""
+    program = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets"):
+    sys.modules[name] = None
+from deit_jax import data
+digits = data.open_data(source="digits")
+with data.train_batches(digits.train, batch_size=32, canvas=8) as batches:
+    assert next(batches)["canvas"].any()
+with data.eval_batches(digits.eval, batch_size=100, canvas=8, image_size=8, crop_ratio=1.0) as it:
+    assert sum(b["mask"].sum() for b in it) == 355
+try:
+    data.decode_image(b"\\xff\\xd8")
+except ImportError as error:
+    assert "pip install tensorflow-cpu" in str(error), error
+else:
+    raise SystemExit("no error")
+sys.modules["sklearn.datasets"] = None
+try:
+    data.open_data(source="digits")
+except ImportError as error:
+    assert "pip install scikit-learn" in str(error), error
+"""
+    root = pathlib.Path(data.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root, timeout=60)

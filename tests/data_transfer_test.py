@@ -1,0 +1,86 @@
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from deit_jax import data
+
+
+class Counting:
+    """0, 1, 2, ... with a record of what was asked for."""
+
+    def __init__(self, n=10, delay=0.0):
+        self.asked, self.n, self.delay, self.closed = 0, n, delay, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.asked == self.n:
+            raise StopIteration
+        time.sleep(self.delay)
+        self.asked += 1
+        return {"x": np.full(3, self.asked - 1)}
+
+    def close(self):
+        self.closed += 1
+
+
+def test_order_is_kept_and_arrays_are_on_the_device():
+    batches = Counting()
+    with data.prefetch_to_device(batches, jax.device_put) as ahead:
+        values = [b["x"] for b in ahead]
+    assert all(isinstance(v, jax.Array) for v in values)
+    assert [int(v[0]) for v in values] == list(range(10))
+    assert batches.closed == 1 and list(ahead) == []
+
+
+def test_two_batches_ahead_and_no_more():
+    batches = Counting(n=100)
+    with data.prefetch_to_device(batches, jax.device_put, depth=2) as ahead:
+        next(ahead)
+        deadline = time.monotonic() + 5
+        while batches.asked < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert batches.asked == 3
+
+
+def test_wait_is_measured():
+    with data.prefetch_to_device(Counting(delay=0.1), lambda b: b) as slow:
+        for _ in range(3):
+            next(slow)
+        assert 0.2 < slow.reset_wait() < 1 and slow.wait_seconds == 0
+    with data.prefetch_to_device(Counting(), lambda b: b) as fast:
+        next(fast)
+        fast.reset_wait()
+        for _ in range(4):
+            time.sleep(0.05)
+            next(fast)
+        assert fast.wait_seconds < 0.05
+
+
+def test_errors_come_out_in_their_place():
+    def put(batch):
+        if batch["x"][0] == 2:
+            raise RuntimeError("transfer failed")
+        return batch
+
+    before = threading.active_count()
+    ahead = data.prefetch_to_device(Counting(), put)
+    assert [int(next(ahead)["x"][0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(RuntimeError, match="transfer failed"):
+        next(ahead)
+    with pytest.raises(StopIteration):
+        next(ahead)
+    assert threading.active_count() == before
+
+
+def test_dropping_it_ends_the_thread():
+    before = threading.active_count()
+    ahead = data.prefetch_to_device(Counting(n=1000), lambda b: b)
+    next(ahead)
+    del ahead
+    assert threading.active_count() == before
