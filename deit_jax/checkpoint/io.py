@@ -1,0 +1,169 @@
+"""Reading and writing one step; the only module that imports orbax."""
+
+import dataclasses
+import errno
+import logging
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from deit_jax.checkpoint import layout
+from deit_jax.checkpoint.digest import digest_array, digest_tree, leaf_paths
+from deit_jax.checkpoint.layout import DamagedCheckpointError, StructureError
+from deit_jax.checkpoint.parts import filled, nested, state_parts
+from deit_jax.errors import ConfigError
+from deit_jax.state import TrainState
+
+PyTree = Any
+
+# What says "this machine is in trouble", not "this checkpoint is": never a reason to fall back.
+_MACHINE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_MACHINE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A verified state, the metadata saved with it, and its step."""
+
+    state: TrainState
+    metadata: dict[str, Any]
+    step: int
+
+
+def begin_save(
+    folder: pathlib.Path, parts: dict[str, PyTree], metadata: Mapping[str, Any]
+) -> Any:
+    """Copies `parts` to the host and starts to write; `.result()` of what it returns waits.
+
+    Computes and stores the manifest that `read_state` verifies against.
+    """
+    manifest = layout.make_manifest(leaf_paths(parts), digest_tree(parts), metadata)
+    with _context():
+        return ocp.save_checkpointables_async(
+            folder, parts | {layout.MANIFEST: manifest, layout.METADATA: dict(metadata)}
+        )
+
+
+def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restored:
+    described = layout.read_description(folder)
+    names = leaf_paths(state_parts(abstract))
+    lines = layout.structural_differences(
+        described, names, described.parts() | {name.split("/", 1)[0] for name in names}
+    )
+    if lines:
+        raise StructureError(
+            f"{folder} does not fit this config; {len(lines)} arrays differ:\n  "
+            + "\n  ".join(lines)
+            + "\nUse the config of that run, or start another workdir from its weights."
+        )
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+        for name, leaf in names.items()
+    }
+    loaded = leaf_paths(_load(folder, nested(wanted)))
+    bad = layout.differing_digests(described, digest_tree(nested(loaded)))
+    if bad:
+        raise DamagedCheckpointError(_changed(folder, bad))
+    state = filled(abstract, loaded)
+    return Restored(state, described.metadata, step)
+
+
+def read_variables(
+    path: str | os.PathLike, *, ema: bool = False, which: str = "latest"
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    """Parameters (and BatchNorm statistics) of a run, as numpy arrays on the host.
+
+    Reads nothing but them: no optimizer state, no accelerator, any process count.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or one step's folder.
+      ema: the averaged instead of the raw ones.
+      which: "latest", or "best" on the metric that the run selected by; without meaning
+        for one step's folder.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` (the latter only for models that have it), and
+      the metadata that `Checkpointer.save` was given.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+      DamagedCheckpointError: it fails to verify; names the arrays. An older one is not
+        taken instead, since nothing would tell the caller.
+      ConfigError: no averaged variables in it, or no measured best.
+    """
+    quiet_orbax()
+    folder = layout.find_step(pathlib.Path(path), which)
+    described = layout.read_description(folder)
+    prefix = "ema/" if ema else ""
+    parts = {"ema"} if ema else {"params", "batch_stats"} & described.parts()
+    if ema and "ema" not in described.parts():
+        raise ConfigError(f"{folder} holds no EMA (the run had none); read it with ema=False")
+    hosts = {
+        name: np.broadcast_to(np.zeros((), jnp.dtype(leaf["dtype"])), leaf["shape"])
+        for name, leaf in described.leaves.items()
+        if name.split("/", 1)[0] in parts
+    }
+    loaded = leaf_paths(_load(folder, nested(hosts)))
+    bad = layout.differing_digests(
+        described, {name: digest_array(loaded[name]) for name in hosts}
+    )
+    if bad:
+        raise DamagedCheckpointError(_changed(folder, bad))
+    return nested({name.removeprefix(prefix): loaded[name] for name in hosts}), described.metadata
+
+
+def _changed(folder: pathlib.Path, names: list[str]) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{folder}: values are not those that were saved: {shown}"
+
+
+def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
+    try:
+        with _context():
+            return ocp.load_checkpointables(folder, wanted)
+    except MemoryError:
+        raise
+    except Exception as error:  # damage shows as a dozen kinds, from KeyError to bare Exception
+        code = getattr(error, "errno", None)
+        if code in _MACHINE_ERRNOS or any(word in str(error) for word in _MACHINE_WORDS):
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise DamagedCheckpointError(
+            f"{folder} cannot be read: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _context() -> ocp.Context:
+    registry = ocp.handlers.local_registry()
+    for part in (layout.MANIFEST, layout.METADATA):
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=part)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    # Made in the background, a folder that cannot be made shows only after minutes.
+    context.asynchronous.create_directories_asynchronously = False
+    return context
+
+
+class _OrbaxFilter(logging.Filter):
+    """Drops orbax's progress notes and warnings; what fails is raised to us anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+_FILTER = _OrbaxFilter()
+
+
+def quiet_orbax() -> None:
+    logging.getLogger("absl").addFilter(_FILTER)

@@ -1,0 +1,214 @@
+"""The folder of a run's checkpoints: names, manifests, what is damaged and what is left over.
+
+    checkpoints/120/            one committed step; parts of it:
+      params/ batch_stats/ ema/ train/    arrays
+      manifest/data.json        shape, dtype and digest of every array, checksums of the JSON
+      metadata/data.json        config, model, class names, versions, metrics
+    checkpoints/damaged-100/    set aside after it failed to verify; never deleted by us
+
+A step is committed by one rename, so a name that is a bare number is whole unless the
+storage damaged it later.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from deit_jax.checkpoint.retention import Retention
+from deit_jax.errors import ConfigError
+
+MANIFEST = "manifest"
+METADATA = "metadata"
+_JSON_FILE = "data.json"
+_DAMAGED = "damaged-"
+_DELETED = ".deleting"
+_UNFINISHED = re.compile(r"^\d+(\.orbax-checkpoint-tmp.*|\.deleting)$")
+
+
+class CheckpointError(ConfigError):
+    """No checkpoint can be written, or none that exists can be trusted."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """One checkpoint is not what was saved; the message names what differs."""
+
+
+class StructureError(ConfigError):
+    """A sound checkpoint holds another model, optimizer or state than the one asked for."""
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+    """Steps committed in `directory`, ascending, sound or not."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+
+
+def damaged_in(directory: pathlib.Path) -> list[str]:
+    """Names of the folders that were set aside."""
+    if not directory.is_dir():
+        return []
+    return sorted(e.name for e in directory.iterdir() if e.name.startswith(_DAMAGED))
+
+
+def remove_unfinished(directory: pathlib.Path) -> list[str]:
+    """Deletes what a killed run left half written or half deleted; returns the names."""
+    names = [e.name for e in directory.iterdir() if _UNFINISHED.match(e.name)]
+    for name in names:
+        shutil.rmtree(directory / name, ignore_errors=True)
+    return names
+
+
+def remove_step(directory: pathlib.Path, step: int) -> None:
+    """Deletes one step. Renamed first: a kill in the middle must not leave half a checkpoint."""
+    doomed = directory / f"{step}{_DELETED}"
+    os.rename(directory / str(step), doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def set_aside(directory: pathlib.Path, step: int) -> str:
+    """Renames a step to `damaged-<step>` (then `damaged-<step>-2`, ...); returns the new name."""
+    name, count = f"{_DAMAGED}{step}", 1
+    while (directory / name).exists():
+        count += 1
+        name = f"{_DAMAGED}{step}-{count}"
+    os.rename(directory / str(step), directory / name)
+    return name
+
+
+def to_json(value: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """`value` as JSON gives it back: tuples are lists, NaN and infinities are None.
+
+    Raises:
+      TypeError: names what is not JSON.
+    """
+
+    def plain(item: Any, path: str) -> Any:
+        if isinstance(item, Mapping):
+            return {str(key): plain(child, f"{path}.{key}") for key, child in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(child, f"{path}[{n}]") for n, child in enumerate(item)]
+        if isinstance(item, float):
+            return item if item - item == 0 else None
+        if item is None or isinstance(item, str | int | bool):
+            return item
+        if getattr(item, "shape", None) == ():
+            return plain(item.item(), path)
+        raise TypeError(f"{path} is a {type(item).__name__}, which JSON cannot hold")
+
+    return plain(value, what)
+
+
+def make_manifest(leaves: Mapping[str, Any], digests: Mapping[str, int],
+                  metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What is checked on restore: every array's shape, dtype, digest; checksums of the JSON."""
+    body = {
+        "format": 1,
+        "leaves": {
+            name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digests[name]}
+            for name, leaf in leaves.items()
+        },
+        "metadata_sha256": _sha256(metadata),
+    }
+    return body | {"sha256": _sha256(body)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What a step says of itself, checksums verified."""
+
+    leaves: dict[str, dict[str, Any]]
+    metadata: dict[str, Any]
+
+    def parts(self) -> set[str]:
+        """`params`, `train`, and `batch_stats` and `ema` where they were saved."""
+        return {name.split("/", 1)[0] for name in self.leaves}
+
+
+def read_description(folder: pathlib.Path) -> Described:
+    """Manifest and metadata of one step.
+
+    Raises:
+      DamagedCheckpointError: a file is missing, cut or changed.
+    """
+    manifest = _read_json(folder, MANIFEST)
+    metadata = _read_json(folder, METADATA)
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != _sha256(body):
+        raise DamagedCheckpointError(f"{folder / MANIFEST / _JSON_FILE} does not match its checksum")
+    if body["metadata_sha256"] != _sha256(metadata):
+        raise DamagedCheckpointError(f"{folder / METADATA / _JSON_FILE} does not match its checksum")
+    return Described(body["leaves"], metadata)
+
+
+def differing_digests(described: Described, found: Mapping[str, int]) -> list[str]:
+    """Names of arrays whose values are not those that were saved."""
+    return [name for name, value in found.items() if described.leaves[name]["digest"] != value]
+
+
+def structural_differences(described: Described, wanted: Mapping[str, Any],
+                           parts: Iterable[str]) -> list[str]:
+    """Every missing, unexpected or differently shaped or typed array, one line each."""
+    parts = set(parts)
+    saved = {name: leaf for name, leaf in described.leaves.items()
+             if name.split("/", 1)[0] in parts}
+    lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
+    lines += [f"{name}: only in the checkpoint" for name in saved if name not in wanted]
+    for name, leaf in wanted.items():
+        if name not in saved:
+            continue
+        was = (tuple(saved[name]["shape"]), saved[name]["dtype"])
+        asked = (tuple(leaf.shape), str(leaf.dtype))
+        if was != asked:
+            lines.append(f"{name}: {was[1]}{list(was[0])} in the checkpoint, "
+                         f"{asked[1]}{list(asked[0])} wanted")
+    return lines
+
+
+def find_step(path: pathlib.Path, which: str) -> pathlib.Path:
+    """One step of a workdir, checkpoints folder or step folder; `which` is "latest" or "best"."""
+    if (path / MANIFEST).is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = steps_in(folder)
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint in {path}; give a workdir, its checkpoints folder, or one step's folder"
+        )
+    if which == "latest":
+        return folder / str(steps[-1])
+    if which != "best":
+        raise ConfigError(f"which={which!r}; known: latest, best")
+    notes = {step: read_description(folder / str(step)).metadata["checkpoint"]
+             for step in steps}
+    last = notes[steps[-1]]
+    ranked = Retention(best_metric=last["best_metric"], higher_is_better=last["higher_is_better"]
+                       ).ranked({step: note["metrics"] for step, note in notes.items()})
+    if not ranked:
+        raise ConfigError(f"{folder}: no checkpoint has a value of {last['best_metric']!r}; "
+                          "read the latest instead")
+    return folder / str(ranked[0])
+
+
+def _read_json(folder: pathlib.Path, part: str) -> dict[str, Any]:
+    file = folder / part / _JSON_FILE
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{file} is missing") from error
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedCheckpointError(f"{file} holds no JSON object")
+    return value
+
+
+def _sha256(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,280 @@
+"""The checkpoints of one run: background saves, retention, and falling back when one is damaged."""
+
+import concurrent.futures
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from deit_jax.checkpoint import layout
+from deit_jax.checkpoint.digest import leaf_paths
+from deit_jax.checkpoint.io import Restored, begin_save, quiet_orbax, read_state
+from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError
+from deit_jax.checkpoint.parts import state_parts
+from deit_jax.checkpoint.retention import Retention
+from deit_jax.state import TrainState
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best saved value of the selection metric and the step that reached it."""
+
+    step: int
+    value: float
+
+
+class Checkpointer:
+    """Saves and restores the training state of one run.
+
+    Args:
+      directory: usually `<workdir>/checkpoints`; made if missing. A local or mounted
+        file system that renames atomically.
+      keep_latest, keep_every_steps, keep_best, best_metric, higher_is_better: see
+        `retention.Retention`.
+      max_failures: after so many saves in a row that failed, `save` raises instead of
+        reporting.
+
+    Every process makes one and calls every method; process 0 lists, renames and deletes.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep_latest: int = 3,
+        keep_every_steps: int | None = None,
+        keep_best: int = 1,
+        best_metric: str | None = None,
+        higher_is_better: bool = True,
+        max_failures: int = 3,
+    ) -> None:
+        quiet_orbax()
+        self._directory = pathlib.Path(directory).absolute()
+        self._retention = Retention(
+            keep_latest=keep_latest, keep_every_steps=keep_every_steps, keep_best=keep_best,
+            best_metric=best_metric, higher_is_better=higher_is_better,
+        )
+        self._max_failures = max_failures
+        self._failures: list[str] = []
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                layout.remove_unfinished(self._directory)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint directory {self._directory} cannot be made: {error.strerror}"
+            ) from error
+        self._saved = {step: self._stored_metrics(step) for step in self._agreed_steps()}
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type | None, *_rest: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            # The first error is the one to show.
+            self._worker.shutdown(wait=True)
+
+    @property
+    def steps(self) -> list[int]:
+        """Committed steps, ascending; a save that is under way is not among them."""
+        return sorted(self._saved)
+
+    def best(self) -> Best | None:
+        """The best value of `best_metric` among the checkpoints kept, None if there is none."""
+        ranked = self._retention.ranked(self._saved)
+        if not ranked:
+            return None
+        return Best(ranked[0], self._retention.value(self._saved[ranked[0]]))
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        metadata: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Copies the state to the host and writes it in the background.
+
+        The state may be donated as soon as this returns. A failure (full disk, read-only
+        directory) is reported on the log and the run goes on with the earlier checkpoints.
+
+        Args:
+          step: number of the folder.
+          metadata: JSON values, in which NaN and infinities become null.
+          metrics: for keep_best, and `metadata["checkpoint"]["metrics"]`.
+
+        Returns:
+          Whether a save was begun: False if that step is there already, or it failed at once.
+
+        Raises:
+          CheckpointError: `max_failures` saves in a row have failed.
+          TypeError: `metadata` holds something that JSON cannot.
+        """
+        self._settle()
+        if step in self._saved:
+            return False
+        metrics = layout.to_json(metrics or {}, what="metrics")
+        selection = {"best_metric": self._retention.best_metric,
+                     "higher_is_better": self._retention.higher_is_better}
+        record = layout.to_json(metadata, what="metadata") | {
+            "checkpoint": {"step": step, "metrics": metrics, **selection}
+        }
+        parts = state_parts(state)
+        leaves = leaf_paths(parts)
+        begun = time.monotonic()
+        try:
+            response = begin_save(self._directory / str(step), parts, record)
+        except Exception as error:  # orbax raises many kinds; all mean that nothing was saved
+            self._failed(step, error, leaves)
+            return False
+        self._pending = self._worker.submit(self._commit, step, metrics, response, begun, leaves)
+        return True
+
+    def restore(self, abstract_state: TrainState) -> Restored | None:
+        """The newest checkpoint that verifies, on the devices that `abstract_state` names.
+
+        Newer ones that are damaged are reported and renamed to `damaged-<step>`, but only
+        once an older one has been restored.
+
+        Args:
+          abstract_state: leaves with shape, dtype and sharding (`jax.ShapeDtypeStruct`, or
+            arrays); any mesh and process count, whatever the checkpoint was saved on.
+
+        Returns:
+          None if nothing was ever saved here.
+
+        Raises:
+          CheckpointError: checkpoints exist but none is sound.
+          StructureError: lists every array that is missing, unexpected, or of another shape
+            or dtype. Nothing is cast, padded or skipped.
+        """
+        self._settle()
+        damaged: dict[int, str] = {}
+        for step in reversed(self._agreed_steps()):
+            problem, restored = "", None
+            try:
+                restored = read_state(self._directory / str(step), abstract_state, step)
+            except DamagedCheckpointError as error:
+                problem = str(error)
+            if _all_processes(restored is not None):
+                self._set_aside(damaged, fallback=step)
+                return restored
+            damaged[step] = problem or "damaged on another process"
+            _LOG.warning("checkpoint of step %d is damaged: %s", step, damaged[step])
+        left = layout.damaged_in(self._directory)
+        if damaged or left:
+            found = [f"  {step}: {text}" for step, text in damaged.items()]
+            found += [f"  {name}: set aside earlier" for name in left]
+            raise CheckpointError(
+                f"no checkpoint in {self._directory} can be trusted, and a run is not started "
+                "over while any exists:\n" + "\n".join(found)
+                + "\nRestore the files from a copy, or choose another workdir."
+            )
+        return None
+
+    def wait(self) -> None:
+        """Waits for the save that is under way.
+
+        Raises:
+          CheckpointError: the last save failed.
+        """
+        self._settle()
+        if self._failures:
+            raise CheckpointError(f"the last checkpoint was not saved: {self._failures[-1]}")
+
+    def close(self) -> None:
+        """Waits, then ends the background thread. Raises as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown(wait=True)
+
+    def _commit(self, step: int, metrics: dict[str, Any], response: Any, begun: float,
+                leaves: Mapping[str, Any]) -> None:
+        try:
+            response.result()
+        except Exception as error:
+            self._failed(step, error, leaves)
+            return
+        self._failures.clear()
+        self._saved[step] = metrics
+        _LOG.info("checkpoint of step %d saved in %.1f s", step, time.monotonic() - begun)
+        keep = self._retention.kept(self._saved)
+        for old in sorted(set(self._saved) - keep):
+            del self._saved[old]
+            if jax.process_index() == 0:
+                try:
+                    layout.remove_step(self._directory, old)
+                except OSError as error:
+                    _LOG.warning("checkpoint of step %d could not be deleted: %s", old, error)
+
+    def _settle(self) -> None:
+        """Waits for the pending save; raises when too many in a row have failed."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+        if len(self._failures) >= self._max_failures:
+            raise CheckpointError(
+                f"{len(self._failures)} checkpoints in a row could not be saved in "
+                f"{self._directory}; the last: {self._failures[-1]}"
+            )
+
+    def _failed(self, step: int, error: Exception, leaves: Mapping[str, Any]) -> None:
+        needed = sum(leaf.nbytes for leaf in leaves.values())
+        try:
+            free = f"{shutil.disk_usage(self._directory).free / 1e6:.0f} MB free"
+        except OSError:
+            free = "free space unknown"
+        reason = str(error).strip().splitlines()
+        text = (f"step {step}: {type(error).__name__}: {reason[0] if reason else ''} "
+                f"(needs about {needed / 1e6:.0f} MB, {free})")
+        self._failures.append(text)
+        kept = f"the last one saved is of step {max(self._saved)}" if self._saved else "none exists"
+        _LOG.error("checkpoint not saved: %s; %s", text, kept)
+        if jax.process_index() == 0:
+            layout.remove_unfinished(self._directory)
+
+    def _set_aside(self, damaged: Mapping[int, str], *, fallback: int) -> None:
+        for step in damaged:
+            self._saved.pop(step, None)
+            if jax.process_index() == 0:
+                name = layout.set_aside(self._directory, step)
+                _LOG.warning("checkpoint of step %d set aside as %s; going on from step %d",
+                             step, self._directory / name, fallback)
+
+    def _stored_metrics(self, step: int) -> dict[str, Any]:
+        try:
+            described = layout.read_description(self._directory / str(step))
+        except (DamagedCheckpointError, OSError):
+            return {}
+        return described.metadata.get("checkpoint", {}).get("metrics", {})
+
+    def _agreed_steps(self) -> list[int]:
+        """Process 0's listing: another process may see a shared file system late."""
+        steps = layout.steps_in(self._directory)
+        if jax.process_count() == 1:
+            return steps
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        padded = np.resize(np.asarray(steps or [0], np.int32), count)
+        return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]
+
+
+def _all_processes(good: bool) -> bool:
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))

@@ -1,0 +1,56 @@
+"""The training state as plain nested dicts of arrays, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from deit_jax.checkpoint.digest import leaf_paths
+from deit_jax.state import TrainState
+
+PyTree = Any
+
+
+def state_parts(state: TrainState) -> dict[str, PyTree]:
+    """The state as plain nested dicts, so that no optax class is part of the format.
+
+    `params`, `batch_stats`, `ema/{params,batch_stats}`, `train/{step,opt_state}`; what has
+    no arrays is left out.
+    """
+    return nested(leaf_paths(_named(state)))
+
+
+def _named(state: TrainState) -> dict[str, PyTree]:
+    return {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "ema": {"params": state.ema_params, "batch_stats": state.ema_batch_stats},
+        "train": {"step": state.step, "opt_state": state.opt_state},
+    }
+
+
+def filled(abstract: TrainState, leaves: Mapping[str, Any]) -> TrainState:
+    """`abstract` with its leaves replaced by name."""
+    named = _named(abstract)
+    treedef = jax.tree.structure(named)
+    parts = jax.tree.unflatten(treedef, [leaves[name] for name in leaf_paths(named)])
+    return TrainState(
+        step=parts["train"]["step"],
+        params=parts["params"],
+        batch_stats=parts["batch_stats"],
+        ema_params=parts["ema"]["params"],
+        ema_batch_stats=parts["ema"]["batch_stats"],
+        opt_state=parts["train"]["opt_state"],
+    )
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
+    """`{"a/b": x}` as `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree

@@ -1,0 +1,62 @@
+"""Which checkpoints stay: the latest, every so many steps, the best on a metric."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from deit_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What to keep; everything else is deleted once a newer checkpoint is committed.
+
+    Attributes:
+      keep_latest: the newest n, at least 1. Two or more, or a damaged newest one has
+        nothing to fall back on.
+      keep_every_steps: also every step that this divides; None for none.
+      keep_best: also the best n on `best_metric`.
+      best_metric: name among the metrics given to `save`, for example
+        "val/ema_top1"; None switches keep_best off.
+      higher_is_better: True for accuracies, False for losses.
+    """
+
+    keep_latest: int = 3
+    keep_every_steps: int | None = None
+    keep_best: int = 1
+    best_metric: str | None = None
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if self.keep_latest < 1 or self.keep_best < 0 or (self.keep_every_steps or 1) < 1:
+            raise ConfigError(
+                f"config.checkpoint: keep_latest={self.keep_latest} must be at least 1, "
+                f"keep_best={self.keep_best} at least 0, keep_every_steps="
+                f"{self.keep_every_steps} at least 1 or None"
+            )
+
+    def value(self, metrics: Mapping[str, float | None]) -> float | None:
+        """The metric to select by; None where it was not measured."""
+        return metrics.get(self.best_metric) if self.best_metric else None
+
+    def ranked(self, saved: Mapping[int, Mapping[str, float | None]]) -> list[int]:
+        """Steps at which the metric was measured and is a number, best first, ties to the newer."""
+        sign = 1 if self.higher_is_better else -1
+        scores = {
+            step: sign * value
+            for step, metrics in saved.items()
+            if (value := self.value(metrics)) is not None and not math.isnan(value)
+        }
+        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+
+    def kept(self, saved: Mapping[int, Mapping[str, float | None]]) -> set[int]:
+        """The steps that stay, given the metrics of every saved step.
+
+        A NaN metric is worse than any number: such a checkpoint is never among the best.
+        """
+        keep = set(sorted(saved)[-self.keep_latest :])
+        if self.keep_every_steps:
+            keep.update(step for step in saved if step % self.keep_every_steps == 0)
+        if self.best_metric:
+            keep.update(self.ranked(saved)[: self.keep_best])
+        return keep
