@@ -16,7 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -24,29 +24,38 @@ from ml_collections import config_dict
 from deit_jax import errors
 
 
+class Option(NamedTuple):
+    """One key of a section: its default (None: unset) and annotation."""
+
+    default: Any
+    annotation: Any
+
+
+# Section name -> function of the section's keys so far -> its options.
+Sections = Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Option]]]
+
+
 def load_config(
-    spec: str,
-    overrides: Iterable[str] = (),
-    *,
-    builders: Mapping[str, Iterable[Callable]] | None = None,
+    spec: str, overrides: Iterable[str] = (), *, sections: Sections, top: Mapping[str, Option]
 ) -> ml_collections.ConfigDict:
     """The locked, complete config of `FILE[:variant]` with `a.b=c` overrides applied.
 
     Args:
       spec: path of a config file, optionally followed by `:variant`.
       overrides: `section.key=value` texts; values are parsed by the type of the default.
-      builders: section name -> the functions that take its keys; by default those of
-        the training loop. A section may be shared by several functions.
+      sections, top: what there is to set, see `sections.py`.
 
     Raises:
       ConfigError: every unknown key and wrong type at once, naming what would work.
     """
-    if builders is None:
-        from deit_jax import sections
-
-        builders = sections.BUILDERS
     config = _read(spec)
-    problems = complete(config, builders)
+    overrides = list(overrides)
+    problems = []
+    # The model's options depend on its name, so that comes first.
+    overrides.sort(key=lambda text: not text.startswith("model.name="))
+    if overrides and overrides[0].startswith("model.name=") and "model" in config:
+        config.model.name = overrides.pop(0).partition("=")[2]
+    problems += complete(config, sections, top)
     for override in overrides:
         try:
             _apply_override(config, override)
@@ -85,42 +94,44 @@ def _read(spec: str) -> ml_collections.ConfigDict:
 
 
 def complete(
-    config: ml_collections.ConfigDict, builders: Mapping[str, Iterable[Callable]]
+    config: ml_collections.ConfigDict, sections: Sections, top: Mapping[str, Option]
 ) -> list[str]:
-    """Adds, in place, every builder keyword that has a default; returns what is wrong.
+    """Adds, in place, every option that the file leaves out; returns what is wrong.
 
-    Keywords without a default are what the training loop supplies (the number of
-    classes, the schedule, ...), and a key that no builder of its section takes is
-    reported with the nearest ones.
+    A key that no builder of its section takes is reported with the nearest ones.
     """
     problems = []
-    for section, functions in builders.items():
+    for key in sorted(set(config) - set(sections) - set(top)):
+        known = errors.close_matches(key, [*sections, *top])
+        problems.append(f"unknown key config.{key}; known: {known}")
+    for key, option in top.items():
+        if key not in config:
+            config[key] = _field(option)
+    for section, options in sections.items():
         if section not in config:
             config[section] = ml_collections.ConfigDict()
-        known, open_ended = {}, False
-        for function in functions:
-            for name, parameter in inspect.signature(function).parameters.items():
-                if parameter.kind is parameter.VAR_KEYWORD:
-                    open_ended = True
-                elif parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                    known[name] = parameter
+        try:
+            known = options(config[section])
+        except errors.ConfigError as error:
+            problems.append(f"config.{section}: {error}")
+            continue
         for key in config[section]:
-            if key not in known and not open_ended:
-                problems.append(
-                    f"unknown key config.{section}.{key}; known: {errors.close_matches(key, known)}"
-                )
-        for name, parameter in known.items():
-            if name not in config[section] and parameter.default is not parameter.empty:
-                config[section][name] = _field(parameter)
+            if key not in known:
+                near = errors.close_matches(key, known)
+                problems.append(f"unknown key config.{section}.{key}; known: {near}")
+        for key, option in known.items():
+            if key not in config[section]:
+                config[section][key] = _field(option)
     return problems
 
 
-def _field(parameter: inspect.Parameter) -> Any:
-    if parameter.default is not None:
-        return parameter.default
-    kind = next(
-        (t for t in typing.get_args(parameter.annotation) if t is not types.NoneType), object
-    )
+def _field(option: Option) -> Any:
+    if option.default is inspect.Parameter.empty:
+        return config_dict.required_placeholder(object)
+    if option.default is not None:
+        return option.default
+    kinds = [t for t in typing.get_args(option.annotation) if t is not types.NoneType]
+    kind = kinds[0] if len(kinds) == 1 else object
     return config_dict.placeholder(typing.get_origin(kind) or kind)
 
 

@@ -4,12 +4,12 @@ Batches are padded and masked, sums (never per-batch means) are added up, so the
 result does not depend on batch size or device count.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deit_jax import models
 
@@ -82,32 +82,46 @@ def make_eval_step(
 
 def evaluate(
     eval_step: Callable[[PyTree, PyTree, PyTree], Mapping[str, jax.Array]],
-    variables: PyTree,
+    candidates: Mapping[str, PyTree],
     teacher_variables: PyTree,
     batches: Iterable[PyTree],
-) -> dict[str, float]:
-    """Runs all batches; returns `count` and the means of every sum over the images.
+) -> dict[str, dict[str, float]]:
+    """Runs every batch once through each candidate's variables (raw, EMA).
 
-    `batches` are on the device already. Up to two steps are in flight at a time.
+    `batches` are on the device already; at most two of them are in flight at a time.
+    Returns, for each candidate, `count` and the mean of every sum over the images.
+
+    Raises:
+      ValueError: no image was seen.
     """
-    total: dict[str, float] = {}
-    pending: list[Mapping[str, jax.Array]] = []
+    totals: dict[str, dict[str, float]] = {name: {} for name in candidates}
+    pending: collections.deque = collections.deque()
 
-    def take(sums):
-        for key, value in jax.device_get(sums).items():
-            total[key] = total.get(key, 0.0) + float(value)
+    def take(all_sums):
+        for name, sums in jax.device_get(all_sums).items():
+            for key, value in sums.items():
+                totals[name][key] = totals[name].get(key, 0.0) + float(value)
 
     for batch in batches:
-        pending.append(eval_step(variables, teacher_variables, batch))
+        pending.append(
+            {
+                name: eval_step(variables, teacher_variables, batch)
+                for name, variables in candidates.items()
+            }
+        )
         if len(pending) > 2:
-            take(pending.pop(0))
-    for sums in pending:
-        take(sums)
-    count = total.pop("count", 0.0)
+            take(pending.popleft())
+    while pending:
+        take(pending.popleft())
+    return {name: _means(total) for name, total in totals.items()}
+
+
+def _means(total: Mapping[str, float]) -> dict[str, float]:
+    count = total.get("count", 0.0)
     if not count:
         raise ValueError("evaluation saw no image: the evaluation split is empty")
-    means = {key: value / np.float64(count) for key, value in total.items()}
-    return {"count": int(count)} | {key: float(value) for key, value in means.items()}
+    means = {key: value / count for key, value in total.items() if key != "count"}
+    return {"count": int(count)} | means
 
 
 def best_head(results: Mapping[str, float]) -> str:

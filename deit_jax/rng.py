@@ -27,3 +27,11 @@ def step_key(base_key: jax.Array, purpose: Purpose, step: jax.Array | int) -> ja
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
     """One key for each of the `rows` positions of the global batch, shape [rows]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+
+
+def base_key(seed: int) -> jax.Array:
+    """The key of a run, from which everything random is derived.
+
+    Threefry, whatever jax's default is set to: its draws do not depend on sharding.
+    """
+    return jax.random.key(seed, impl="threefry2x32")

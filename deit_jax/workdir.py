@@ -26,8 +26,6 @@ HARMLESS = (
     "eval.*",
     "log.*",
     "mesh.*",
-    "teacher.init",
-    "init.*",
 )
 LENGTH = ("train.total_epochs", "train.total_steps")
 

@@ -1,0 +1,97 @@
+"""Sections that several recipes share. A recipe states what makes it what it is; this is the rest."""
+
+from ml_collections import ConfigDict
+
+
+def imagenet() -> ConfigDict:
+    """ImageNet-1k as prepared by tensorflow-datasets; repeated augmentation as published."""
+    return ConfigDict(
+        {
+            "data": {
+                "source": "tfds",
+                "name": "imagenet2012",
+                "train_split": "train",
+                "eval_split": "validation",
+            },
+            "input": {"canvas": 512, "repeats": 3},
+        }
+    )
+
+
+def deit_training() -> ConfigDict:
+    """Table 9 of the paper: the training recipe of DeiT, all sizes."""
+    return ConfigDict(
+        {
+            "augment": {
+                "crop": "rrc",
+                "scale": (0.08, 1.0),
+                "interpolation": "bicubic",
+                "hflip": 0.5,
+                "randaugment": "rand-m9-mstd0.5-inc1",
+                "erasing_prob": 0.25,
+                "mixup": 0.8,
+                "cutmix": 1.0,
+                "mix_prob": 1.0,
+                "switch_prob": 0.5,
+                "smoothing": 0.1,
+            },
+            "optim": {"name": "adamw", "weight_decay": 0.05, "clip_norm": None},
+            "schedule": {
+                "kind": "cosine",
+                "base_lr": 5e-4,
+                "scale_by_batch": 512,
+                "warmup_epochs": 5.0,
+                "warmup_lr": 1e-6,
+                "min_lr": 1e-5,
+            },
+            "step": {"ema_decay": 0.99996},
+            "train": {"batch_size": 1024, "total_epochs": 300.0},
+            "eval": {"crop_ratio": 0.875},
+        }
+    )
+
+
+def merged(*parts: ConfigDict) -> ConfigDict:
+    """Sections of all parts, later values winning, new keys allowed."""
+    config = ConfigDict()
+    for part in parts:
+        for section, value in part.items():
+            if isinstance(value, ConfigDict) and section in config:
+                for key, item in value.items():
+                    if key in config[section]:
+                        with config[section].ignore_type():
+                            config[section][key] = item
+                    else:
+                        config[section][key] = item
+            else:
+                config[section] = value
+    return config
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """The same recipe with a tiny model, two steps and small images: for tests and dry runs.
+
+    Works on the config that a recipe returns, before it is completed.
+    """
+    is_regnet = config.model.name.startswith("regnet")
+    tiny = (
+        {"widths": (8, 16), "depths": (1, 1), "group_sizes": (4, 4), "strides": (2, 2)}
+        if is_regnet
+        else {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    )
+    small = ConfigDict(
+        {
+            "model": tiny | {"image_size": 32, "dtype": "float32"},
+            "input": {"canvas": 64, "threads": 1},
+            "train": {
+                "batch_size": 16,
+                "total_steps": 2,
+                "log_every_steps": 1,
+                "eval_every_steps": 2,
+                "checkpoint_every_steps": 1,
+            },
+            "eval": {"batch_size": 16, "canvas": 64},
+            "schedule": {"warmup_epochs": 0.0},
+        }
+    )
+    return merged(config, small)

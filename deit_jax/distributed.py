@@ -1,0 +1,60 @@
+"""Joining the other processes of a run: TPU pods, Slurm and MPI by themselves, others by address."""
+
+import os
+
+import jax
+
+from deit_jax.errors import ConfigError
+
+# A cluster that jax recognises sets these. Asking only then keeps a single process
+# single: under jax.distributed SIGTERM no longer ends it.
+_SLURM_TASKS = "SLURM_NTASKS"
+_MPI_TASKS = "OMPI_COMM_WORLD_SIZE"
+_TPU_WORKERS = "TPU_WORKER_HOSTNAMES"
+
+
+def is_cluster(environment: dict[str, str] | None = None) -> bool:
+    """Whether the environment is that of one process among several."""
+    env = os.environ if environment is None else environment
+    tasks = env.get(_SLURM_TASKS) or env.get(_MPI_TASKS) or "1"
+    return int(tasks) > 1 or "," in env.get(_TPU_WORKERS, "")
+
+
+def initialise(
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_timeout_seconds: int = 100,
+) -> None:
+    """Connects this process to the others; does nothing for a run of one process.
+
+    Args:
+      coordinator: `host:port` of process 0, for machines that no cluster manager
+        describes; then `num_processes` and `process_id` are needed too.
+      heartbeat_timeout_seconds: after so long without a sign of life from another
+        process the run ends with an error, so that a supervisor can start it again.
+
+    Raises:
+      ConfigError: an incomplete description.
+    """
+    given = [coordinator, num_processes, process_id]
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise ConfigError(
+                "--coordinator, --num_processes and --process_id belong together; "
+                "on TPU pods and under Slurm leave all three out"
+            )
+        if not 0 <= process_id < num_processes:
+            raise ConfigError(
+                f"--process_id={process_id} must be 0 to {num_processes - 1} "
+                f"(--num_processes={num_processes})"
+            )
+    elif not is_cluster():
+        return
+    jax.distributed.initialize(
+        coordinator_address=coordinator,
+        num_processes=num_processes,
+        process_id=process_id,
+        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+    )

@@ -1,0 +1,124 @@
+"""The frozen teacher: any registered model from any readable checkpoint, at its own resolution.
+
+Its variables never enter the training state or its checkpoints; they are handed to
+the step as an argument, so that they are neither baked into the program nor donated.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax import models
+from deit_jax.errors import ConfigError
+
+PyTree = Any
+
+PUBLISHED = "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"
+NO_TEACHER = f"""config.teacher.init is not set, and a distilled run needs a trained teacher. Give one of:
+  - the published RegNetY-16GF: download {PUBLISHED} and set
+    --config.teacher.init=regnety_160-a5fe301d.pth (it is read as it is; `deit-jax convert` is not needed)
+  - a run of this library: --config.teacher.init=WORKDIR, for example of configs/quickstart.py:teacher
+To train the same student without a teacher: --config.loss.distillation=none"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen classifier.
+
+    Attributes:
+      fn: `(variables, image f32 [B, h, w, 3]) -> logits f32 [B, K]`, for the student's
+        normalised image.
+      variables: host arrays, to be placed on the mesh by the caller.
+      description: one line for the terminal.
+    """
+
+    fn: Callable[[PyTree, jax.Array], jax.Array]
+    variables: PyTree
+    description: str
+
+
+def make_teacher(
+    *,
+    num_classes: int,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    init: str = "",
+    name: str = "",
+    ema: bool = False,
+    input_size: int | None = None,
+    dtype: str = "auto",
+    fold_batch_norm: bool = True,
+) -> Teacher:
+    """Loads a teacher and makes it a function of the student's input.
+
+    Args:
+      num_classes: of the student; a teacher with another number is refused.
+      image_size, mean, std: side in pixels and statistics of the student's input.
+      init: checkpoint of the teacher: a published `.pth`, a `.safetensors`, or the
+        workdir of a run; see `pretrained.load_checkpoint`.
+      name: registered model of `init`, when the file does not say it.
+      ema: of a run of ours, take the averaged weights.
+      input_size: side at which the teacher sees the image; None for the student's,
+        which is what the paper does.
+      dtype: compute type; 'auto' is bfloat16 on accelerators, float32 on CPU.
+      fold_batch_norm: fold BatchNorm constants into the convolutions.
+
+    Raises:
+      ConfigError: no `init`, an unreadable one, or one of another number of classes.
+    """
+    if not init:
+        raise ConfigError(NO_TEACHER)
+    from deit_jax import pretrained
+
+    loaded = pretrained.load_checkpoint(init, ema=ema, model=name or None)
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    classes = loaded.num_classes
+    if classes != num_classes:
+        raise ConfigError(
+            f"the teacher {init} knows {classes} classes, the data has {num_classes}; "
+            "a teacher must be trained on the same classes"
+        )
+    side = input_size or image_size
+    kwargs = dict(loaded.model_kwargs) | {"image_size": side, "dtype": dtype}
+    model = models.create_model(loaded.model, **kwargs | {"num_classes": num_classes})
+    variables = pretrained.initialise(loaded, model=model).variables
+    if fold_batch_norm and "batch_stats" in variables:
+        model, variables = models.fold_batch_norm(model, variables)
+    convert = _input_conversion(
+        image_size, side, (mean, std), (loaded.mean or mean, loaded.std or std)
+    )
+
+    def fn(variables: PyTree, image: jax.Array) -> jax.Array:
+        output = models.apply(model, variables, convert(image))
+        if output.dist_logits is None:
+            return output.logits
+        return (output.logits + output.dist_logits) / 2
+
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables))
+    description = f"{loaded.model} from {init}, {count:,} parameters, at {side} px in {dtype}"
+    return Teacher(fn=fn, variables=variables, description=description)
+
+
+def _input_conversion(from_size: int, to_size: int, student_stats, teacher_stats):
+    """From the student's normalised image to the teacher's: statistics, then size."""
+    same_stats = np.allclose(student_stats, teacher_stats)
+    (mean, std), (teacher_mean, teacher_std) = (
+        [np.asarray(x, np.float32).reshape(1, 1, 1, -1) for x in stats]
+        for stats in (student_stats, teacher_stats)
+    )
+
+    def convert(image: jax.Array) -> jax.Array:
+        if not same_stats:
+            image = (image * std + mean - teacher_mean) / teacher_std
+        if from_size != to_size:
+            shape = (image.shape[0], to_size, to_size, image.shape[3])
+            image = jax.image.resize(image, shape, "bicubic", antialias=True)
+        return jnp.asarray(image)
+
+    return convert
