@@ -240,7 +240,7 @@ def test_npz(tmp_path):
         ({"test_labels": np.arange(5)}, "labels must be integers"),
         ({"test_labels": np.arange(6) - 1}, "label -1 of a.npz test"),
         ({"class_names": np.array(["x", "y"])}, "outside the 2 classes"),
-        ({"test_images": np.zeros((0, 5, 4, 3), np.uint8), "test_labels": np.zeros(0, int)}, "empty"),
+        ({"test_images": np.zeros((0, 5, 4, 3), np.uint8), "test_labels": np.arange(0)}, "empty"),
     ],
 )
 def test_npz_mistakes(tmp_path, overrides, message):
@@ -263,22 +263,26 @@ import sys
 for name in ("tensorflow", "tensorflow_datasets"):
     sys.modules[name] = None
 from deit_jax import data
+from deit_jax.errors import ConfigError
 digits = data.open_data(source="digits")
 with data.train_batches(digits.train, batch_size=32, canvas=8) as batches:
     assert next(batches)["canvas"].any()
 with data.eval_batches(digits.eval, batch_size=100, canvas=8, image_size=8, crop_ratio=1.0) as it:
     assert sum(b["mask"].sum() for b in it) == 355
-try:
-    data.decode_image(b"\\xff\\xd8")
-except ImportError as error:
-    assert "pip install tensorflow-cpu" in str(error), error
-else:
-    raise SystemExit("no error")
+
+def refuses(words, function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except ConfigError as error:
+        assert words in str(error), error
+    else:
+        raise SystemExit("no error")
+
+refuses("pip install tensorflow-cpu", data.decode_image, b"\\xff\\xd8")
+refuses("pip install tensorflow-cpu", data.open_data, source="folder", path="/")
+refuses("pip install tensorflow-cpu", data.open_data, source="tfds", name="x")
 sys.modules["sklearn.datasets"] = None
-try:
-    data.open_data(source="digits")
-except ImportError as error:
-    assert "pip install scikit-learn" in str(error), error
+refuses("pip install scikit-learn", data.open_data, source="digits")
 """
     root = pathlib.Path(data.__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root, timeout=60)

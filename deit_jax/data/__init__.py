@@ -4,19 +4,14 @@ Importing this needs no TensorFlow; decoding image files does.
 """
 
 from deit_jax.data.arrays import ArraySource, arrays_data
+from deit_jax.data.batches import BatchIterator, CorruptShareExceeded, Health
 from deit_jax.data.decode import CorruptImage, decode_image
 from deit_jax.data.order import (
     canvas_count,
     distinct_images_per_epoch,
     steps_per_epoch,
 )
-from deit_jax.data.pipeline import (
-    BatchIterator,
-    CorruptShareExceeded,
-    Health,
-    eval_batches,
-    train_batches,
-)
+from deit_jax.data.pipeline import eval_batches, train_batches
 from deit_jax.data.sources import Data, Source, open_data
 from deit_jax.data.transfer import prefetch_to_device
 

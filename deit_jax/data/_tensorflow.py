@@ -1,22 +1,37 @@
 """TensorFlow, imported on first use, silent, and kept off the accelerator."""
 
 import functools
+import importlib.util
 import os
 import types
+
+from deit_jax.errors import ConfigError
+
+_MISSING = (
+    "decoding JPEG and PNG files needs TensorFlow, which cannot be imported; "
+    "`pip install tensorflow-cpu`, or use data of uint8 arrays "
+    "(source 'digits' or 'arrays'), which needs none"
+)
+
+
+def require_tensorflow() -> None:
+    """Raise ConfigError now, rather than at the first batch, when there is no TensorFlow."""
+    try:
+        found = importlib.util.find_spec("tensorflow")
+    except ValueError:
+        found = None
+    if found is None:
+        raise ConfigError(_MISSING)
 
 
 @functools.cache
 def tensorflow() -> types.ModuleType:
-    """The tensorflow module; an ImportError that says what to install when there is none."""
+    """The tensorflow module; a ConfigError that says what to install when there is none."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise ImportError(
-            "decoding JPEG and PNG files needs TensorFlow, which cannot be imported "
-            f"({error}); `pip install tensorflow-cpu`, or use data of uint8 arrays "
-            "(source='digits' or 'arrays'), which needs none"
-        ) from error
+        raise ConfigError(f"{_MISSING} ({error})") from error
     try:
         # TensorFlow takes all of the memory of every accelerator that it sees.
         tf.config.set_visible_devices([], "GPU")

@@ -117,11 +117,14 @@ def open_digits() -> Data:
 
     The split is fixed: of the images of each class, in the order of the file, every fifth
     is for test (1,442 train, 355 test, stratified). Gray levels 0..16 become 0..255.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             "the digits come with scikit-learn: `pip install scikit-learn`"
         ) from error
     digits = load_digits()

@@ -16,7 +16,7 @@ def _array_record_module():
     try:
         from array_record.python import array_record_module
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             f"reading ArrayRecord files needs array_record ({error}): `pip install array_record`"
         ) from error
     return array_record_module

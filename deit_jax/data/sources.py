@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from deit_jax.data._tensorflow import require_tensorflow
 from deit_jax.errors import ConfigError, unknown
 
 Record = bytes | np.ndarray
@@ -116,6 +117,7 @@ def open_data(
 def _open_tfds(*, path, **kwargs) -> Data:
     from deit_jax.data import tfds_sets
 
+    require_tensorflow()
     if path is not None:
         raise ConfigError("source 'tfds' takes name and data_dir, not path")
     return tfds_sets.open_tfds(**kwargs)
@@ -124,6 +126,7 @@ def _open_tfds(*, path, **kwargs) -> Data:
 def _open_folder(*, path, train_split, eval_split, **_) -> Data:
     from deit_jax.data import folder
 
+    require_tensorflow()
     return folder.open_folder(path=path, train_split=train_split, eval_split=eval_split)
 
 

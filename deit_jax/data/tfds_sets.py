@@ -77,7 +77,7 @@ def open_tfds(
     label_key: str,
     window_shards: int | None,
 ) -> Data:
-    """Open a prepared set; see `sources.open_data`. Needs tensorflow-datasets, downloads nothing."""
+    """Open a prepared set; see `sources.open_data`. Downloads nothing."""
     if not name:
         raise ConfigError("source 'tfds' needs the name of a data set, such as 'imagenet2012'")
     folder = find_prepared(name, data_dir)

@@ -1,0 +1,196 @@
+"""The pool of threads that reads, decodes and fills canvases, some batches ahead."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from deit_jax.data.decode import CorruptImage
+from deit_jax.data.sources import Record, Source
+from deit_jax.errors import ConfigError
+
+Batch = dict[str, np.ndarray]
+_LOG = logging.getLogger(__name__)
+_CHUNK = 8
+
+
+@dataclasses.dataclass
+class _Met:
+    """What one task met: images shrunk, record -> reason of the corrupt ones."""
+
+    shrunk: int = 0
+    corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Health:
+    """What the batches handed out so far met.
+
+    Attributes:
+        images: images read.
+        shrunk: of these, those that exceeded the canvas.
+        corrupt: record number -> name of those that could not be decoded.
+    """
+
+    images: int = 0
+    shrunk: int = 0
+    corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shrunk_share(self) -> float:
+        """Share of the images that exceeded the canvas."""
+        return self.shrunk / max(self.images, 1)
+
+
+class CorruptShareExceeded(ConfigError):
+    """More records are damaged than `max_corrupt_share` allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Fetches, decodes and fits records into canvas rows.
+
+    Attributes:
+        fit: uint8 [h, w, 3] larger than the canvas -> one that it holds.
+        decode: record -> uint8 [h, w, 3], raising CorruptImage.
+        replace: put the next record in the place of a corrupt one; else mask the row.
+        closed: set when nobody wants the batches any more.
+    """
+
+    source: Source
+    canvas: int
+    fit: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[Record], np.ndarray]
+    replace: bool
+    closed: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> _Met:
+        """Fill `rows` of the batch with `records`; how many were shrunk, which are corrupt."""
+        met = _Met()
+        if self.closed.is_set():
+            return met
+        images, labels = self.source.get(records)
+        for row, record, image, label in zip(rows, records, images, labels, strict=True):
+            record = int(record)
+            pixels = self._decode(image, record, met)
+            while pixels is None and self.replace and len(met.corrupt) < len(self.source):
+                # The next record, whoever reads it: the same on every thread and process.
+                record = (record + 1) % len(self.source)
+                (image,), (label,) = self.source.get(np.array([record]))
+                pixels = self._decode(image, record, met)
+            if pixels is None:
+                if not self.replace:
+                    batch["mask"][row] = False
+                continue
+            if max(pixels.shape[:2]) > self.canvas:
+                pixels = self.fit(pixels)
+                met.shrunk += 1
+            height, width = pixels.shape[:2]
+            batch["canvas"][row, :height, :width] = pixels
+            batch["size"][row] = height, width
+            batch["label"][row] = label
+            batch["index"][row] = record
+        return met
+
+    def _decode(self, image: Record, record: int, met: _Met) -> np.ndarray | None:
+        try:
+            return self.decode(image)
+        except CorruptImage as error:
+            met.corrupt[record] = str(error)
+            return None
+
+
+class BatchIterator(Iterator[Batch]):
+    """Host batches in order, `prefetch` of them worked on ahead by a pool of threads.
+
+    Attributes:
+        health: counts of images, of shrunk ones, of corrupt records and their names.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterator[tuple[Batch, np.ndarray, np.ndarray]],
+        reader: Reader,
+        *,
+        threads: int,
+        prefetch: int,
+        max_corrupt_share: float,
+    ):
+        self.health = Health()
+        self._max_corrupt_share = max_corrupt_share
+        self._jobs = jobs
+        self._reader = reader
+        self._depth = max(prefetch, 0) + 1
+        self._pending: collections.deque = collections.deque()
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, "read-and-decode")
+        self._finalizer = weakref.finalize(self, _shut_down, reader.closed, self._pool)
+
+    def __next__(self) -> Batch:
+        try:
+            self._submit()
+            if not self._pending:
+                raise StopIteration
+            batch, count, futures = self._pending.popleft()
+            # Counted batch by batch in order, so that where a run stops does not depend
+            # on how far the threads have worked ahead.
+            self.health.images += count
+            for future in futures:
+                self._account(future.result())
+        except BaseException:
+            self.close()
+            raise
+        self._submit()
+        return batch
+
+    def _submit(self) -> None:
+        if self._reader.closed.is_set():
+            return
+        while len(self._pending) < self._depth:
+            job = next(self._jobs, None)
+            if job is None:
+                return
+            batch, rows, records = job
+            futures = [
+                self._pool.submit(
+                    self._reader.fill, batch, rows[i : i + _CHUNK], records[i : i + _CHUNK]
+                )
+                for i in range(0, len(rows), _CHUNK)
+            ]
+            self._pending.append((batch, len(rows), futures))
+
+    def _account(self, met: _Met) -> None:
+        self.health.shrunk += met.shrunk
+        source, corrupt = self._reader.source, self.health.corrupt
+        for record, reason in met.corrupt.items():
+            if record in corrupt:
+                continue
+            name = corrupt[record] = source.record_name(record)
+            _LOG.warning("cannot decode %s, skipped (%d so far): %s", name, len(corrupt), reason)
+        if len(corrupt) > self._max_corrupt_share * len(source):
+            raise CorruptShareExceeded(
+                f"{len(corrupt)} of {len(source)} records cannot be decoded, more than "
+                f"max_corrupt_share={self._max_corrupt_share:g} allows: "
+                f"{', '.join(list(corrupt.values())[:5])}; repair or remove them, or raise "
+                f"max_corrupt_share above {len(corrupt) / len(source):.2g}"
+            )
+
+    def close(self) -> None:
+        """Stop the threads; harmless when repeated."""
+        self._pending.clear()
+        self._finalizer()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _shut_down(closed: threading.Event, pool: concurrent.futures.Executor) -> None:
+    closed.set()
+    pool.shutdown(wait=True, cancel_futures=True)
