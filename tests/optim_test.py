@@ -136,7 +136,7 @@ def test_frozen_parameters_stay_and_have_no_state(stored, name):
     huge = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params) | {
         "head": tree(stored, 1)["head"]
     }
-    updates, state = tx.update(huge, state, params)
+    updates, state = jax.jit(tx.update)(huge, state, params)
     new = optax.apply_updates(params, updates)
     for (path, old), (_, leaf) in zip(
         param_groups.named_leaves(params), param_groups.named_leaves(new), strict=True
@@ -153,18 +153,18 @@ def test_lamb_leaves_zero_tensors_and_undecayed_tensors_unadapted():
     tx = optim.make_optimizer(
         params=params, schedule=lambda step: 1.0, name="lamb", lamb_clip_norm=None
     )
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    update = jax.jit(tx.update)
+    updates, _ = update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["head"]["kernel"], -1.0, rtol=1e-6)
     np.testing.assert_allclose(updates["head"]["bias"], -1.0, rtol=1e-6)
     params["head"]["kernel"] = jnp.full((3, 2), 5.0)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    updates, _ = update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["head"]["kernel"], -5.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_sharded_state_gives_the_same_update(stored, name):
+def test_sharded_state_gives_the_same_update(stored):
     params, grads = tree(stored, 0), tree(stored, 20)
-    tx = optim.make_optimizer(params=params, schedule=lambda step: 0.01, name=name)
+    tx = optim.make_optimizer(params=params, schedule=lambda step: 0.01, name="lamb")
     alone, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     mesh = sharding.make_mesh(fsdp=4)
     place = lambda x: jax.device_put(x, sharding.tree_shardings(mesh, x, min_size=8))

@@ -97,7 +97,9 @@ def train(stored, variant):
             teacher_fn=None
             if variant == "plain"
             else lambda weights, image: models.apply(teacher, weights, image).logits,
-        )
+        ),
+        # Compiles faster; the steps are few.
+        compiler_options={"xla_backend_optimization_level": 0},
     )
     state = steps.init_state(student, tx, jax.random.key(0), ema=False, variables=start)
     history = []
