@@ -1,0 +1,132 @@
+"""One plain line for each log interval, the same on a terminal and in a log file."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TextIO
+
+
+class Progress:
+    """Measures speed, share of time spent waiting for data, and time to go.
+
+    Compilation, evaluation and checkpoints are put inside `paused`, so that they count in
+    none of the three.
+
+    Args:
+      total_steps: length of the run.
+      steps_per_epoch: for the epoch shown.
+      batch_size: rows of the global batch.
+      start_step: step the run goes on from.
+      stream: where lines go; standard output if None. Give `enabled=False` on processes
+        other than 0.
+      clock: seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        self._stream = stream
+        self._enabled = enabled
+        self._clock = clock
+        self._step = start_step
+        self._begun = clock()
+        self._excluded_s = 0.0
+        self._excluded_steps = 0
+        self._waited_s = 0.0
+        # Seconds a step, averaged over the run with the recent intervals weighing most.
+        self._step_s: float | None = None
+
+    @contextlib.contextmanager
+    def paused(self, *, steps: int = 0) -> Iterator[None]:
+        """Time inside counts as no training; `steps` taken inside count as no progress."""
+        begun = self._clock()
+        try:
+            yield
+        finally:
+            self._excluded_s += self._clock() - begun
+            self._excluded_steps += steps
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around fetching the next batch. Not to be nested in `paused`."""
+        begun = self._clock()
+        try:
+            yield
+        finally:
+            self._waited_s += self._clock() - begun
+
+    def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Prints the line of one interval and begins the next.
+
+        Args:
+          step: steps done.
+          values: numbers to show, in order, for example the loss.
+
+        Returns:
+          `images_per_second`, `step_time` (s), `data_wait` (share of time, 0..1) of the
+          interval and `eta` (s); without those that a first interval of compilation alone
+          cannot tell.
+        """
+        now = self._clock()
+        seconds = now - self._begun - self._excluded_s
+        steps = step - self._step - self._excluded_steps
+        speed: dict[str, float] = {}
+        if steps > 0 and seconds > 0:
+            step_s = seconds / steps
+            # An interval weighs at least 1/10, so that the ETA follows a lasting change.
+            old = self._step_s
+            self._step_s = step_s if old is None else old + 0.1 * (step_s - old)
+            speed = {
+                "images_per_second": self._batch_size / step_s,
+                "step_time": step_s,
+                "data_wait": min(1.0, self._waited_s / seconds),
+                "eta": (self._total_steps - step) * self._step_s,
+            }
+        if self._enabled:
+            print(self._line(step, values, speed), file=self._stream or sys.stdout, flush=True)
+        self._begun, self._step = now, step
+        self._excluded_s, self._excluded_steps, self._waited_s = 0.0, 0, 0.0
+        return speed
+
+    def _line(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> str:
+        width = len(str(self._total_steps))
+        epochs = self._total_steps / self._steps_per_epoch
+        parts = [
+            f"step {step:>{width}}/{self._total_steps}",
+            f"epoch {step / self._steps_per_epoch:.2f}/{epochs:.4g}",
+            *(f"{name} {value:.4g}" for name, value in values.items()),
+        ]
+        if speed:
+            parts += [
+                f"{speed['images_per_second']:,.0f} images/s",
+                f"data wait {speed['data_wait']:.0%}",
+                f"ETA {format_duration(speed['eta'])}",
+            ]
+        return "  ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """`42s`, `3m20s`, `5h07m`, `2d03h`: two units, rounded to the smaller."""
+    total = max(0, round(seconds))
+    minutes, s = divmod(total, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02d}h"
+    if hours:
+        return f"{hours}h{m:02d}m"
+    if minutes:
+        return f"{minutes}m{s:02d}s"
+    return f"{s}s"
