@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.errors import unknown
+from deit_jax.models.count import count_macs, count_parameters
 from deit_jax.models.deit import VisionTransformer
 from deit_jax.models.output import Output
 from deit_jax.models.regnet import RegNet, fold_batch_norm
@@ -22,6 +23,8 @@ __all__ = [
     "RegNet",
     "VisionTransformer",
     "apply",
+    "count_macs",
+    "count_parameters",
     "create_model",
     "fold_batch_norm",
     "init_variables",

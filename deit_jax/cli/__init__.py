@@ -1,0 +1,23 @@
+"""The `deit-jax` command: one module per subcommand, each with `add_parser` and `run`."""
+
+import argparse
+import importlib
+import sys
+
+_COMMANDS = ("convert", "predict", "explain_model")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand; 2 after an error that the user can act on, told in one line."""
+    from deit_jax.errors import ConfigError
+
+    parser = argparse.ArgumentParser(prog="deit-jax", description=__doc__.split(":")[0])
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name in _COMMANDS:
+        importlib.import_module(f"deit_jax.cli.{name}").add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (ConfigError, FileNotFoundError) as error:
+        print(f"deit-jax {args.command}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,36 @@
+"""`deit-jax explain MODEL`: size, cost and published accuracy of a registered model."""
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("explain", help="size, cost and published accuracy of a model")
+    parser.add_argument("model", metavar="MODEL", nargs="*", help="registered names; none: all")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from deit_jax import models
+
+    for name in args.model or models.list_models():
+        print(describe(name))
+    return 0
+
+
+def describe(name: str) -> str:
+    """A few lines about the registered model `name`; ConfigError if there is none."""
+    from deit_jax import models, published
+
+    model = models.create_model(name)
+    size = "x".join(map(str, model.image_size))
+    lines = [
+        f"{name}: {models.count_parameters(model):,} parameters, "
+        f"{models.count_macs(model) / 1e9:.3f} G multiply-accumulates at {size}"
+    ]
+    for tag, entry in published.checkpoints_of(name).items():
+        digest = f"SHA-256 {entry.sha256}..." if entry.sha256 else "no published digest"
+        lines.append(
+            f"  {tag}: top-1 {entry.top1} % on ImageNet (crop ratio {entry.crop_ratio}), "
+            f"{entry.url} ({digest})"
+        )
+    return "\n".join(lines if len(lines) > 1 else [*lines, "  no checkpoint of DeiT's authors"])

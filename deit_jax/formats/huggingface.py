@@ -1,0 +1,92 @@
+"""The JSON files beside Hugging Face weights."""
+
+from typing import Any
+
+from deit_jax.errors import ConfigError
+from deit_jax.models import Model, RegNet
+
+
+def model_config(model: Model, class_names: tuple[str, ...] | None) -> dict[str, Any]:
+    """`config.json` for transformers. Raises ConfigError for models that it cannot express."""
+    if isinstance(model, RegNet):
+        config = _regnet(model)
+    else:
+        config = _transformer(model)
+    names = class_names or tuple(f"LABEL_{i}" for i in range(model.num_classes))
+    config["id2label"] = {str(i): name for i, name in enumerate(names)}
+    config["label2id"] = {name: i for i, name in enumerate(names)}
+    return config | {"torch_dtype": "float32"}
+
+
+def _transformer(model: Any) -> dict[str, Any]:
+    if model.layer_scale_init is not None or not model.class_position:
+        raise ConfigError(
+            "transformers has no class for DeiT-III (LayerScale, no class position); use --to=timm"
+        )
+    if model.distilled:
+        suffix = "WithTeacher" if model.dist_head else ""
+        kind, architecture = "deit", f"DeiTForImageClassification{suffix}"
+    else:
+        kind, architecture = "vit", "ViTForImageClassification"
+    height, width = model.image_size
+    return {
+        "model_type": kind,
+        "architectures": [architecture],
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": int(model.embed_dim * model.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": model.epsilon,
+        "image_size": height if height == width else [height, width],
+        "patch_size": model.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+    }
+
+
+def _regnet(model: RegNet) -> dict[str, Any]:
+    stages = len(model.widths)
+    plain = model.stem_stride == 2 and model.strides == (2,) * stages and model.se_ratio == 0.25
+    if not plain or len(set(model.group_sizes)) != 1:
+        raise ConfigError(
+            "transformers' RegNet has strides of 2, squeeze ratio .25 and one group size; "
+            "use --to=timm"
+        )
+    return {
+        "model_type": "regnet",
+        "architectures": ["RegNetForImageClassification"],
+        "layer_type": "y",
+        "embedding_size": model.stem_width,
+        "hidden_sizes": list(model.widths),
+        "depths": list(model.depths),
+        "groups_width": model.group_sizes[0],
+        "hidden_act": "relu",
+        "downsample_in_first_stage": True,
+        "num_channels": 3,
+    }
+
+
+def processor_config(image: dict[str, Any]) -> dict[str, Any]:
+    """`preprocessor_config.json`: short side to size / crop ratio, centre crop, normalise.
+
+    Not DeiTImageProcessor, which squashes the image to a square.
+    """
+    height, width = image["size"]
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": int(min(height, width) / image["crop_ratio"])},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(image["mean"]),
+        "image_std": list(image["std"]),
+        "do_convert_rgb": True,
+    }
