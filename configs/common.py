@@ -25,7 +25,6 @@ def deit_training() -> ConfigDict:
             "augment": {
                 "crop": "rrc",
                 "scale": (0.08, 1.0),
-                "interpolation": "bicubic",
                 "hflip": 0.5,
                 "randaugment": "rand-m9-mstd0.5-inc1",
                 "erasing_prob": 0.25,

@@ -66,6 +66,31 @@ def load_config(
     return config.lock()
 
 
+def split_overrides(arguments: Iterable[str]) -> list[str]:
+    """`--config.a.b=c` and `--config.a.b c` as `a.b=c`.
+
+    Raises:
+      ConfigError: anything else among the arguments; nothing is silently ignored.
+    """
+    overrides, wrong = [], []
+    arguments = list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--config."):
+            wrong.append(argument)
+            continue
+        override = argument.removeprefix("--config.")
+        if "=" not in override and arguments and not arguments[0].startswith("--"):
+            override += "=" + arguments.pop(0)
+        overrides.append(override)
+    if wrong:
+        raise errors.ConfigError(
+            f"unknown argument {', '.join(map(repr, wrong))}; settings are written "
+            "--config.section.key=value"
+        )
+    return overrides
+
+
 def _read(spec: str) -> ml_collections.ConfigDict:
     file, _, variant = spec.partition(":")
     path = pathlib.Path(file)

@@ -11,6 +11,12 @@ class ConfigError(ValueError):
     """
 
 
+class RunStopped(RuntimeError):
+    """A run ended before its last step; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
 def close_matches(name: str, known: Iterable[str], *, limit: int = 5) -> str:
     """The known names nearest to `name`, comma separated; all of them if none is near."""
     known = sorted(known)

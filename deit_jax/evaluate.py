@@ -124,6 +124,8 @@ def _means(total: Mapping[str, float]) -> dict[str, float]:
     return {"count": int(count)} | means
 
 
-def best_head(results: Mapping[str, float]) -> str:
-    """The reading that stands for the model: the mean of logits if it has two heads."""
-    return MEAN if f"{MEAN}/top1" in results else CLASS
+def summary(results: Mapping[str, float]) -> str:
+    """One line: top-1 of every reading in percent, and on how many images."""
+    heads = [key.removesuffix("/top1") for key in results if key.endswith("/top1")]
+    shown = "  ".join(f"{head} {100 * results[f'{head}/top1']:.2f} %" for head in heads)
+    return f"top-1  {shown}  ({results['count']:,} images)"

@@ -53,7 +53,7 @@ class Experiment:
     data: data.Data
     plan: Plan
     mesh: jax.sharding.Mesh
-    mix_group: int
+    mix_group: int | None
     model: models.Model
     teacher: Teacher | None
     start: pretrained.Initialised | None
@@ -126,12 +126,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     model = problems.check(models.create_model, num_classes=num_classes, **config.model)
     plan = opened and problems.check(make_plan, records=len(opened.train), **config.train)
     loss_fn = problems.check(losses.make_loss, **config.loss)
-    group = problems.check(
-        augment.resolve_mix_group,
-        config.train.batch_size,
-        config.input.repeats,
-        config.augment.mix_group,
-    )
+    group = problems.check(_mix_group, config)
     if mesh:
         _check_divisible(problems, config, mesh)
     start = problems.check(_start_weights, config, model) if config.init and model else None
@@ -140,6 +135,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         augment.make_augment,
         image_size=image_size,
         num_classes=num_classes,
+        mesh=mesh,
         **dict(config.augment) | {"mix_group": group},
     )
     evaluation = problems.check(make_evaluation, image_size=image_size, **config.eval)
@@ -197,13 +193,27 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
                 crop_ratio=evaluation.crop_ratio,
                 mean=config.augment.mean,
                 std=config.augment.std,
-                interpolation=config.augment.interpolation,
             ),
             teacher_fn=teacher_fn if evaluation.agreement else None,
         ),
         evaluation=evaluation,
         abstract_params=abstract["params"],
     )
+
+
+def _mix_group(config: ml_collections.ConfigDict) -> int | None:
+    options = config.augment
+    mixing = options.mixup or options.cutmix or options.cutmix_minmax
+    if not mixing or not options.mix_prob:
+        return None
+    return augment.resolve_mix_group(
+        config.train.batch_size, config.input.repeats, options.mix_group
+    )
+
+
+def model_kwargs(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What `create_model` takes beside the name and the number of classes, as plain values."""
+    return {key: value for key, value in config.model.to_dict().items() if key != "name"}
 
 
 def _start_weights(config: Any, model: models.Model) -> pretrained.Initialised:

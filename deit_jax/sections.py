@@ -8,7 +8,9 @@ from deit_jax import (
     augment,
     checkpoint,
     data,
+    experiment,
     losses,
+    metrics,
     models,
     optim,
     plan,
@@ -69,10 +71,13 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
     "data": from_signature(data.open_data),
     "input": from_signature(
         data.train_batches,
-        supplied=("batch_size", "mix_group", "seed", "start_step", "device_count", "rows"),
+        supplied=(
+            "batch_size", "mix_group", "seed", "start_step", "device_count", "rows",
+            "window_shards", "decode",
+        ),
     ),
     "augment": from_signature(
-        augment.make_augment, supplied=("image_size", "num_classes", "mix_group")
+        augment.make_augment, supplied=("image_size", "num_classes", "mesh")
     ),
     "teacher": from_signature(
         teacher.make_teacher, supplied=("num_classes", "image_size", "mean", "std")
@@ -87,6 +92,8 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
         supplied=("model", "augment_fn", "loss_fn", "tx", "schedule", "base_key", "teacher_fn"),
     ),
     "train": from_signature(plan.make_plan, supplied=("records",)),
+    "eval": from_signature(experiment.make_evaluation, supplied=("image_size",)),
     "checkpoint": from_signature(checkpoint.Checkpointer.__init__),
+    "log": from_signature(metrics.MetricsWriter.__init__, supplied=("resume_step", "config")),
     "mesh": from_signature(sharding.make_mesh),
 }

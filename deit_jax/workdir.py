@@ -31,9 +31,9 @@ LENGTH = ("train.total_epochs", "train.total_steps")
 
 
 def open_workdir(
-    path: str | os.PathLike, config: Any, *, force_resume: bool = False, write: bool = True
+    path: str | os.PathLike, config: Any, *, force_resume: bool = False
 ) -> tuple[pathlib.Path, list[str]]:
-    """Makes the folder, checks it against the config and stores the config as JSON.
+    """Makes the folder and checks it against the config.
 
     Returns the folder and notices for the user: a run that is made longer or shorter
     goes on under the schedule of the new length, and says so.
@@ -60,9 +60,15 @@ def open_workdir(
         if serious or any(key in LENGTH for key in changed):
             notices = [f"going on in {folder} with changed settings (the learning-rate schedule "
                        "follows them from here on):", *lines]
-    if write:
-        _write_atomically(stored_file, config_lib.to_json(config))
     return folder, notices
+
+
+def store_config(folder: pathlib.Path, config: Any) -> None:
+    """Writes the resolved config to `config.json`, all or nothing."""
+    file = folder / "config.json"
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(config_lib.to_json(config))
+    os.replace(temporary, file)
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:
@@ -88,9 +94,3 @@ def _read_stored(file: pathlib.Path) -> Mapping[str, Any]:
             f"{file} cannot be read ({error}), so it is unknown which run the folder holds; "
             "restore the file or choose another --workdir"
         ) from error
-
-
-def _write_atomically(file: pathlib.Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)

@@ -1,0 +1,55 @@
+"""Trains, distils or fine-tunes as a config says: python train.py --config=configs/deit.py:s --workdir=DIR"""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from deit_jax import config, distributed, errors  # noqa: E402
+
+USAGE = (
+    "python train.py --config=FILE[:variant] --workdir=DIR [--config.section.key=value ...]"
+)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the overrides as `section.key=value`."""
+    parser = argparse.ArgumentParser(usage=USAGE, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="config file, with :variant if it has any")
+    parser.add_argument("--workdir", required=True, help="folder of the run; made if missing")
+    parser.add_argument("--force_resume", action="store_true",
+                        help="go on in a workdir whose config differs")
+    parser.add_argument("--coordinator", help="host:port of process 0, where no cluster tells")
+    parser.add_argument("--num_processes", type=int)
+    parser.add_argument("--process_id", type=int)
+    flags, rest = parser.parse_known_args(argv)
+    return flags, config.split_overrides(rest)
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 done, 1 stopped by a fault, 2 could not start; for preemption see README."""
+    try:
+        flags, overrides = parse(argv)
+        distributed.initialise(
+            coordinator=flags.coordinator, num_processes=flags.num_processes,
+            process_id=flags.process_id,
+        )
+        # After the processes have found each other: these look at the devices.
+        from deit_jax import loop, sections
+
+        resolved = config.load_config(
+            flags.config, overrides, sections=sections.SECTIONS, top=sections.TOP
+        )
+        loop.train(resolved, workdir=flags.workdir, force_resume=flags.force_resume)
+    except errors.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except errors.RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
