@@ -5,7 +5,7 @@ The only place that builds a mesh. Axes are Auto: under Explicit axes (the defau
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -108,11 +108,11 @@ def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
 
 
 def to_global(
-    where: Mesh | NamedSharding | Callable[[str], NamedSharding],
-    local_batch: PyTree,
+    where: Mesh | NamedSharding,
+    local_batch: Mapping[str, np.ndarray],
     *,
     whole: tuple[str, ...] = ("source",),
-) -> PyTree:
+) -> dict[str, jax.Array]:
     """Global arrays from what this process made.
 
     Args:
@@ -131,9 +131,16 @@ def to_global(
     def place(name: str, value: np.ndarray) -> jax.Array:
         value = np.asarray(value)
         if name in whole:
-            return jax.make_array_from_process_local_data(copies, value, value.shape)
+            return jax.make_array_from_callback(value.shape, copies, lambda index: value[index])
         total = _global_rows(rows, value.shape[0])
-        return jax.make_array_from_process_local_data(rows, value, (total, *value.shape[1:]))
+        held = local_rows(rows, total)
+
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(total)
+            first = int(np.searchsorted(held, start))
+            return value[first : first + stop - start]
+
+        return jax.make_array_from_callback((total, *value.shape[1:]), rows, piece)
 
     return {name: place(name, value) for name, value in local_batch.items()}
 

@@ -8,7 +8,12 @@ background saves that are reported and counted.
 """
 
 from deit_jax.checkpoint.io import Restored, read_variables
-from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, StructureError
+from deit_jax.checkpoint.layout import (
+    CheckpointError,
+    DamagedCheckpointError,
+    SaveFailedError,
+    StructureError,
+)
 from deit_jax.checkpoint.manager import Best, Checkpointer
 
 __all__ = [
@@ -17,6 +22,7 @@ __all__ = [
     "Checkpointer",
     "DamagedCheckpointError",
     "Restored",
+    "SaveFailedError",
     "StructureError",
     "read_variables",
 ]

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from deit_jax.checkpoint.retention import Retention
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, RunStopped
 
 MANIFEST = "manifest"
 METADATA = "metadata"
@@ -32,7 +32,11 @@ _UNFINISHED = re.compile(r"^\d+(\.orbax-checkpoint-tmp.*|\.deleting)$")
 
 
 class CheckpointError(ConfigError):
-    """No checkpoint can be written, or none that exists can be trusted."""
+    """The folder of checkpoints cannot be used, or none in it can be trusted."""
+
+
+class SaveFailedError(RunStopped):
+    """Checkpoints can no longer be written; what was saved earlier is intact."""
 
 
 class DamagedCheckpointError(CheckpointError):

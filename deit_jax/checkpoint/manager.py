@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from deit_jax.checkpoint import layout
 from deit_jax.checkpoint.digest import leaf_paths
 from deit_jax.checkpoint.io import Restored, begin_save, quiet_orbax, read_state
-from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError
+from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, SaveFailedError
 from deit_jax.checkpoint.parts import state_parts
 from deit_jax.checkpoint.retention import Retention
 from deit_jax.state import TrainState
@@ -122,7 +122,7 @@ class Checkpointer:
           Whether a save was begun: False if that step is there already, or it failed at once.
 
         Raises:
-          CheckpointError: `max_failures` saves in a row have failed.
+          SaveFailedError: `max_failures` saves in a row have failed.
           TypeError: `metadata` holds something that JSON cannot.
         """
         self._settle()
@@ -191,11 +191,11 @@ class Checkpointer:
         """Waits for the save that is under way.
 
         Raises:
-          CheckpointError: the last save failed.
+          SaveFailedError: the last save failed.
         """
         self._settle()
         if self._failures:
-            raise CheckpointError(f"the last checkpoint was not saved: {self._failures[-1]}")
+            raise SaveFailedError(f"the last checkpoint was not saved: {self._failures[-1]}")
 
     def close(self) -> None:
         """Waits, then ends the background thread. Raises as `wait`."""
@@ -229,7 +229,7 @@ class Checkpointer:
             self._pending.result()
             self._pending = None
         if len(self._failures) >= self._max_failures:
-            raise CheckpointError(
+            raise SaveFailedError(
                 f"{len(self._failures)} checkpoints in a row could not be saved in "
                 f"{self._directory}; the last: {self._failures[-1]}"
             )
