@@ -10,31 +10,53 @@ import math
 import jax
 import jax.numpy as jnp
 
+from deit_jax.augment import draws
 from deit_jax.augment.resample import Axis
+from deit_jax.errors import ConfigError, unknown
 
+CROPS = ("rrc", "src", "center", "resize")
 CROP_TRIES = 10
 SRC_PADDING = 4
 
 
-def uniform_int(key: jax.Array, high: jax.Array) -> jax.Array:
-    """int32 uniform on 0..high inclusive (Python's `random.randint(0, high)`)."""
-    draw = jnp.floor(jax.random.uniform(key) * (high + 1).astype(jnp.float32))
-    return jnp.minimum(draw.astype(jnp.int32), high)
+def check_share(what: str, value: float) -> None:
+    """Raises ConfigError unless `value` is in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{what} is a probability or a share, in [0, 1]; got {value}")
 
 
-def random_area_box(
-    key: jax.Array, area: jax.Array, area_range: tuple[float, float], ratio: tuple[float, float]
+def check_range(what: str, bounds: tuple[float, float]) -> None:
+    """Raises ConfigError unless `bounds` is (low, high) with 0 < low <= high."""
+    if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1]:
+        raise ConfigError(f"{what} is (low, high) with 0 < low <= high; got {tuple(bounds)}")
+
+
+def check_crop(
+    *,
+    crop: str,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    hflip: float,
+    vflip: float,
+) -> None:
+    """Raises ConfigError for crop options that make no sense."""
+    if crop not in CROPS:
+        raise unknown("crop", crop, CROPS)
+    check_range("scale", scale)
+    check_range("ratio", ratio)
+    check_share("hflip", hflip)
+    check_share("vflip", vflip)
+
+
+def area_boxes(
+    word: jax.Array, area: jax.Array, area_range: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array]:
-    """Ten candidate (heights, widths) int32 [10]: area uniform, log(width / height) uniform."""
-    area_key, ratio_key = jax.random.split(key)
-    areas = area * jax.random.uniform(
-        area_key, (CROP_TRIES,), minval=area_range[0], maxval=area_range[1]
-    )
-    ratios = jnp.exp(
-        jax.random.uniform(
-            ratio_key, (CROP_TRIES,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
-        )
-    )
+    """Ten candidate (heights, widths) int32 [10] from uint32 [20].
+
+    The area is uniform in `area_range` times `area`, log(width / height) uniform.
+    """
+    areas = area * draws.between(word[:CROP_TRIES], *area_range)
+    ratios = jnp.exp(draws.between(word[CROP_TRIES:], math.log(ratio[0]), math.log(ratio[1])))
     heights = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
     widths = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
     return heights, widths
@@ -53,26 +75,25 @@ def _central_box(size: jax.Array, ratio: tuple[float, float]) -> tuple[jax.Array
 
 
 def random_resized_box(
-    key: jax.Array, size: jax.Array, scale: tuple[float, float], ratio: tuple[float, float]
+    word: jax.Array, size: jax.Array, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> jax.Array:
     """Box int32 [4] (top, left, height, width) of RandomResizedCrop for one image [2].
 
-    Ten tries of area uniform in `scale` and log aspect uniform, then the central
-    crop (timm `RandomResizedCropAndInterpolation`, torchvision
+    word: uint32 [22]. Ten tries of area uniform in `scale` and log aspect uniform,
+    then the central crop (timm `RandomResizedCropAndInterpolation`, torchvision
     `RandomResizedCrop`). A side of an image of few pixels is at least 1.
     """
-    box_key, top_key, left_key = jax.random.split(key, 3)
     height, width = size[0], size[1]
     area = (height * width).astype(jnp.float32)
-    heights, widths = random_area_box(box_key, area, scale, ratio)
+    heights, widths = area_boxes(word[: 2 * CROP_TRIES], area, scale, ratio)
     heights, widths = jnp.maximum(heights, 1), jnp.maximum(widths, 1)
     fits = (heights <= height) & (widths <= width)
     first = jnp.argmax(fits)
     central_h, central_w = _central_box(size, ratio)
     box_h = jnp.where(fits.any(), heights[first], central_h)
     box_w = jnp.where(fits.any(), widths[first], central_w)
-    top = jnp.where(fits.any(), uniform_int(top_key, height - box_h), (height - box_h) // 2)
-    left = jnp.where(fits.any(), uniform_int(left_key, width - box_w), (width - box_w) // 2)
+    top = jnp.where(fits.any(), draws.integer(word[-2], height - box_h), (height - box_h) // 2)
+    left = jnp.where(fits.any(), draws.integer(word[-1], width - box_w), (width - box_w) // 2)
     return jnp.stack([top, left, box_h, box_w])
 
 
@@ -86,16 +107,16 @@ def _axes(
     return rows, columns
 
 
-def _grid(rows: int, out: tuple[int, int]) -> jax.Array:
-    """int32 [rows, 2, out]: 0..out-1 for both axes (square outputs only)."""
-    return jnp.broadcast_to(jnp.arange(out[0], dtype=jnp.int32), (rows, 2, out[0]))
+def _grid(rows: int, out: int) -> jax.Array:
+    """int32 [rows, 2, out]: 0..out-1 for both axes."""
+    return jnp.broadcast_to(jnp.arange(out, dtype=jnp.int32), (rows, 2, out))
 
 
 def box_axes(boxes: jax.Array, out: int) -> tuple[Axis, Axis]:
     """Boxes int32 [n, 4] resized to out x out."""
     n = boxes.shape[0]
     return _axes(
-        _grid(n, (out, out)), jnp.full((n, 2), out, jnp.int32), boxes[:, :2], boxes[:, 2:]
+        _grid(n, out), jnp.full((n, 2), out, jnp.int32), boxes[:, :2], boxes[:, 2:]
     )
 
 
@@ -113,10 +134,8 @@ def reflect(position: jax.Array, length: jax.Array) -> jax.Array:
 def simple_crop_axes(keys: jax.Array, size: jax.Array, out: int) -> tuple[Axis, Axis]:
     """DeiT-III's simple random crop: short side to `out`, pad 4 by reflection, crop out x out."""
     resized = short_side_resized(size, out)
-    offsets = jax.vmap(lambda key, high: jax.vmap(uniform_int)(jax.random.split(key), high))(
-        keys, resized + 2 * SRC_PADDING - out
-    )
-    positions = _grid(len(size), (out, out)) + offsets[:, :, None] - SRC_PADDING
+    offsets = draws.integer(draws.words(keys, 2), resized + 2 * SRC_PADDING - out)
+    positions = _grid(len(size), out) + offsets[:, :, None] - SRC_PADDING
     positions = reflect(positions, resized[:, :, None])
     return _axes(positions, resized, jnp.zeros_like(size), size)
 
@@ -132,7 +151,7 @@ def centre_crop_axes(size: jax.Array, short: int, out: int) -> tuple[Axis, Axis]
     offset = jnp.where(margin % 2 == 1, half + half % 2, half)
     # A side shorter than the crop is padded first, with (out - side) // 2 before it.
     offset = jnp.where(margin < 0, -((-margin) // 2), offset)
-    positions = _grid(len(size), (out, out)) + offset[:, :, None]
+    positions = _grid(len(size), out) + offset[:, :, None]
     return _axes(positions, resized, jnp.zeros_like(size), size)
 
 
@@ -148,14 +167,13 @@ def training_axes(
     """Axes of the training crop `crop` ('rrc', 'src', 'center' or 'resize') for n images."""
     if crop == "rrc":
         draw = functools.partial(random_resized_box, scale=scale, ratio=ratio)
-        return box_axes(jax.vmap(draw)(keys, size), out)
+        words = draws.words(keys, 2 * CROP_TRIES + 2)
+        return box_axes(jax.vmap(draw)(words, size), out)
     if crop == "src":
         return simple_crop_axes(keys, size, out)
     if crop == "center":
         return centre_crop_axes(size, out, out)
-    if crop == "resize":
-        return box_axes(jnp.concatenate([jnp.zeros_like(size), size], axis=1), out)
-    raise ValueError(f"unknown crop {crop!r}; known: rrc, src, center, resize")
+    return box_axes(jnp.concatenate([jnp.zeros_like(size), size], axis=1), out)
 
 
 def flipped(axis: Axis, flip: jax.Array) -> Axis:

@@ -5,12 +5,17 @@ is `mix_group` neighbouring rows of the global batch, whatever the devices are, 
 a row is mixed with the mirrored row of its group (timm's `x.flip(0)`).
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment.crop import uniform_int
+from deit_jax.augment import draws
+from deit_jax.augment.crop import check_range, check_share
+from deit_jax.errors import ConfigError, unknown
 
 MIX_MODES = ("batch", "pair", "elem")
 AUTO_MIX_GROUP = 64
@@ -32,15 +37,66 @@ def resolve_mix_group(batch_size: int, repeats: int = 1, mix_group: int | None =
     known = _group_sizes(batch_size, repeats)
     need = f"an even divisor of the batch of {batch_size} that leaves {repeats} groups or more"
     if not known:
-        raise ValueError(
+        raise ConfigError(
             f"mixup and cutmix need a mix group, {need}, and there is none; use a batch of a "
             f"multiple of {2 * repeats}, or mixup=0 and cutmix=0"
         )
     if mix_group is None:
-        return max([g for g in known if g <= AUTO_MIX_GROUP])
+        return max(g for g in known if g <= AUTO_MIX_GROUP)
     if mix_group not in known:
-        raise ValueError(f"mix_group {mix_group} is not {need}; known: {known}")
+        raise ConfigError(f"mix_group {mix_group} is not {need}; known: {known}")
     return mix_group
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixOptions:
+    """Checked options of the mix, as `make_augment` names them."""
+
+    mix_group: int
+    mix_mode: str
+    mixup: float
+    cutmix: float
+    cutmix_minmax: tuple[float, float] | None
+    mix_prob: float
+    switch_prob: float
+
+
+def check_mix(
+    *,
+    mix_group: int | None,
+    mix_mode: str,
+    mixup: float,
+    cutmix: float,
+    cutmix_minmax: tuple[float, float] | None,
+    mix_prob: float,
+    switch_prob: float,
+) -> MixOptions | None:
+    """The options, None when nothing is mixed. Raises ConfigError for what makes no sense."""
+    if mix_mode not in MIX_MODES:
+        raise unknown("mix_mode", mix_mode, MIX_MODES)
+    check_share("mix_prob", mix_prob)
+    check_share("switch_prob", switch_prob)
+    if mixup < 0 or cutmix < 0:
+        raise ConfigError(f"mixup and cutmix are 0 (off) or more; got {mixup} and {cutmix}")
+    if cutmix_minmax is not None:
+        check_range("cutmix_minmax", cutmix_minmax)
+        # timm: the alpha has no part in it, but CutMix is on.
+        cutmix = 1.0
+    if mix_prob == 0 or (mixup == 0 and cutmix == 0):
+        return None
+    if mix_group is None:
+        raise ConfigError(
+            "mixup and cutmix need mix_group; resolve_mix_group(batch_size, repeats) gives one"
+        )
+    return MixOptions(
+        mix_group=mix_group,
+        mix_mode=mix_mode,
+        mixup=mixup,
+        cutmix=cutmix,
+        cutmix_minmax=cutmix_minmax,
+        mix_prob=mix_prob,
+        switch_prob=switch_prob,
+    )
 
 
 class MixDraw(NamedTuple):
@@ -51,61 +107,55 @@ class MixDraw(NamedTuple):
     box: jax.Array  # int32 [4]
 
 
-def _beta(key: jax.Array, alpha: float) -> jax.Array:
-    return jax.random.uniform(key) if alpha == 1.0 else jax.random.beta(key, alpha, alpha)
+def _beta(key: jax.Array, word: jax.Array, alpha: float) -> jax.Array:
+    return draws.unit(word) if alpha == 1.0 else jax.random.beta(key, alpha, alpha)
 
 
-def _cut_box(key: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
-    """timm's `rand_bbox`: sides int(side * sqrt(1 - lam)), centre uniform, clipped to the image."""
+def _cut_box(word: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
+    """timm 0.3.2's `rand_bbox`: sides int(side * sqrt(1 - lam)), uniform centre, clipped.
+
+    word: uint32 [4], of which two are used. (Later timm adds the odd pixel of a
+    side; the published runs did not.)
+    """
     ratio = jnp.sqrt(1.0 - lam)
     edges = []
-    for side, side_key in zip((height, width), jax.random.split(key)):
+    for i, side in enumerate((height, width)):
         half = jnp.floor(side * ratio).astype(jnp.int32) // 2
-        centre = uniform_int(side_key, jnp.int32(side - 1))
+        centre = draws.integer(word[i], jnp.int32(side - 1))
         edges += [jnp.maximum(centre - half, 0), jnp.minimum(centre + half, side)]
     return jnp.stack(edges)
 
 
 def _cut_box_minmax(
-    key: jax.Array, minmax: tuple[float, float], height: int, width: int
+    word: jax.Array, minmax: tuple[float, float], height: int, width: int
 ) -> jax.Array:
     """timm's `rand_bbox_minmax`: each side uniform between two shares of the image's."""
     edges = []
-    for side, side_key in zip((height, width), jax.random.split(key)):
-        length_key, start_key = jax.random.split(side_key)
+    for i, side in enumerate((height, width)):
         low, high = int(side * minmax[0]), int(side * minmax[1])
-        length = low + uniform_int(length_key, jnp.int32(high - low - 1))
-        start = uniform_int(start_key, side - length)
+        length = low + draws.integer(word[i], jnp.int32(max(high - low - 1, 0)))
+        start = draws.integer(word[2 + i], side - length)
         edges += [start, start + length]
     return jnp.stack(edges)
 
 
-def draw_mix(
-    key: jax.Array,
-    height: int,
-    width: int,
-    *,
-    mixup: float,
-    cutmix: float,
-    cutmix_minmax: tuple[float, float] | None,
-    mix_prob: float,
-    switch_prob: float,
-) -> MixDraw:
+def draw_mix(key: jax.Array, height: int, width: int, options: MixOptions) -> MixDraw:
     """Whether, how and how much to mix: timm's `Mixup._params_per_batch` with corrected lambda."""
-    mix_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-    if cutmix_minmax is not None:
-        cutmix = 1.0
-    use_cut = jax.random.uniform(switch_key) < (switch_prob if mixup > 0 else 1.0)
-    cut = use_cut & (cutmix > 0)
-    mixup_lam = _beta(mixup_key, mixup) if mixup > 0 else jnp.float32(1.0)
-    cut_lam = _beta(cutmix_key, cutmix) if cutmix > 0 else jnp.float32(1.0)
-    if cutmix_minmax is None:
-        box = _cut_box(box_key, cut_lam, height, width)
+    words_key, beta_key = jax.random.split(key)
+    word = jax.random.bits(words_key, (8,))
+    mixup, cutmix = options.mixup, options.cutmix
+    cut_prob = (options.switch_prob if mixup > 0 else 1.0) if cutmix > 0 else 0.0
+    cut = draws.chance(word[0], cut_prob)
+    # Only one of the two lambdas is used, so they may share their randomness.
+    mixup_lam = _beta(beta_key, word[1], mixup) if mixup > 0 else jnp.float32(1.0)
+    cut_lam = _beta(beta_key, word[1], cutmix) if cutmix > 0 else jnp.float32(1.0)
+    if options.cutmix_minmax is None:
+        box = _cut_box(word[2:6], cut_lam, height, width)
     else:
-        box = _cut_box_minmax(box_key, cutmix_minmax, height, width)
+        box = _cut_box_minmax(word[2:6], options.cutmix_minmax, height, width)
     cut_area = (box[1] - box[0]) * (box[3] - box[2])
     lam = jnp.where(cut, 1.0 - cut_area / jnp.float32(height * width), mixup_lam)
-    mixes = jax.random.uniform(mix_key) < mix_prob
+    mixes = draws.chance(word[6], options.mix_prob)
     return MixDraw(jnp.where(mixes, lam, 1.0), cut & mixes, box)
 
 
@@ -115,7 +165,30 @@ def smoothed_one_hot(label: jax.Array, num_classes: int, smoothing: float) -> ja
     return one_hot * (1.0 - smoothing) + smoothing / num_classes
 
 
-def _group_draws(key: jax.Array, groups: int, size: int, mode: str, draw) -> MixDraw:
+def _mirrored(rows: jax.Array, mix_group: int) -> jax.Array:
+    """Row i of a group of [B, ...] replaced by row mix_group - 1 - i."""
+    return rows.reshape((-1, mix_group) + rows.shape[1:])[:, ::-1].reshape(rows.shape)
+
+
+def _weighted_sum(own: jax.Array, other: jax.Array, share: jax.Array) -> jax.Array:
+    """own * share + other * (1 - share), each product rounded before the sum.
+
+    A compiler may round a product and the sum once (FMA) in the program for one
+    device and twice in that for eight. Adding the sign bit of the share, 0 but
+    unknown to the compiler, to the products' bits keeps the two apart.
+    """
+    zero = jax.lax.bitcast_convert_type(share, jnp.int32) >> 31
+
+    def rounded(product: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(product, jnp.int32) + zero
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    return rounded(own * share) + rounded(other * (1.0 - share))
+
+
+def _group_draws(
+    key: jax.Array, groups: int, size: int, mode: str, draw: Callable[[jax.Array], MixDraw]
+) -> MixDraw:
     """Draws with leading axes [groups, size]: shared by the group, by its pairs, or by none."""
     group_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(groups))
     number = {"batch": 1, "pair": size // 2, "elem": size}[mode]
@@ -127,43 +200,27 @@ def _group_draws(key: jax.Array, groups: int, size: int, mode: str, draw) -> Mix
 
 
 def mix_groups(
-    key: jax.Array,
-    image: jax.Array,
-    target: jax.Array,
-    *,
-    mix_group: int,
-    mix_mode: str,
-    mixup: float,
-    cutmix: float,
-    cutmix_minmax: tuple[float, float] | None,
-    mix_prob: float,
-    switch_prob: float,
+    key: jax.Array, image: jax.Array, target: jax.Array, *, options: MixOptions
 ) -> tuple[jax.Array, jax.Array]:
     """Mixed image float32 [B, h, w, c] and target float32 [B, K].
 
     mix_mode 'batch': one draw per group; 'pair': one per pair of mirrored rows;
-    'elem': one per row. Raises ValueError when B is not a multiple of mix_group.
+    'elem': one per row. Raises ConfigError when B is not a multiple of mix_group.
     """
     batch, height, width, _ = image.shape
+    mix_group = options.mix_group
     if batch % mix_group or mix_group % 2:
-        raise ValueError(
+        raise ConfigError(
             f"mix_group {mix_group} must be even and divide the batch of {batch}; "
             f"resolve_mix_group({batch}) gives {resolve_mix_group(batch)}"
         )
-
-    def draw(draw_key: jax.Array) -> MixDraw:
-        return draw_mix(
-            draw_key,
-            height,
-            width,
-            mixup=mixup,
-            cutmix=cutmix,
-            cutmix_minmax=cutmix_minmax,
-            mix_prob=mix_prob,
-            switch_prob=switch_prob,
-        )
-
-    draws = _group_draws(key, batch // mix_group, mix_group, mix_mode, draw)
+    draws = _group_draws(
+        key,
+        batch // mix_group,
+        mix_group,
+        options.mix_mode,
+        lambda draw_key: draw_mix(draw_key, height, width, options),
+    )
     lam, cut, box = (x.reshape((batch,) + x.shape[2:]) for x in draws)
     row = jnp.arange(height)[None, :, None, None]
     column = jnp.arange(width)[None, None, :, None]
@@ -171,10 +228,8 @@ def mix_groups(
     in_box = (row >= top) & (row < bottom) & (column >= left) & (column < right)
     cut = cut[:, None, None, None]
     own_share = jnp.where(cut, 1.0 - in_box.astype(jnp.float32), lam[:, None, None, None])
-
-    def mirrored(x: jax.Array) -> jax.Array:
-        return x.reshape((-1, mix_group) + x.shape[1:])[:, ::-1].reshape(x.shape)
-
-    image = image * own_share + mirrored(image) * (1.0 - own_share)
-    lam = lam[:, None]
-    return image, target * lam + mirrored(target) * (1.0 - lam)
+    mirrored = functools.partial(_mirrored, mix_group=mix_group)
+    return (
+        _weighted_sum(image, mirrored(image), own_share),
+        _weighted_sum(target, mirrored(target), lam[:, None]),
+    )

@@ -1,22 +1,29 @@
 """The training augmentation and the evaluation transform, built from a recipe's options."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment.crop import centre_crop_axes, flipped, training_axes
-from deit_jax.augment.erasing import ERASING_MODES, random_erasing
-from deit_jax.augment.mix import MIX_MODES, mix_groups, smoothed_one_hot
-from deit_jax.augment.resample import FILTERS, resample, resolve_matmul
+from deit_jax.augment import draws
+from deit_jax.augment.crop import centre_crop_axes, check_crop, flipped, training_axes
+from deit_jax.augment.erasing import check_erasing, random_erasing
+from deit_jax.augment.mix import check_mix, mix_groups, smoothed_one_hot
+from deit_jax.augment.randaugment import RandAugmentSpec, parse, randaugment as apply_randaugment
+from deit_jax.augment.resample import resample, resolve_matmul
+from deit_jax.augment.three_augment import color_jitter as apply_color_jitter
+from deit_jax.augment.three_augment import three_augment as apply_three_augment
+from deit_jax.errors import ConfigError
 from deit_jax.rng import row_keys
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CROPS = ("rrc", "src", "center", "resize")
 
 # Numbers of the draws within a row's key: part of a run's identity.
-CROP_DRAW, FLIP_DRAW, ERASE_DRAW, OPS_DRAW = range(4)
+CROP_DRAW, FLIP_DRAW, ERASE_DRAW, OPERATIONS_DRAW, JITTER_DRAW = range(5)
+
+Batch = dict[str, jax.Array]
 
 
 def normalise(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -26,14 +33,75 @@ def normalise(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...])
     return (image.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
+    """What timm fills the outside of a warped image with: the mean as uint8 levels."""
+    return tuple(min(255, round(255 * x)) for x in mean)
 
 
-def _share(what: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{what} is a probability or share in [0, 1]; got {value}")
+def _draw_keys(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def _cropped(
+    keys: jax.Array,
+    canvas: jax.Array,
+    size: jax.Array,
+    *,
+    image_size: int,
+    crop: str,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    hflip: float,
+    vflip: float,
+    matmul: str,
+) -> jax.Array:
+    """Cropped, resized and flipped uint8 [n, image_size, image_size, 3]."""
+    rows, columns = training_axes(
+        _draw_keys(keys, CROP_DRAW), size, image_size, crop=crop, scale=scale, ratio=ratio
+    )
+    if hflip > 0 or vflip > 0:
+        coins = draws.words(_draw_keys(keys, FLIP_DRAW), 2)
+        columns = flipped(columns, draws.chance(coins[:, 0], hflip))
+        rows = flipped(rows, draws.chance(coins[:, 1], vflip))
+    return resample(canvas, rows, columns, matmul=matmul)
+
+
+def _colored(
+    keys: jax.Array,
+    pixels: jax.Array,
+    *,
+    spec: RandAugmentSpec | None,
+    three_augment: bool,
+    color_jitter: float,
+    fill: tuple[int, int, int],
+) -> jax.Array:
+    """RandAugment, or 3-Augment and colour jitter, of uint8 [n, s, s, 3]."""
+    if spec is not None:
+        return apply_randaugment(_draw_keys(keys, OPERATIONS_DRAW), pixels, spec=spec, fill=fill)
+    if three_augment:
+        pixels = apply_three_augment(_draw_keys(keys, OPERATIONS_DRAW), pixels)
+    if color_jitter > 0:
+        keys = _draw_keys(keys, JITTER_DRAW)
+        pixels = apply_color_jitter(keys, pixels, strength=color_jitter)
+    return pixels
+
+
+def _on_mesh(rows_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh | None) -> Callable:
+    """`rows_fn(keys, canvas, size)`, device by device when there is a mesh."""
+    if mesh is None:
+        return rows_fn
+    spec = jax.sharding.PartitionSpec(mesh.axis_names)
+    return jax.shard_map(rows_fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+def _operations_spec(name: str | None, three_augment: bool) -> RandAugmentSpec | None:
+    """The parsed `randaugment` option, None when it is off."""
+    if name and three_augment:
+        raise ConfigError(
+            f"three_augment takes the place of RandAugment: with randaugment={name!r} set "
+            "three_augment=False, or randaugment=None with three_augment=True"
+        )
+    return parse(name) if name else None
 
 
 def make_augment(
@@ -44,9 +112,11 @@ def make_augment(
     crop: str = "rrc",
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: str = "bicubic",
     hflip: float = 0.5,
     vflip: float = 0.0,
+    randaugment: str | None = "rand-m9-mstd0.5-inc1",
+    three_augment: bool = False,
+    color_jitter: float = 0.3,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
     erasing_prob: float = 0.25,
@@ -60,7 +130,8 @@ def make_augment(
     mix_mode: str = "batch",
     smoothing: float = 0.1,
     matmul: str = "auto",
-) -> Callable[[jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]:
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[jax.Array, Batch], Batch]:
     """DeiT's training augmentation `augment(key, batch)`, a pure function to be jitted.
 
     batch: canvas uint8 [n, C, C, 3], size int32 [n, 2], label int32 [n], and with
@@ -70,70 +141,52 @@ def make_augment(
 
     crop: 'rrc' (RandomResizedCrop of `scale` and `ratio`), 'src' (DeiT-III's simple
     random crop), 'center' (short side to image_size, then the centre) or 'resize'
-    (the whole image, squashed). mixup, cutmix: the alphas, 0 is off; `mix_group`:
-    rows that share a mix, see `resolve_mix_group`, needed when mixing.
+    (the whole image, squashed). randaugment: a timm string, None or '' is off.
+    color_jitter works when RandAugment is off, as in timm. mixup, cutmix: the alphas,
+    0 is off; mix_group: rows that share a mix, see `resolve_mix_group`, needed when
+    mixing. matmul: how the crop multiplies, see `resolve_matmul`. mesh: the mesh whose
+    devices share the batch; keeps the work of a row on its device, changes no bit.
 
     Defaults are DeiT's (arXiv 2012.12877, Table 9). Raises ValueError for options
     that make no sense.
     """
-    _one_of("crop", crop, CROPS)
-    _one_of("interpolation", interpolation, tuple(FILTERS))
-    _one_of("erasing_mode", erasing_mode, ERASING_MODES)
-    _one_of("mix_mode", mix_mode, MIX_MODES)
-    for what, value in [
-        ("hflip", hflip),
-        ("vflip", vflip),
-        ("erasing_prob", erasing_prob),
-        ("mix_prob", mix_prob),
-        ("switch_prob", switch_prob),
-        ("smoothing", smoothing),
-    ]:
-        _share(what, value)
-    mixing = mix_prob > 0 and (mixup > 0 or cutmix > 0 or cutmix_minmax is not None)
-    if mixing and mix_group is None:
-        raise ValueError("mixup and cutmix need mix_group; resolve_mix_group(batch_size) gives one")
-    matmul = resolve_matmul(matmul)
+    check_crop(crop=crop, scale=scale, ratio=ratio, hflip=hflip, vflip=vflip)
+    check_erasing(prob=erasing_prob, mode=erasing_mode, count=erasing_count)
+    spec = _operations_spec(randaugment, three_augment)
+    mix = check_mix(
+        mix_group=mix_group, mix_mode=mix_mode, mixup=mixup, cutmix=cutmix,
+        cutmix_minmax=cutmix_minmax, mix_prob=mix_prob, switch_prob=switch_prob,
+    )  # fmt: skip
+    crop_fn = functools.partial(
+        _cropped, image_size=image_size, crop=crop, scale=scale, ratio=ratio, hflip=hflip,
+        vflip=vflip, matmul=resolve_matmul(matmul),
+    )  # fmt: skip
+    color_fn = functools.partial(
+        _colored, spec=spec, three_augment=three_augment, color_jitter=color_jitter,
+        fill=fill_color(mean),
+    )  # fmt: skip
 
-    def augment(key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
+        image = normalise(color_fn(keys, crop_fn(keys, canvas, size)), mean, std)
+        return random_erasing(
+            _draw_keys(keys, ERASE_DRAW),
+            image,
+            prob=erasing_prob,
+            mode=erasing_mode,
+            max_count=erasing_count,
+        )
+
+    image_rows = _on_mesh(image_rows, mesh)
+
+    def augment(key: jax.Array, batch: Batch) -> Batch:
         canvas, size, label = batch["canvas"], batch["size"], batch["label"]
         if "source" in batch:
             canvas, size, label = (x[batch["source"]] for x in (canvas, size, label))
         rows_key, mix_key = jax.random.split(key)
-        rows = row_keys(rows_key, len(label))
-
-        def draw_keys(number: int) -> jax.Array:
-            return jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows, number)
-
-        down, across = training_axes(
-            draw_keys(CROP_DRAW), size, image_size, crop=crop, scale=scale, ratio=ratio
-        )
-        if hflip > 0 or vflip > 0:
-            coins = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(draw_keys(FLIP_DRAW))
-            across, down = flipped(across, coins[:, 0] < hflip), flipped(down, coins[:, 1] < vflip)
-        pixels = resample(canvas, down, across, interpolation=interpolation, matmul=matmul)
-        image = normalise(pixels, mean, std)
-        if erasing_prob > 0:
-            image = random_erasing(
-                draw_keys(ERASE_DRAW),
-                image,
-                prob=erasing_prob,
-                mode=erasing_mode,
-                max_count=erasing_count,
-            )
+        image = image_rows(row_keys(rows_key, len(label)), canvas, size)
         target = smoothed_one_hot(label, num_classes, smoothing)
-        if mixing:
-            image, target = mix_groups(
-                mix_key,
-                image,
-                target,
-                mix_group=mix_group,
-                mix_mode=mix_mode,
-                mixup=mixup,
-                cutmix=cutmix,
-                cutmix_minmax=cutmix_minmax,
-                mix_prob=mix_prob,
-                switch_prob=switch_prob,
-            )
+        if mix is not None:
+            image, target = mix_groups(mix_key, image, target, options=mix)
         return {"image": image, "target": target, "label": label}
 
     return augment
@@ -145,9 +198,8 @@ def make_eval_transform(
     crop_ratio: float = 0.875,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
-    interpolation: str = "bicubic",
     matmul: str = "auto",
-) -> Callable[[dict[str, jax.Array]], jax.Array]:
+) -> Callable[[Batch], jax.Array]:
     """Evaluation transform `transform(batch)`, a pure function to be jitted.
 
     Resizes the short side to int(image_size / crop_ratio), crops the centre and
@@ -155,19 +207,14 @@ def make_eval_transform(
     float32 [n, image_size, image_size, 3]. DeiT's published numbers are at crop
     ratio 0.875, DeiT-III's at 1.0.
     """
-    _one_of("interpolation", interpolation, tuple(FILTERS))
     if not 0.0 < crop_ratio <= 1.0:
-        raise ValueError(f"crop_ratio is in (0, 1]; got {crop_ratio}")
+        raise ConfigError(f"crop_ratio is in (0, 1]; got {crop_ratio}")
     short = int(image_size / crop_ratio)
     matmul = resolve_matmul(matmul)
 
-    def transform(batch: dict[str, jax.Array]) -> jax.Array:
+    def transform(batch: Batch) -> jax.Array:
         # Padding rows have size 0; one pixel of a zero canvas keeps them finite.
-        size = jnp.maximum(batch["size"], 1)
-        rows, columns = centre_crop_axes(size, short, image_size)
-        pixels = resample(
-            batch["canvas"], rows, columns, interpolation=interpolation, matmul=matmul
-        )
-        return normalise(pixels, mean, std)
+        rows, columns = centre_crop_axes(jnp.maximum(batch["size"], 1), short, image_size)
+        return normalise(resample(batch["canvas"], rows, columns, matmul=matmul), mean, std)
 
     return transform

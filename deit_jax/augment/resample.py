@@ -7,11 +7,12 @@ such matrix, so that a crop, a flip, a centre crop after the resize and a
 reflected border are all the same code with other integers.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from deit_jax.errors import unknown
 
 WEIGHT_BITS = 22  # PRECISION_BITS in Pillow's Resample.c
 MATMULS = ("auto", "float32", "float16x2", "bfloat16x3")
@@ -39,14 +40,7 @@ def _bicubic(x: jax.Array) -> jax.Array:
     return jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0))
 
 
-def _bilinear(x: jax.Array) -> jax.Array:
-    return jnp.maximum(1.0 - jnp.abs(x), 0.0)
-
-
-FILTERS: dict[str, Callable[[jax.Array], jax.Array]] = {"bicubic": _bicubic, "bilinear": _bilinear}
-
-
-def axis_weights(axis: Axis, canvas_size: int, interpolation: str) -> jax.Array:
+def axis_weights(axis: Axis, canvas_size: int) -> jax.Array:
     """The matrices of `axis`: float32 [n, out, canvas_size], integers (weight * 2^22).
 
     The distance of a source pixel to the output pixel's centre is formed from
@@ -63,7 +57,7 @@ def axis_weights(axis: Axis, canvas_size: int, interpolation: str) -> jax.Array:
     distance = (pixel - whole).astype(jnp.float32) + (0.5 - rest / (2.0 * resized))
     shrink = jnp.maximum(length / resized.astype(jnp.float32), 1.0)
     inside = (pixel >= 0) & (pixel < length)
-    weight = jnp.where(inside, FILTERS[interpolation](distance / shrink), 0.0)
+    weight = jnp.where(inside, _bicubic(distance / shrink), 0.0)
     weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-6)
     exists = (position >= 0) & (position < resized)
     return jnp.round(jnp.where(exists, weight, 0.0) * 2.0**WEIGHT_BITS)
@@ -77,7 +71,7 @@ def resolve_matmul(matmul: str) -> str:
     tensor cores and lose nothing. float16 is native on GPUs, bfloat16 on TPUs.
     """
     if matmul not in MATMULS:
-        raise ValueError(f"unknown matmul {matmul!r}; known: {', '.join(MATMULS)}")
+        raise unknown("matmul", matmul, MATMULS)
     if matmul != "auto":
         return matmul
     return {"gpu": "float16x2", "tpu": "bfloat16x3"}.get(jax.default_backend(), "float32")
@@ -107,21 +101,14 @@ def _to_levels(values: jax.Array) -> jax.Array:
     return jnp.clip(jnp.floor(values + 0.5), 0.0, 255.0).astype(jnp.uint8)
 
 
-def resample(
-    canvas: jax.Array,
-    rows: Axis,
-    columns: Axis,
-    *,
-    interpolation: str = "bicubic",
-    matmul: str = "float32",
-) -> jax.Array:
+def resample(canvas: jax.Array, rows: Axis, columns: Axis, *, matmul: str) -> jax.Array:
     """Resized images uint8 [n, out rows, out columns, 3] of canvases uint8 [n, h, w, 3].
 
     Equal to Pillow < 13 but for float32 rounding at ties. Both contractions run
     over the last axis of both operands, and the result comes out in NHWC.
     """
-    across = axis_weights(columns, canvas.shape[2], interpolation)
-    down = axis_weights(rows, canvas.shape[1], interpolation)
+    across = axis_weights(columns, canvas.shape[2])
+    down = axis_weights(rows, canvas.shape[1])
     planes = jnp.transpose(canvas, (0, 3, 1, 2))
     half = _to_levels(_product(across, planes, matmul))
     return _to_levels(_product(down, half, matmul))

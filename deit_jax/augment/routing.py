@@ -1,0 +1,65 @@
+"""Running an operation only on the images that drew it, with static shapes.
+
+The members of a class are compacted into chunks of a static capacity, a little
+more than the class's expected number, and a loop does as many rounds of chunks
+as the batch needs: nearly always one. The result never depends on the capacity.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+HEADROOM_SIGMAS = 2.5
+
+
+class Route(NamedTuple):
+    """One class: who is in it, how many are expected, and what happens to them."""
+
+    member: jax.Array  # bool [n]
+    share: float  # expected share of the n images
+    # (pixels uint8 [m, h, w, 3], arguments each [m, ...]) -> pixels uint8 [m, h, w, 3]
+    operation: Callable[..., jax.Array]
+    arguments: tuple[jax.Array, ...]  # leading axis n
+
+
+def capacity(n: int, share: float) -> int:
+    """Chunk size: the expected number and 2.5 standard deviations, 1..n."""
+    mean = n * share
+    return max(1, min(n, math.ceil(mean + HEADROOM_SIGMAS * math.sqrt(mean * (1.0 - share)))))
+
+
+def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
+    """Pixels uint8 [n, h, w, 3] with each route's operation done to its members.
+
+    An image may be a member of one route only.
+    """
+    n = pixels.shape[0]
+    sizes = [capacity(n, route.share) for route in routes]
+    # Members first, padded with rows that do not exist (dropped when written).
+    orders = [
+        jnp.concatenate(
+            [
+                jnp.argsort(~route.member, stable=True).astype(jnp.int32),
+                jnp.zeros(size, jnp.int32),
+            ]
+        )
+        for route, size in zip(routes, sizes)
+    ]
+    counts = [route.member.sum() for route in routes]
+
+    def one_round(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        number, pixels = carry
+        for route, size, order, count in zip(routes, sizes, orders, counts):
+            slot = number * size + jnp.arange(size)
+            rows = jax.lax.dynamic_slice(order, (jnp.minimum(number * size, n),), (size,))
+            done = route.operation(pixels[rows], *(x[rows] for x in route.arguments))
+            rows = jnp.where(slot < count, rows, n + slot)
+            pixels = pixels.at[rows].set(done, mode="drop", unique_indices=True)
+        return number + 1, pixels
+
+    rounds = jnp.max(jnp.stack([-(-count // size) for count, size in zip(counts, sizes)]))
+    carry = (jnp.int32(0), pixels)
+    return jax.lax.while_loop(lambda carry: carry[0] < rounds, one_round, carry)[1]

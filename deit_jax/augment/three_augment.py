@@ -1,0 +1,94 @@
+"""DeiT-III's 3-Augment (arXiv 2204.07118, section 3.3) and torchvision's colour jitter."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from deit_jax.augment import color, draws
+from deit_jax.augment.routing import Route, apply_routes
+
+GRAYSCALE, SOLARIZE, BLUR = range(3)
+SOLARIZE_THRESHOLD = 128
+BLUR_SIGMA = (0.1, 2.0)
+BLUR_PASSES = 3
+REACH = 2  # pixels; the box of a sigma up to 2 has a radius of 1.375
+
+
+def _box_weights(sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(whole radius int32, inner weight, edge weight uint32 of 2^24) of one of three boxes.
+
+    Pillow approximates a Gaussian of `sigma` by three box blurs with soft edges (BoxBlur.c).
+    """
+    variance = sigma * sigma / BLUR_PASSES
+    whole = jnp.floor((jnp.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
+    soft = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
+    radius = whole + soft / (6.0 * (variance - (whole + 1.0) ** 2))
+    whole = jnp.floor(radius).astype(jnp.int32)
+    inner = (2.0**24 / (2.0 * radius + 1.0)).astype(jnp.uint32)
+    edge = (jnp.uint32(1 << 24) - (2 * whole + 1).astype(jnp.uint32) * inner) // 2
+    return whole, inner, edge
+
+
+def _box_blur(levels: jax.Array, weights: list[jax.Array], axis: int) -> jax.Array:
+    """One pass over uint32 [n, h, w, 3] along `axis`, the border pixels repeated."""
+    length = levels.shape[axis]
+    padding = [(REACH, REACH) if i == axis else (0, 0) for i in range(4)]
+    padded = jnp.pad(levels, padding, mode="edge")
+    shifted = [
+        jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(2 * REACH + 1)
+    ]
+    total = sum(tap * weights[abs(i - REACH)] for i, tap in enumerate(shifted))
+    return (total + (1 << 23)) >> 24
+
+
+def gaussian_blur(pixels: jax.Array, sigma: jax.Array) -> jax.Array:
+    """`ImageFilter.GaussianBlur(sigma)` for uint8 [n, h, w, 3], sigma float32 [n] up to 2."""
+    whole, inner, edge = _box_weights(sigma)
+    weights = [
+        jnp.where(i <= whole, inner, jnp.where(i == whole + 1, edge, 0))[:, None, None, None]
+        for i in range(REACH + 1)
+    ]
+    levels = pixels.astype(jnp.uint32)
+    for axis in (2, 1):
+        for _ in range(BLUR_PASSES):
+            levels = _box_blur(levels, weights, axis)
+    return levels.astype(jnp.uint8)
+
+
+def three_augment(keys: jax.Array, pixels: jax.Array) -> jax.Array:
+    """Each image of uint8 [n, h, w, 3] gray, solarized at 128 or blurred, one key per image."""
+
+    words = draws.words(keys, 2)
+    choice = draws.integer(words[:, 0], jnp.int32(2))
+    sigma = draws.between(words[:, 1], *BLUR_SIGMA)
+    numbers = color.neutral(len(pixels))
+    gray = choice == GRAYSCALE
+    numbers = numbers._replace(
+        threshold=jnp.where(choice == SOLARIZE, SOLARIZE_THRESHOLD, numbers.threshold),
+        base=jnp.where(gray, color.GRAY, numbers.base),
+        factor=jnp.where(gray, 0.0, numbers.factor),
+    )
+    pixels = color.pointwise(pixels, numbers)
+    blur = Route(member=choice == BLUR, share=1 / 3, operation=gaussian_blur, arguments=(sigma,))
+    return apply_routes(pixels, [blur])
+
+
+def color_jitter(keys: jax.Array, pixels: jax.Array, *, strength: float) -> jax.Array:
+    """torchvision `ColorJitter(strength, strength, strength)` of uint8 [n, h, w, 3].
+
+    Brightness, contrast and saturation in random order, each with a factor
+    uniform in [max(0, 1 - strength), 1 + strength]; uint8 in between, as in PIL.
+    """
+
+    words = draws.words(keys, 4)
+    orders = jnp.array(list(itertools.permutations((color.BLACK, color.MEAN, color.GRAY))))
+    bases = orders[draws.integer(words[:, 0], jnp.int32(len(orders) - 1))]
+    factors = draws.between(words[:, 1:], max(0.0, 1.0 - strength), 1.0 + strength)
+
+    def step(pixels: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        base, factor = drawn
+        numbers = color.neutral(len(pixels))._replace(base=base, factor=factor)
+        return color.pointwise(pixels, numbers), None
+
+    return jax.lax.scan(step, pixels, (bases.T, factors.T))[0]
