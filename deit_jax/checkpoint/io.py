@@ -1,11 +1,15 @@
 """Reading and writing one step; the only module that imports orbax."""
 
+import contextlib
 import dataclasses
 import errno
+import gc
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +55,12 @@ def begin_save(
 
 
 def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restored:
+    """One step onto the devices that `abstract` names, verified.
+
+    Raises:
+      DamagedCheckpointError: it is not what was saved.
+      StructureError: it is another model, optimizer or state.
+    """
     described = layout.read_description(folder)
     names = leaf_paths(state_parts(abstract))
     lines = layout.structural_differences(
@@ -124,9 +134,17 @@ def _changed(folder: pathlib.Path, names: list[str]) -> str:
 
 
 def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
+    loaded = {}
+    # One part after another: where one fails, orbax leaves the others' coroutines unawaited.
+    for part, tree in wanted.items():
+        loaded |= _load_part(folder, part, tree)
+    return loaded
+
+
+def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> dict[str, PyTree]:
     try:
-        with _context():
-            return ocp.load_checkpointables(folder, wanted)
+        with _quiet_failure(), _context():
+            return ocp.load_checkpointables(folder, {part: tree})
     except MemoryError:
         raise
     except Exception as error:  # damage shows as a dozen kinds, from KeyError to bare Exception
@@ -135,7 +153,7 @@ def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
             raise
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise DamagedCheckpointError(
-            f"{folder} cannot be read: {type(error).__name__}: {reason}"
+            f"{folder / part} cannot be read: {type(error).__name__}: {reason}"
         ) from error
 
 
@@ -155,15 +173,37 @@ def _context() -> ocp.Context:
     return context
 
 
+@contextlib.contextmanager
+def _quiet_failure() -> Iterator[None]:
+    """When a read fails, orbax drops the reads beside it, which then complain on their own."""
+    hook = sys.unraisablehook
+
+    def filtered(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        sys.unraisablehook = filtered
+        try:
+            yield
+        except Exception:
+            gc.collect()
+            raise
+        finally:
+            sys.unraisablehook = hook
+
+
 class _OrbaxFilter(logging.Filter):
-    """Drops orbax's progress notes and warnings; what fails is raised to us anyway."""
+    """Drops what orbax logs; whatever fails is raised to us, and reported in our words."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+        return record.levelno > logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 _FILTER = _OrbaxFilter()
 
 
 def quiet_orbax() -> None:
+    """Keeps orbax's notes out of the log of a run; other users of absl are not touched."""
     logging.getLogger("absl").addFilter(_FILTER)
