@@ -84,7 +84,8 @@ class MetricsWriter:
         """Scalars of one step; numbers, numpy or jax scalars (jax scalars are waited for)."""
         if not self._writers:
             return
-        plain = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+        read = jax.device_get(list(values.values()))
+        plain = {name: float(value) for name, value in zip(values, read, strict=True)}
         self._each("scalars", int(step), plain)
 
     def write_text(self, step: int, values: Mapping[str, str]) -> None:
