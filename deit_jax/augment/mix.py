@@ -186,21 +186,27 @@ def _weighted_sum(own: jax.Array, other: jax.Array, share: jax.Array) -> jax.Arr
     return rounded(own * share) + rounded(other * (1.0 - share))
 
 
-def _group_draws(
-    key: jax.Array, groups: int, size: int, mode: str, draw: Callable[[jax.Array], MixDraw]
+def group_draws(
+    key: jax.Array, groups: int, height: int, width: int, options: MixOptions
 ) -> MixDraw:
-    """Draws with leading axes [groups, size]: shared by the group, by its pairs, or by none."""
+    """Draws with leading axes [groups, mix_group]: one for the group, for each pair or each row."""
+    size = options.mix_group
     group_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(groups))
-    number = {"batch": 1, "pair": size // 2, "elem": size}[mode]
+    number = {"batch": 1, "pair": size // 2, "elem": size}[options.mix_mode]
     keys = jax.vmap(lambda group_key: jax.random.split(group_key, number))(group_keys)
-    draws = jax.vmap(jax.vmap(draw))(keys)
-    if mode == "pair":
-        return jax.tree.map(lambda x: jnp.concatenate([x, x[:, ::-1]], axis=1), draws)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, size) + x.shape[2:]), draws)
+    drawn = jax.vmap(jax.vmap(lambda one: draw_mix(one, height, width, options)))(keys)
+    if options.mix_mode == "pair":
+        return jax.tree.map(lambda x: jnp.concatenate([x, x[:, ::-1]], axis=1), drawn)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, size) + x.shape[2:]), drawn)
 
 
 def mix_groups(
-    key: jax.Array, image: jax.Array, target: jax.Array, *, options: MixOptions
+    key: jax.Array,
+    image: jax.Array,
+    target: jax.Array,
+    *,
+    options: MixOptions,
+    mesh: jax.sharding.Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixed image float32 [B, h, w, c] and target float32 [B, K].
 
@@ -214,14 +220,15 @@ def mix_groups(
             f"mix_group {mix_group} must be even and divide the batch of {batch}; "
             f"resolve_mix_group({batch}) gives {resolve_mix_group(batch)}"
         )
-    draws = _group_draws(
-        key,
-        batch // mix_group,
-        mix_group,
-        options.mix_mode,
-        lambda draw_key: draw_mix(draw_key, height, width, options),
+    draw = functools.partial(
+        group_draws, groups=batch // mix_group, height=height, width=width, options=options
     )
-    lam, cut, box = (x.reshape((batch,) + x.shape[2:]) for x in draws)
+    if mesh is not None:
+        # Every device draws for all groups: exp and log of arrays of another
+        # length may be compiled differently and end in another bit.
+        spec = jax.sharding.PartitionSpec()
+        draw = jax.shard_map(draw, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    lam, cut, box = (x.reshape((batch,) + x.shape[2:]) for x in draw(key))
     row = jnp.arange(height)[None, :, None, None]
     column = jnp.arange(width)[None, None, :, None]
     top, bottom, left, right = (box[:, i, None, None, None] for i in range(4))

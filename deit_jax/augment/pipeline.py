@@ -186,7 +186,7 @@ def make_augment(
         image = image_rows(row_keys(rows_key, len(label)), canvas, size)
         target = smoothed_one_hot(label, num_classes, smoothing)
         if mix is not None:
-            image, target = mix_groups(mix_key, image, target, options=mix)
+            image, target = mix_groups(mix_key, image, target, options=mix, mesh=mesh)
         return {"image": image, "target": target, "label": label}
 
     return augment
