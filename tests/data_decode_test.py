@@ -107,6 +107,16 @@ def test_four_component_jpeg_equals_pillow(transform, options):
     np.testing.assert_array_equal(data.decode_image(encoded), pillow(encoded))
 
 
+@pytest.mark.parametrize(("at_least", "ratio"), [(84, 1), (83, 1), (41, 2), (20, 4), (5, 8)])
+def test_reduced_decoding_equals_pillows_draft(at_least, ratio):
+    decoded = data.decode_image(FILES["jpeg"], at_least=at_least)
+    assert decoded.shape == (-(-HEIGHT // ratio), -(-WIDTH // ratio), 3)
+    with Image.open(io.BytesIO(FILES["jpeg"])) as image:
+        if ratio > 1:
+            image.draft("RGB", (WIDTH // ratio, HEIGHT // ratio))
+        np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
+
+
 @pytest.mark.parametrize(
     "damaged",
     [

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from deit_jax.data.cmyk import frame
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.sources import Record, Source
 from deit_jax.errors import ConfigError
@@ -89,6 +90,9 @@ class Reader:
                 continue
             if max(pixels.shape[:2]) > self.canvas:
                 pixels = self.fit(pixels)
+                met.shrunk += 1
+            elif isinstance(image, bytes) and max(frame(image)[:2]) > self.canvas:
+                # Decoded at a fraction of its size.
                 met.shrunk += 1
             height, width = pixels.shape[:2]
             batch["canvas"][row, :height, :width] = pixels

@@ -36,12 +36,12 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position = end
 
 
-def component_count(data: bytes) -> int:
-    """Components of a JPEG's frame header (4 for CMYK and YCCK), 0 when it has none."""
+def frame(data: bytes) -> tuple[int, int, int]:
+    """Height, width and components (4 for CMYK and YCCK) of a JPEG; zeros when it has no frame."""
     for marker, start, end in segments(data):
         if marker in _SOF and start + 9 < min(end, len(data)):
-            return data[start + 9]
-    return 0
+            return struct.unpack_from(">HHB", data, start + 5)
+    return 0, 0, 0
 
 
 def decode_cmyk(data: bytes, decode_rgb: Callable[[bytes], np.ndarray]) -> np.ndarray:

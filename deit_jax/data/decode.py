@@ -10,15 +10,20 @@ import re
 import numpy as np
 
 from deit_jax.data._tensorflow import tensorflow
-from deit_jax.data.cmyk import component_count, decode_cmyk
+from deit_jax.data.cmyk import decode_cmyk, frame
 
 
 class CorruptImage(ValueError):
     """The bytes are no image that can be decoded."""
 
 
-def decode_image(record: bytes | np.ndarray) -> np.ndarray:
+def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> np.ndarray:
     """RGB pixels, uint8 [h, w, 3]; arrays pass through.
+
+    Args:
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, averaged by the
+            decoder, as long as its longer side keeps this many pixels: what Pillow's
+            `Image.draft` gives. None: always at full size.
 
     Raises:
         CorruptImage: the bytes are damaged, or of a format that is not decoded here.
@@ -28,9 +33,10 @@ def decode_image(record: bytes | np.ndarray) -> np.ndarray:
     tf = tensorflow()
     try:
         if record[:2] == b"\xff\xd8":
-            if component_count(record) == 4:
+            height, width, components = frame(record)
+            if components == 4:
                 return decode_cmyk(record, _decode_jpeg)
-            return _decode_jpeg(record)
+            return _decode_jpeg(record, _ratio(max(height, width), at_least))
         if record[:8] == b"\x89PNG\r\n\x1a\n":
             return _decode_png(record)
         if record[:4] == b"RIFF" and record[8:12] == b"WEBP":
@@ -43,11 +49,17 @@ def decode_image(record: bytes | np.ndarray) -> np.ndarray:
     raise CorruptImage("neither JPEG, PNG, BMP nor WebP" if record else "empty file")
 
 
-def _decode_jpeg(record: bytes) -> np.ndarray:
+def _ratio(longest: int, at_least: int | None) -> int:
+    if at_least is None:
+        return 1
+    return next((ratio for ratio in (8, 4, 2) if longest >= ratio * at_least), 1)
+
+
+def _decode_jpeg(record: bytes, ratio: int = 1) -> np.ndarray:
     # TensorFlow's default method, INTEGER_FAST, differs from Pillow on two thirds of the
     # pixels; the accurate one is bit-identical and no slower.
     image = tensorflow().raw_ops.DecodeJpeg(
-        contents=record, channels=3, dct_method="INTEGER_ACCURATE"
+        contents=record, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"
     )
     # asarray shares the tensor's memory; .numpy() would copy.
     return np.asarray(image)

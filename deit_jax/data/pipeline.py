@@ -41,13 +41,14 @@ def train_batches(
     threads: int | None = None,
     prefetch: int = 2,
     max_corrupt_share: float = 0.001,
-    decode: Callable[[Record], np.ndarray] = decode_image,
+    decode: Callable[[Record], np.ndarray] | None = None,
 ) -> BatchIterator:
     """Endless training batches from `start_step` on; the order is `order.TrainOrder`'s.
 
     Args:
         batch_size: global batch B, the `repeats` copies R of each image included.
-        canvas: side C of the square canvases in pixels; larger images are shrunk to fit.
+        canvas: side C of the square canvases in pixels; larger images are shrunk to fit, a
+            JPEG of twice that and more while it is decoded.
         mix_group: rows that mix with each other; None: the whole batch.
         seed, start_step: any start costs the same.
         device_count: devices of the whole run; the canvases divide among them.
@@ -57,7 +58,7 @@ def train_batches(
         prefetch: batches worked on ahead of the one asked for.
         max_corrupt_share: a record that cannot be decoded is replaced by the next one,
             logged and counted; more than this share of the data set is an error.
-        decode: record -> uint8 [h, w, 3], raising CorruptImage.
+        decode: record -> uint8 [h, w, 3], raising CorruptImage; None: `decode_image`.
 
     Yields:
         canvas uint8 [n, C, C, 3], size int32 [n, 2], label int32 [n], index int32 [n]
@@ -88,6 +89,7 @@ def train_batches(
         hint_ahead=window_shards and _half_window(source, window_shards, batch_size // repeats),
     )
     fit = functools.partial(fit_within, canvas=canvas)
+    decode = decode or functools.partial(decode_image, at_least=canvas)
     reader = Reader(source=source, canvas=canvas, fit=fit, decode=decode, replace=True)
     return BatchIterator(
         jobs,
