@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-_COMMANDS = ("convert", "predict", "explain_model")
+_COMMANDS = ("compare", "convert", "explain", "predict")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,7 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in _COMMANDS:
         importlib.import_module(f"deit_jax.cli.{name}").add_parser(subparsers)
-    args = parser.parse_args(argv)
+    args, args.overrides = parser.parse_known_args(argv)
+    if args.overrides and not getattr(args, "takes_overrides", False):
+        parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
         return args.run(args)
     except (ConfigError, FileNotFoundError) as error:
