@@ -1,4 +1,4 @@
-"""`deit-jax explain --config=FILE[:variant]`: the recipe as it will run; `deit-jax explain MODEL`."""
+"""`deit-jax explain --config=FILE[:variant]`, the recipe as it will run, or `explain MODEL`."""
 
 import argparse
 

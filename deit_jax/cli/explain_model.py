@@ -22,10 +22,11 @@ def describe(name: str) -> str:
     from deit_jax import models, published
 
     model = models.create_model(name)
+    parameters, macs = models.count(model)
     size = "x".join(map(str, model.image_size))
     lines = [
-        f"{name}: {models.count_parameters(model):,} parameters, "
-        f"{models.count_macs(model) / 1e9:.3f} G multiply-accumulates at {size}"
+        f"{name}: {parameters:,} parameters, "
+        f"{macs / 1e9:.3f} G multiply-accumulates at {size}"
     ]
     for tag, entry in published.checkpoints_of(name).items():
         digest = f"SHA-256 {entry.sha256}..." if entry.sha256 else "no published digest"

@@ -10,11 +10,13 @@ import re
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, RegNet, init_variables
 
+_FLOATS = [np.dtype(kind) for kind in ("float16", "float32", "float64", ml_dtypes.bfloat16)]
 NAMINGS = ("timm", "facebook", "hf", "hf-modules")
 
 # timm name -> Hugging Face name, of DeiT and ViT classes. `{m}` is `deit` or `vit`.
@@ -162,6 +164,8 @@ def read(table: list[Entry], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
             continue
         if name not in wanted:
             problems.append(f"unexpected {name}")
+        elif array.dtype not in _FLOATS:
+            problems.append(f"{name} holds {array.dtype} values")
         elif array.shape != wanted[name].part_shape:
             problems.append(f"{name} is {array.shape}, expected {wanted[name].part_shape}")
     if problems:

@@ -135,6 +135,12 @@ def _view(values: np.ndarray, ref: TensorRef) -> np.ndarray:
         return np.zeros(ref.shape, values.dtype)
     if ref.offset + last >= values.size or int(np.prod(ref.shape, dtype=object)) > values.size:
         raise PickleRefused(f"a tensor of shape {ref.shape} reaches beyond its storage")
+    # No state dict needs one element at two places; damaged strides would.
+    reach = 1
+    for stride, size in sorted(zip(ref.strides, ref.shape)):
+        if size > 1 and stride < reach:
+            raise PickleRefused(f"a tensor of shape {ref.shape} overlaps itself")
+        reach += (size - 1) * stride
     strides = [stride * values.itemsize for stride in ref.strides]
     return np.lib.stride_tricks.as_strided(
         values[ref.offset :], ref.shape, strides, writeable=False

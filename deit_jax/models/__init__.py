@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.errors import unknown
-from deit_jax.models.count import count_macs, count_parameters
+from deit_jax.models.count import Size, count
 from deit_jax.models.deit import VisionTransformer
 from deit_jax.models.output import Output
 from deit_jax.models.regnet import RegNet, fold_batch_norm
@@ -21,10 +21,10 @@ __all__ = [
     "Model",
     "Output",
     "RegNet",
+    "Size",
     "VisionTransformer",
     "apply",
-    "count_macs",
-    "count_parameters",
+    "count",
     "create_model",
     "fold_batch_norm",
     "init_variables",
@@ -104,7 +104,7 @@ def apply(
     Evaluation returns `Output(logits [B, K] f32, dist_logits [B, K] f32 or None)`.
     Training returns `(Output, new_batch_stats)`, `{}` without BatchNorm; BatchNorm then uses
     the statistics of the whole batch. `keys` [B], one per row, are needed for training with
-    stochastic depth or dropout: all draws of row i come from `fold_in(keys[i], block)`.
+    stochastic depth or dropout: all draws of row i come from `keys[i]` alone.
 
     `capture=True` appends a dict of intermediates to the result. Transformers: `embedded`
     (block input), `blocks_i`, `norm` [B, T, D] and `attention_i` f32 [B, H, T, T]; RegNets:
@@ -115,6 +115,8 @@ def apply(
         raise ValueError("training with stochastic depth or dropout needs keys, one per row")
     if keys is not None and keys.shape != (image.shape[0],):
         raise ValueError(f"keys have shape {keys.shape}, expected one per row: ({image.shape[0]},)")
+    # numpy's own promotion turns bf16 into f32.
+    variables = jax.tree.map(jnp.asarray, variables)
     arguments = {"train": train, "keys": keys, "capture": capture}
     if not train:
         output, features = model.apply(variables, image, **arguments)

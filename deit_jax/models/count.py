@@ -1,7 +1,7 @@
 """Sizes and costs, read off the model itself."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,37 @@ from deit_jax.models.deit import VisionTransformer
 from deit_jax.models.regnet import RegNet
 
 
-def count_parameters(model: VisionTransformer | RegNet) -> int:
-    """Trained parameters; running statistics of BatchNorm are not among them."""
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), _image(model)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract["params"]))
+class Size(NamedTuple):
+    """What a model weighs and what one image costs.
 
-
-def count_macs(model: VisionTransformer | RegNet) -> int:
-    """Multiply-accumulates of one image's evaluation: matrix products and convolutions.
-
-    Attention's products are counted; LayerNorm, GELU, softmax and biases are not. Papers
-    print this number as "FLOPs"; one multiply-accumulate is two floating-point operations.
+    Attributes:
+      parameters: trained ones; running statistics of BatchNorm are not among them.
+      macs: multiply-accumulates of one image's evaluation, in matrix products (attention's
+        too) and convolutions; LayerNorm, GELU, softmax and biases are not counted. Papers
+        print this number as "FLOPs", but one is two floating-point operations.
     """
-    # XLA's attention is made of plain products, which the fused kernels hide.
-    plain = {"attention": "xla", "scan": False} if isinstance(model, VisionTransformer) else {}
-    model = model.clone(**plain)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), _image(model)))
-    return _macs(jax.make_jaxpr(model.apply)(variables, _image(model)).jaxpr)
+
+    parameters: int
+    macs: int
 
 
-def _image(model: VisionTransformer | RegNet) -> jax.Array:
-    return jnp.zeros((1, *model.image_size, 3), jnp.float32)
+def count(model: VisionTransformer | RegNet) -> Size:
+    """Counts by tracing; nothing is computed."""
+    if isinstance(model, RegNet):
+        return _traced(model)
+    # XLA's attention is made of plain products, which the fused kernels hide. Blocks are
+    # all alike: two short models tell what any depth has.
+    model = model.clone(attention="xla", scan=False, remat="none")
+    one, two = (_traced(model.clone(depth=depth)) for depth in (1, 2))
+    return Size(*(a + (model.depth - 1) * (b - a) for a, b in zip(one, two)))
+
+
+def _traced(model: Any) -> Size:
+    image = jnp.zeros((1, *model.image_size, 3), jnp.float32)
+    # Initialisation runs the model once, so one trace tells both.
+    jaxpr, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), image)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    return Size(parameters, _macs(jaxpr.jaxpr))
 
 
 def _macs(jaxpr: Any) -> int:

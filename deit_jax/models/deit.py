@@ -27,8 +27,8 @@ REMAT = {
 }
 DROP_PATH_SCHEDULES = ("linear", "constant")
 
-# What a row's key is folded with, one number per random draw of a block.
-_ATTENTION_PATH, _MLP_PATH, _ATTENTION_DROP, _HIDDEN_DROP, _MLP_DROP = range(5)
+# What a row's key is folded with, one number per dropout of a block.
+_ATTENTION_DROP, _HIDDEN_DROP, _MLP_DROP = range(3)
 
 
 class Attention(nn.Module):
@@ -74,7 +74,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block; `keys` [B] (this block's, None in evaluation), `drop_rate` a scalar."""
+    """One transformer block.
+
+    In training `draw` is uniform, f32 [B, 2], for stochastic depth of the two branches at
+    `drop_rate`, and `keys` [B] are this block's for dropout; both None in evaluation.
+    """
 
     num_heads: int
     mlp_ratio: float
@@ -86,19 +90,24 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, keys: jax.Array | None, drop_rate: Any, capture: bool = False
+        self,
+        x: jax.Array,
+        draw: jax.Array | None,
+        keys: jax.Array | None,
+        drop_rate: Any,
+        capture: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         dim = x.shape[-1]
         y = layers.layer_norm(self.dtype, self.epsilon, "norm1")(x)
         y, weights = Attention(self.num_heads, self.dtype, self.attention, name="attn")(y, capture)
         y = layers.dropout(y, layers.fold_keys(keys, _ATTENTION_DROP), self.dropout_rate)
         y = self._layer_scale(y, "gamma_1")
-        x = x + layers.drop_path(y, layers.fold_keys(keys, _ATTENTION_PATH), drop_rate)
+        x = x + layers.drop_path(y, None if draw is None else draw[:, 0], drop_rate)
         y = layers.layer_norm(self.dtype, self.epsilon, "norm2")(x)
         y = Mlp(int(dim * self.mlp_ratio), self.dropout_rate, self.dtype, name="mlp")(y, keys)
         y = layers.dropout(y, layers.fold_keys(keys, _MLP_DROP), self.dropout_rate)
         y = self._layer_scale(y, "gamma_2")
-        x = x + layers.drop_path(y, layers.fold_keys(keys, _MLP_PATH), drop_rate)
+        x = x + layers.drop_path(y, None if draw is None else draw[:, 1], drop_rate)
         return x, weights
 
     def _layer_scale(self, x: jax.Array, name: str) -> jax.Array:
@@ -221,8 +230,14 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([*tokens, x], axis=1) + position
         else:
             x = jnp.concatenate([*tokens, x + position], axis=1)
-        # Blocks fold with 0 .. depth - 1.
-        return layers.dropout(x, layers.fold_keys(keys, self.depth), self.dropout_rate)
+        return layers.dropout(x, self._dropout_keys(keys, self.depth), self.dropout_rate)
+
+    def _dropout_keys(self, keys: jax.Array | None, block: Any) -> jax.Array | None:
+        """Keys of one block; `depth` stands for the embedding. Stochastic depth folds with 0."""
+        return layers.fold_keys(keys, block + 1) if self.dropout_rate else None
+
+    def _drop_draws(self, keys: jax.Array | None) -> jax.Array | None:
+        return layers.drop_draws(keys, self.depth, 2) if self.drop_path_rate else None
 
     def _block_kwargs(self) -> dict[str, Any]:
         return {
@@ -244,10 +259,12 @@ class VisionTransformer(nn.Module):
             return self._scanned_blocks(x, keys)
         block = Block
         if self.remat != "none":
-            block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=(3, 4))
+            block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=(4, 5))
+        draws = self._drop_draws(keys)
         for i, rate in enumerate(self.drop_rates()):
+            draw = None if draws is None else draws[:, i]
             x, weights = block(name=f"blocks_{i}", **self._block_kwargs())(
-                x, layers.fold_keys(keys, i), rate, capture
+                x, draw, self._dropout_keys(keys, i), rate, capture
             )
             if capture:
                 features[f"blocks_{i}"], features[f"attention_{i}"] = x, weights
@@ -259,19 +276,18 @@ class VisionTransformer(nn.Module):
         blocks = [params[f"blocks_{i}"] for i in range(self.depth)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
         block = Block(parent=None, **self._block_kwargs())
-        rates = self.drop_rates() if self.drop_path_rate else None
+        draws = self._drop_draws(keys)
 
         def body(x, layer):
-            index, rate, block_params = layer
-            rate = 0.0 if rates is None else rate
-            y, _ = block.apply({"params": block_params}, x, layers.fold_keys(keys, index), rate)
-            return y, None
+            index, rate, draw, block_params = layer
+            block_keys = self._dropout_keys(keys, index)
+            return block.apply({"params": block_params}, x, draw, block_keys, rate)[0], None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        index = jnp.arange(self.depth)
-        rate = jnp.asarray(rates or [0.0] * self.depth, jnp.float32)
-        return jax.lax.scan(body, x, (index, rate, stacked))[0]
+        rates = jnp.asarray(self.drop_rates(), jnp.float32)
+        draws = None if draws is None else draws.swapaxes(0, 1)
+        return jax.lax.scan(body, x, (jnp.arange(self.depth), rates, draws, stacked))[0]
 
 
 def _dense(features: int, dtype: Any, name: str) -> nn.Dense:

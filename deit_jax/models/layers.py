@@ -22,19 +22,29 @@ def fold_keys(keys: jax.Array | None, number: jax.Array | int) -> jax.Array | No
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
-def drop_path(x: jax.Array, keys: jax.Array | None, rate: Any) -> jax.Array:
+def drop_draws(keys: jax.Array | None, blocks: int, branches: int) -> jax.Array | None:
+    """Uniform f32 [B, blocks, branches] for `drop_path`, from one key per row; None without keys.
+
+    All blocks at once: a draw of its own for each branch would compile and run its own
+    random bits generator.
+    """
+    if keys is None:
+        return None
+    return jax.vmap(lambda key: jax.random.uniform(key, (blocks, branches)))(fold_keys(keys, 0))
+
+
+def drop_path(x: jax.Array, draw: jax.Array | None, rate: Any) -> jax.Array:
     """Stochastic depth: whole rows of `x` [B, ...] become 0 with probability `rate`.
 
     Kept rows are divided by the probability to be kept, so the mean is unchanged.
-    `keys` [B] None, or a `rate` that is the number 0, is the identity. `rate` may be
-    a traced f32 scalar.
+    `draw` is uniform, f32 [B]. No `draw`, or a `rate` that is the number 0, is the identity.
+    `rate` may be a traced f32 scalar.
     """
-    if keys is None or (isinstance(rate, (int, float)) and rate == 0):
+    if draw is None or (isinstance(rate, (int, float)) and rate == 0):
         return x
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
-    kept = jax.vmap(jax.random.uniform)(keys) < keep
     # In f32: 1/.9 rounded to bf16 would bias every kept branch by .15 %.
-    scale = jnp.where(kept, 1.0 / keep, 0.0).reshape((-1,) + (1,) * (x.ndim - 1))
+    scale = jnp.where(draw < keep, 1.0 / keep, 0.0).reshape((-1,) + (1,) * (x.ndim - 1))
     return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 

@@ -113,7 +113,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """[B, h, w, I] -> [B, h/stride, w/stride, features]."""
+    """[B, h, w, I] -> [B, h/stride, w/stride, features]; `draw` as in `layers.drop_path`."""
 
     features: int
     group_size: int
@@ -124,7 +124,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool, keys: jax.Array | None, drop_rate: float
+        self, x: jax.Array, train: bool, draw: jax.Array | None, drop_rate: float
     ) -> jax.Array:
         kwargs = {"dtype": self.dtype, "folded": self.folded}
         groups = self.features // self.group_size
@@ -141,7 +141,7 @@ class Bottleneck(nn.Module):
             shortcut = ConvNorm(
                 self.features, 1, stride=self.stride, name="downsample", **kwargs
             )(x, train)
-        return nn.relu(layers.drop_path(y, keys, drop_rate) + shortcut)
+        return nn.relu(layers.drop_path(y, draw, drop_rate) + shortcut)
 
 
 class RegNet(nn.Module):
@@ -200,7 +200,7 @@ class RegNet(nn.Module):
         """See `deit_jax.models.apply`; in evaluation `keys` are ignored."""
         if train and self.folded:
             raise ValueError("a model with folded BatchNorm cannot be trained")
-        keys = keys if train else None
+        draws = layers.drop_draws(keys if train else None, sum(self.depths), 1)
         stem = ConvNorm(
             self.stem_width, 3, self.dtype, self.folded, stride=self.stem_stride, name="stem"
         )
@@ -210,6 +210,7 @@ class RegNet(nn.Module):
         for stage, depth in enumerate(self.depths):
             for b in range(depth):
                 name = f"s{stage + 1}_b{b + 1}"
+                draw = None if draws is None else draws[:, index, 0]
                 x = Bottleneck(
                     features=self.widths[stage],
                     group_size=self.group_sizes[stage],
@@ -218,7 +219,7 @@ class RegNet(nn.Module):
                     dtype=self.dtype,
                     folded=self.folded,
                     name=name,
-                )(x, train, layers.fold_keys(keys, index), self.drop_path_rate * index / last)
+                )(x, train, draw, self.drop_path_rate * index / last)
                 index += 1
                 if capture:
                     features[name] = x
