@@ -1,0 +1,86 @@
+"""A run killed at random moments ends with the same bits as one that was not."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import child_runs
+import numpy as np
+
+from deit_jax.checkpoint import layout, read_variables
+
+# 100 once, by hand: DEIT_JAX_KILLS=100 pytest tests/kill_test.py --timeout=3600
+KILLS = int(os.environ.get("DEIT_JAX_KILLS", 10))
+STEPS = 40
+OVERRIDES = (
+    f"train.total_steps={STEPS}",
+    "train.checkpoint_every_steps=2",
+    "train.eval_every_steps=16",
+    "train.log_every_steps=4",
+)
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path):
+    shared = f"compilation_cache={tmp_path / 'cache'}"
+    unbroken = tmp_path / "unbroken"
+    run = child_runs.start(unbroken, *OVERRIDES, shared)
+    run.join()
+    assert run.exitcode == 0, child_runs.log_file(unbroken).read_text()
+
+    dice, kills, finished, died_at = random.Random(0), 0, 0, []
+    while not finished or kills < KILLS:
+        workdir = tmp_path / f"broken-{finished}"
+        run = child_runs.start(workdir, *OVERRIDES, shared)
+        if kills < KILLS:
+            _wait_for_a_moment(run, workdir / "checkpoints", dice)
+            run.kill()
+        run.join()
+        if run.exitcode == -signal.SIGKILL:
+            kills += 1
+            died_at.append(max(layout.steps_in(workdir / "checkpoints"), default=0))
+            continue
+        assert run.exitcode == 0, child_runs.log_file(workdir).read_text()
+        finished += 1
+        assert _leaves(workdir) == _leaves(unbroken)
+        _check_rest(workdir, unbroken)
+    assert len({step for step in died_at if 0 < step < STEPS}) >= 3, died_at
+
+
+def _wait_for_a_moment(run, folder, dice):
+    """Until a random moment of start, training, saving or committing, counted in what is there.
+
+    Not in seconds of the whole: on a busy machine all kills would fall into the start.
+    """
+    kind = dice.choice(["start", "saving", "committed", "committed"])
+    before, news = set(_names(folder)), dice.randint(1, 4)
+    deadline = time.monotonic() + (dice.uniform(0, 2) if kind == "start" else 60)
+    while run.is_alive() and time.monotonic() < deadline:
+        new = set(_names(folder)) - before
+        half_written = any("tmp" in name for name in new)
+        if kind == "saving" and half_written and dice.random() < 0.3:
+            return
+        if kind == "committed" and len(new) >= news:
+            time.sleep(dice.uniform(0, 0.1))
+            return
+        time.sleep(0.001)
+
+
+def _names(folder):
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _leaves(workdir):
+    """Shape, dtype and digest of everything in the last checkpoint."""
+    return layout.read_description(workdir / "checkpoints" / str(STEPS)).leaves
+
+
+def _check_rest(workdir, unbroken):
+    for ema in (False, True):
+        ours, theirs = (read_variables(path, ema=ema)[0]["params"] for path in (workdir, unbroken))
+        np.testing.assert_array_equal(ours["head"]["kernel"], theirs["head"]["kernel"])
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    trained = [line["step"] for line in lines if "train/loss" in line]
+    assert len(trained) == len(set(trained))
+    assert not layout.damaged_in(workdir / "checkpoints")
