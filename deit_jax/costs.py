@@ -1,4 +1,4 @@
-"""What a training step costs: multiply-accumulates, and an upper estimate of the memory per device."""
+"""What a training step costs: multiply-accumulates, and memory per device (an upper estimate)."""
 
 import dataclasses
 import math

@@ -1,5 +1,7 @@
 """Training losses: cross-entropy or BCE on labels, soft or hard distillation on either head."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +10,13 @@ import jax.numpy as jnp
 
 from deit_jax import errors
 
-BASES = ("ce", "bce")
-DISTILLATIONS = ("none", "soft", "hard")
-DISTILL_ON = ("token", "class")
-LABEL_ON = ("class", "mean")
-NORMALISATIONS = ("numel", "batch")
+KNOWN = {
+    "base": ("ce", "bce"),
+    "label_on": ("class", "mean"),
+    "distillation": ("none", "soft", "hard"),
+    "distill_on": ("token", "class"),
+    "normalise": ("numel", "batch"),
+}
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -58,42 +62,61 @@ def make_loss(
         model without the head that is asked for, missing or unasked teacher logits, or
         shapes that do not agree.
     """
-    for what, value, known in (
-        ("loss.base", base, BASES),
-        ("loss.label_on", label_on, LABEL_ON),
-        ("loss.distillation", distillation, DISTILLATIONS),
-        ("loss.distill_on", distill_on, DISTILL_ON),
-        ("loss.normalise", normalise, NORMALISATIONS),
-    ):
-        if value not in known:
-            raise errors.unknown(what, value, known)
-    _check_numbers(distillation, label_on, alpha, tau)
+    options = _Options(base, label_on, distillation, distill_on, alpha, tau, normalise)
+    options.check()
+    return functools.partial(_loss, options)
 
-    def loss_fn(
-        output: Any, target: jax.Array, teacher_logits: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        _check_heads(output, label_on, distillation, distill_on)
-        _check_teacher(output.logits, teacher_logits, distillation)
-        student = output.logits
-        if label_on == "mean":
-            student = 0.5 * (_f32(output.logits) + _f32(output.dist_logits))
-        if student.shape != target.shape:
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    base: str
+    label_on: str
+    distillation: str
+    distill_on: str
+    alpha: float
+    tau: float
+    normalise: str
+
+    def check(self) -> None:
+        for key, known in KNOWN.items():
+            if getattr(self, key) not in known:
+                raise errors.unknown(f"loss.{key}", getattr(self, key), known)
+        if not 0.0 <= self.alpha <= 1.0:
+            raise errors.ConfigError(f"loss.alpha is a share between 0 and 1, not {self.alpha}")
+        if not self.tau > 0.0:
+            raise errors.ConfigError(f"loss.tau is a temperature above 0, not {self.tau}")
+        if self.distillation != "none" and self.label_on == "mean":
             raise errors.ConfigError(
-                f"logits {student.shape} and target {target.shape} differ in shape; both are [B, K]"
+                "loss.label_on='mean' trains both heads on the labels and leaves none for the "
+                "teacher; use label_on='class' when distilling"
             )
-        label_loss = cross_entropy(student, target) if base == "ce" else bce(student, target)
-        if distillation == "none":
-            return label_loss, {"label_loss": label_loss}
-        student = output.dist_logits if distill_on == "token" else output.logits
-        teacher_logits = jax.lax.stop_gradient(teacher_logits)
-        if distillation == "hard":
-            distilled = hard_distillation(student, teacher_logits)
-        else:
-            distilled = soft_distillation(student, teacher_logits, tau=tau, normalise=normalise)
-        loss = (1.0 - alpha) * label_loss + alpha * distilled
-        return loss, {"label_loss": label_loss, "distillation_loss": distilled}
 
-    return loss_fn
+
+def _loss(
+    options: _Options, output: Any, target: jax.Array, teacher_logits: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    _check_heads(output, options.label_on, options.distillation, options.distill_on)
+    _check_teacher(output.logits, teacher_logits, options.distillation)
+    student = output.logits
+    if options.label_on == "mean":
+        student = 0.5 * (_f32(output.logits) + _f32(output.dist_logits))
+    if student.shape != target.shape:
+        raise errors.ConfigError(
+            f"logits {student.shape} and target {target.shape} differ in shape; both are [B, K]"
+        )
+    label_loss = (cross_entropy if options.base == "ce" else bce)(student, target)
+    if options.distillation == "none":
+        return label_loss, {"label_loss": label_loss}
+    student = output.dist_logits if options.distill_on == "token" else output.logits
+    teacher_logits = jax.lax.stop_gradient(teacher_logits)
+    if options.distillation == "hard":
+        distilled = hard_distillation(student, teacher_logits)
+    else:
+        distilled = soft_distillation(
+            student, teacher_logits, tau=options.tau, normalise=options.normalise
+        )
+    loss = (1.0 - options.alpha) * label_loss + options.alpha * distilled
+    return loss, {"label_loss": label_loss, "distillation_loss": distilled}
 
 
 def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -131,18 +154,6 @@ def soft_distillation(
 
 def _f32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32)
-
-
-def _check_numbers(distillation: str, label_on: str, alpha: float, tau: float) -> None:
-    if not 0.0 <= alpha <= 1.0:
-        raise errors.ConfigError(f"loss.alpha is a share between 0 and 1, not {alpha}")
-    if not tau > 0.0:
-        raise errors.ConfigError(f"loss.tau is a temperature above 0, not {tau}")
-    if distillation != "none" and label_on == "mean":
-        raise errors.ConfigError(
-            "loss.label_on='mean' trains both heads on the labels and leaves none for the "
-            "teacher; use label_on='class' when distilling"
-        )
 
 
 def _check_heads(output: Any, label_on: str, distillation: str, distill_on: str) -> None:

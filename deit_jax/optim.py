@@ -38,34 +38,27 @@ def make_optimizer(
     """The gradient transformation of a recipe; apply with `optax.apply_updates`.
 
     Decayed are kernels and, by switch, the distillation token; never biases, norm scales,
-    LayerScale, class token or position embedding (`param_groups.decay_groups` gives the
-    table). The state is plain optax: trees shaped as the parameters and step counters.
+    LayerScale, class token or position embedding: `decay_groups` gives the table.
 
     Args:
       params: parameters, arrays or `jax.ShapeDtypeStruct`; only names and shapes are used.
       schedule: learning rate by step. The optimizer counts its own updates from 0.
-      name: 'adamw' (decay decoupled from the gradient, times the learning rate);
-        'lamb' (apex FusedLAMB: gradients clipped to a global norm of `lamb_clip_norm`, Adam
-        direction plus decay, scaled by |p| / |update| for decayed tensors only, 1 if either
-        is 0); 'sgd' (torch: decay added to the gradient before the momentum).
-      weight_decay: coefficient for the decayed group.
+      name: 'adamw' (decay times the learning rate, apart from the gradient); 'lamb' (apex
+        FusedLAMB: gradients clipped, Adam direction plus decay, decayed tensors scaled by
+        |p| / |update|); 'sgd' (torch: decay added to the gradient before the momentum).
       decay_dist_token: True decays `dist_token`, as the published runs did; timm does not.
-      layer_decay: learning rate of layer l times layer_decay^(depth + 1 - l), with timm's
-        layer numbers: embeddings 0, blocks from 1, final norm with the last block, heads
-        depth + 1. None for off. The weight decay of a layer shrinks with its rate.
-      trainable: 'all', 'attn_only' (attention layers, heads, position embedding), 'heads',
-        or a regular expression searched in names such as 'blocks_0/attn/qkv/kernel'. The
-        rest is frozen: not decayed, no state, left out of gradient norms.
-      clip_norm: clip gradients to this global norm before everything else; None for off,
-        as published.
+      layer_decay: rate of layer l times layer_decay^(depth + 1 - l), with timm's numbers:
+        embeddings 0, blocks from 1, final norm with the last block, heads depth + 1.
+      trainable: 'all', 'attn_only' (attention, heads, position embedding), 'heads', or a
+        regular expression searched in names such as 'blocks_0/attn/qkv/kernel'. The rest
+        is frozen: not decayed, no state, left out of gradient norms.
+      clip_norm: clip gradients to this global norm first; None for off, as published.
       beta1, beta2, eps: of 'adamw' and 'lamb'. The published LAMB runs set eps to 1e-8.
       momentum, nesterov: of 'sgd'. The official `--opt sgd` is Nesterov's form.
       lamb_clip_norm: the clipping inside 'lamb', apex's default; None for off.
 
-    Raises:
-      ConfigError: unknown name, a parameter without a decay rule, a `trainable` that
-        matches nothing, layer decay for a model without numbered blocks, or a number out
-        of range.
+    Raises ConfigError for an unknown name, a parameter without a decay rule, a `trainable`
+    that matches nothing, layer decay without numbered blocks, or a number out of range.
     """
     if name not in NAMES:
         raise errors.unknown("optimizer", name, NAMES)
@@ -76,23 +69,19 @@ def make_optimizer(
         layer_decay=layer_decay,
         trainable=trainable,
     )
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
-    adam = scale_by_adam(beta1=beta1, beta2=beta2, eps=eps)
     decay = optax.add_decayed_weights(weight_decay, mask=_mask(masks.decayed))
-    if name == "adamw":
-        parts += [adam, decay]
-    elif name == "lamb":
-        if lamb_clip_norm is not None:
-            parts.append(optax.clip_by_global_norm(lamb_clip_norm))
-        parts += [adam, decay]
-        if weight_decay:
-            parts.append(scale_by_trust_ratio(masks))
-    else:
-        parts += [decay, optax.trace(decay=momentum, nesterov=nesterov)]
-    if layer_decay is not None:
-        parts.append(_scale_by_layer(masks))
-    parts.append(optax.scale_by_learning_rate(schedule))
-    tx = optax.chain(*parts)
+    adam = scale_by_adam(beta1=beta1, beta2=beta2, eps=eps)
+    parts = {
+        "adamw": [adam, decay],
+        "lamb": [_clip(lamb_clip_norm), adam, decay, scale_by_trust_ratio(masks, weight_decay)],
+        "sgd": [decay, optax.trace(decay=momentum, nesterov=nesterov)],
+    }[name]
+    parts = [_clip(clip_norm), *parts, _scale_by_layer(masks)]
+    tx = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    return _train_only(masks, tx, params)
+
+
+def _train_only(masks: Masks, tx: optax.GradientTransformation, params: PyTree):
     if all(masks.trainable.values()):
         return tx
     labels = param_groups.map_with_name(
@@ -129,11 +118,14 @@ def _one_minus_power(beta: float, count: jax.Array) -> jax.Array:
     return -jnp.expm1(count.astype(jnp.float32) * math.log(beta)) if beta else jnp.float32(1.0)
 
 
-def scale_by_trust_ratio(masks: Masks) -> optax.GradientTransformation:
+def scale_by_trust_ratio(masks: Masks, weight_decay: float) -> optax.GradientTransformation:
     """Scales the updates of decayed tensors by |parameter| / |update|, 1 if either is 0.
 
-    apex's FusedLAMB with use_nvlamb=False; `optax.lamb` adapts every tensor.
+    apex's FusedLAMB with use_nvlamb=False; `optax.lamb` adapts every tensor. Without a
+    `weight_decay` no tensor is decayed, and none is scaled.
     """
+    if not weight_decay:
+        return optax.identity()
 
     def scale(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
         if not masks.decayed[path]:
@@ -150,7 +142,14 @@ def scale_by_trust_ratio(masks: Masks) -> optax.GradientTransformation:
     return optax.stateless(update_fn)
 
 
+def _clip(norm: float | None) -> optax.GradientTransformation:
+    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
+
+
 def _scale_by_layer(masks: Masks) -> optax.GradientTransformation:
+    if set(masks.lr_scale.values()) == {1.0}:
+        return optax.identity()
+
     def scale(path: str, update: jax.Array) -> jax.Array:
         return update * masks.lr_scale[path]
 

@@ -27,15 +27,13 @@ def make_schedule(
 ) -> Schedule:
     """The learning rate `f(step)`: linear warm-up into a cosine over the whole run.
 
-    With t in epochs and T the length of the run, f is `warmup_lr + t (peak - warmup_lr) /
-    warmup_epochs` before `warmup_epochs`, then `min_lr + (peak - min_lr) (1 + cos(pi t / T))
-    / 2`: the cosine starts at epoch 0, so it is already slightly below the peak when the
-    warm-up ends (timm's CosineLRScheduler without warmup_prefix, as in the paper's runs).
+    After the warm-up, with t in epochs and T the length of the run, `min_lr + (peak - min_lr)
+    (1 + cos(pi t / T)) / 2`: the cosine starts at epoch 0 and is slightly below the peak when
+    the warm-up ends (timm's CosineLRScheduler, as in the paper's runs).
 
     Args:
       batch_size: images per optimizer step over all devices, repeats included.
-      steps_per_epoch: steps per epoch.
-      total_steps: length of the run in steps.
+      steps_per_epoch, total_steps: length of an epoch and of the run.
       kind: 'cosine', t = step / steps_per_epoch; 'timm_epoch', the curve of the official
         code, constant within an epoch and one epoch late: epoch e runs at f(max(e - 1, 0)),
         so epochs 0 and 1 both run at `warmup_lr`; 'constant', the peak after the warm-up.
@@ -47,22 +45,13 @@ def make_schedule(
       min_lr: floor of the cosine, reached at the end of the run and kept after it; not used
         by 'constant'. A floor above the peak makes the cosine rise.
 
-    Returns:
-      `f(step)`, step an int or an int array, result f32 of the step's shape.
-
-    Raises:
-      ConfigError: unknown kind, a rate below 0 or a size below 1.
+    Returns `f(step)`: int or int array -> f32 of its shape. Raises ConfigError for an
+    unknown kind, a rate below 0 or a size below 1.
     """
     if kind not in KINDS:
         raise errors.unknown("schedule.kind", kind, KINDS)
-    _check_range(
-        1, batch_size=batch_size, steps_per_epoch=steps_per_epoch, total_steps=total_steps
-    )
-    if scale_by_batch is not None:
-        _check_range(1, scale_by_batch=scale_by_batch)
-    _check_range(
-        0, base_lr=base_lr, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr
-    )
+    sizes = (batch_size, steps_per_epoch, total_steps, scale_by_batch)
+    _check(sizes, (base_lr, warmup_epochs, warmup_lr, min_lr))
     peak = peak_lr(base_lr=base_lr, scale_by_batch=scale_by_batch, batch_size=batch_size)
     warmup_steps = warmup_epochs * steps_per_epoch
 
@@ -133,7 +122,12 @@ def schedule_warnings(
     return warnings
 
 
-def _check_range(low: float, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= low:
-            raise errors.ConfigError(f"schedule.{name} must be at least {low}, not {value}")
+def _check(sizes: tuple[int | None, ...], rates: tuple[float, ...]) -> None:
+    names = ("batch_size", "steps_per_epoch", "total_steps", "scale_by_batch")
+    for name, value in zip(names, sizes, strict=True):
+        if value is not None and value < 1:
+            raise errors.ConfigError(f"schedule.{name} must be at least 1, not {value}")
+    names = ("base_lr", "warmup_epochs", "warmup_lr", "min_lr")
+    for name, value in zip(names, rates, strict=True):
+        if not value >= 0:
+            raise errors.ConfigError(f"schedule.{name} must be at least 0, not {value}")

@@ -126,7 +126,7 @@ def test_table_counts_every_parameter_once(stored):
     assert sum("frozen" in line for line in table) == 1
 
 
-@pytest.mark.parametrize("name", optim.NAMES)
+@pytest.mark.parametrize("name", ["lamb", "sgd"])
 def test_frozen_parameters_stay_and_have_no_state(stored, name):
     params = tree(stored, 0)
     tx = optim.make_optimizer(
