@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import data
-from deit_jax.data import tfrecord
+from deit_jax.data import readers, tfrecord
 from deit_jax.errors import ConfigError
 
 
@@ -125,6 +125,43 @@ def test_label_outside_the_classes(tfds_dir, tmp_path):
     opened = data.open_data(name="imagenet2012", data_dir=str(tmp_path))
     with pytest.raises(ConfigError, match=r"label \d+ of .*record.* outside the 10 classes"):
         opened.train.get(np.arange(400))
+
+
+def test_record_damaged_around_the_image_counts_as_corrupt(tfds_dir, tmp_path):
+    target = tmp_path / "cifar10/3.0.2"
+    shutil.copytree(tfds_dir / "cifar10/3.0.2", target, copy_function=shutil.copyfile)
+    target.chmod(0o755)
+    path = sorted(target.glob("*test*"))[0]
+    (start,), _ = (part[7:8] for part in tfrecord.scan_offsets(str(path)))
+    content = bytearray(path.read_bytes())
+    content[start : start + 6] = b"\xff" * 6
+    path.write_bytes(content)
+    opened = data.open_data(name="cifar10", data_dir=str(tmp_path))
+    options = {"batch_size": 10, "canvas": 32, "image_size": 32, "crop_ratio": 1.0}
+    with data.eval_batches(opened.eval, **options, max_corrupt_share=0.1) as batches:
+        mask = next(batches)["mask"]
+    assert mask.tolist() == [i != 7 for i in range(10)]
+    assert batches.health.corrupt == {7: f"{path.name} record 7"}
+
+
+def test_a_window_start_reads_at_most_one_window(tfds_dir, monkeypatch):
+    files = []
+    read = readers.read_whole
+    monkeypatch.setattr(readers, "read_whole", lambda *a: (files.append(a[0]), read(*a))[1])
+    for step in (0, 1, 10_000_000):
+        opened = data.open_data(name="imagenet2012", data_dir=str(tfds_dir), window_shards=2)
+        files.clear()
+        with data.train_batches(
+            opened.train, batch_size=10, canvas=64, window_shards=2, start_step=step, prefetch=0
+        ) as batches:
+            next(batches)
+        assert len(set(files)) == len(files) <= 2
+    files.clear()
+    with data.train_batches(opened.train, batch_size=10, canvas=64, window_shards=2) as batches:
+        for _ in range(40):
+            next(batches)
+    # An epoch reads every file once; the last batches read ahead into the next epoch.
+    assert 8 <= len(files) <= 10
 
 
 @pytest.mark.parametrize(

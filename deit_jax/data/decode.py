@@ -46,7 +46,7 @@ def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> 
             return _decode_bmp(record)
     except tf.errors.OpError as error:
         raise CorruptImage(_reason(error)) from error
-    raise CorruptImage("neither JPEG, PNG, BMP nor WebP" if record else "empty file")
+    raise CorruptImage("neither JPEG, PNG, BMP nor WebP" if record else "no content")
 
 
 def _ratio(longest: int, at_least: int | None) -> int:

@@ -43,14 +43,14 @@ def _weights(size: int, new_size: int, channels: int = 1):
     # Added up from left to right as Pillow does; NumPy's pairwise sum may end elsewhere.
     weight /= np.add.accumulate(weight, axis=1)[:, -1:]
     fixed = np.trunc(weight * (1 << _BITS) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
-    row = np.repeat(np.arange(new_size), len(taps)).reshape(position.shape)
-    used = fixed != 0
-    entries = (fixed[used], (row[used], position[used]))
-    matrix = scipy.sparse.csr_array(entries, shape=(new_size, size), dtype=np.int32)
-    if channels > 1:
-        eye = scipy.sparse.eye_array(channels, dtype=np.int32)
-        matrix = scipy.sparse.kron(matrix, eye, format="csr")
-    return matrix
+    # Taps beyond the edge stay, with weight zero, so that every row has equally many.
+    position = np.minimum(position, size - 1).astype(np.int32)
+    channel = np.arange(channels, dtype=np.int32)
+    columns = position[:, None] * np.int32(channels) + channel[:, None]
+    entries = np.broadcast_to(fixed[:, None], columns.shape)
+    row_starts = np.arange(new_size * channels + 1, dtype=np.int32) * len(taps)
+    shape = (new_size * channels, size * channels)
+    return scipy.sparse.csr_array((entries.ravel(), columns.ravel(), row_starts), shape=shape)
 
 
 def _pass(weights, samples: np.ndarray) -> np.ndarray:

@@ -46,14 +46,15 @@ class TfdsSource:
         return shard, int(index) - start + int(self._skip[shard])
 
     def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        images, labels = [], np.empty(len(indices), np.int64)
+        images, labels = [], np.zeros(len(indices), np.int64)
         for i, index in enumerate(indices):
             try:
                 image, labels[i] = tfrecord.parse_example(
                     self._reader.read(*self._locate(index)), *self._keys
                 )
-            except ValueError as error:
-                raise ConfigError(f"{self.record_name(index)}: {error}") from error
+            except ValueError:
+                # Damaged around the image: no image, so counted as corrupt when decoded.
+                image = b""
             images.append(image)
             check_labels(labels[i : i + 1], self._num_classes, self.record_name(index))
         return images, labels

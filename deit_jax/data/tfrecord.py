@@ -145,7 +145,7 @@ def parse_example(payload: bytes, image_key: str, label_key: str) -> tuple[bytes
                     image = bytes(_first(_first(value)))
                 elif key == label_key:
                     label = _first_int(_first(value))
-    except (IndexError, TypeError, StopIteration, UnicodeDecodeError) as error:
+    except (IndexError, TypeError, StopIteration, ValueError) as error:
         raise ValueError("the record is no tf.train.Example") from error
     if image is None or label is None:
         raise ValueError(f"the record lacks feature {image_key!r} or {label_key!r}")

@@ -1,0 +1,81 @@
+"""`deit-jax data`: what a data set holds, and whether every image of it can be decoded."""
+
+import argparse
+import collections
+
+_CHUNK = 64
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "data", help="look into a data set and check it before training", description=__doc__
+    )
+    parser.add_argument("--source", default="tfds", help="tfds, folder, arrays or digits")
+    parser.add_argument("--name", help="of a tfds set, such as imagenet2012")
+    parser.add_argument("--data_dir", help="where tfds has prepared it")
+    parser.add_argument("--path", help="of an image folder or an .npz file")
+    parser.add_argument("--train_split", help="default: train")
+    parser.add_argument("--eval_split", help="default: validation, val or test")
+    parser.add_argument("--canvas", type=int, default=512, help="side that images should fit")
+    parser.add_argument("--decode", action="store_true", help="decode every image")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the report; 1 when an image cannot be decoded."""
+    from deit_jax import data
+
+    opened = data.open_data(
+        source=args.source,
+        name=args.name,
+        data_dir=args.data_dir,
+        path=args.path,
+        train_split=args.train_split,
+        eval_split=args.eval_split,
+    )
+    print(opened.description)
+    names = opened.class_names or ()
+    if names:
+        print("classes:", ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
+    damaged = 0
+    if args.decode:
+        for split, source in (("train", opened.train), ("eval", opened.eval)):
+            lines, bad = check(source, canvas=args.canvas)
+            print(f"{split}: " + "\n".join(lines))
+            damaged += bad
+    return 1 if damaged else 0
+
+
+def check(source, *, canvas: int) -> tuple[list[str], int]:
+    """Decode every record of a source: lines of a report, and how many cannot be decoded."""
+    import concurrent.futures
+
+    import numpy as np
+
+    from deit_jax import data
+    from deit_jax.data.pipeline import usable_cores
+
+    def look(start: int):
+        indices = np.arange(start, min(start + _CHUNK, len(source)))
+        shapes, wrong = [], []
+        for index, record in zip(indices, source.get(indices)[0], strict=True):
+            try:
+                shapes.append(data.decode_image(record).shape[:2])
+            except data.CorruptImage as error:
+                wrong.append(f"  cannot decode {source.record_name(index)}: {error}")
+        return shapes, wrong
+
+    sides: collections.Counter = collections.Counter()
+    lines: list[str] = []
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
+        for shapes, wrong in pool.map(look, range(0, len(source), _CHUNK)):
+            sides.update(max(shape) for shape in shapes)
+            lines += wrong
+    longest = np.repeat(list(sides), list(sides.values()))
+    summary = f"{len(longest)} of {len(source)} images decoded"
+    if len(longest):
+        summary += (
+            f"; longer side {longest.min()} to {longest.max()} pixels, median "
+            f"{int(np.median(longest))}; {np.mean(longest > canvas):.1%} exceed {canvas}"
+        )
+    return [summary, *lines], len(lines)

@@ -1,0 +1,36 @@
+import argparse
+import io
+
+from PIL import Image
+
+from deit_jax.cli import data as command
+
+
+def call(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["data", *arguments])
+    return args.run(args)
+
+
+def test_report_names_what_cannot_be_decoded(tmp_path, capsys):
+    with io.BytesIO() as file:
+        Image.new("RGB", (30, 20)).save(file, "JPEG")
+        jpeg = file.getvalue()
+    for split, content in (("train", jpeg), ("val", jpeg[:200])):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "a.jpg").write_bytes(jpeg)
+        (tmp_path / split / "cat" / "b.jpg").write_bytes(content)
+    where = ("--source=folder", f"--path={tmp_path}")
+    assert call(*where) == 0
+    assert call(*where, "--decode", "--canvas=25") == 1
+    printed = capsys.readouterr().out
+    assert "train 2, val 2 images, 1 classes" in printed
+    assert "2 of 2 images decoded; longer side 30 to 30" in printed
+    assert "median 30; 100.0% exceed 25" in printed
+    assert f"cannot decode {tmp_path}/val/cat/b.jpg" in printed
+
+
+def test_digits(capsys):
+    assert call("--source=digits", "--decode") == 0
+    assert "1442 of 1442 images decoded" in capsys.readouterr().out
