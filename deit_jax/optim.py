@@ -76,9 +76,8 @@ def make_optimizer(
         "lamb": [_clip(lamb_clip_norm), adam, decay, scale_by_trust_ratio(masks, weight_decay)],
         "sgd": [decay, optax.trace(decay=momentum, nesterov=nesterov)],
     }[name]
-    parts = [_clip(clip_norm), *parts, _scale_by_layer(masks)]
-    tx = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
-    return _train_only(masks, tx, params)
+    last = [_scale_by_layer(masks), optax.scale_by_learning_rate(schedule)]
+    return _train_only(masks, optax.chain(_clip(clip_norm), *parts, *last), params)
 
 
 def _train_only(masks: Masks, tx: optax.GradientTransformation, params: PyTree):
