@@ -4,10 +4,12 @@ Children are forked from a server that has imported everything but touched no de
 run then starts in a second instead of five.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
 import pathlib
+import socket
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,6 +42,18 @@ def start(workdir: pathlib.Path, *overrides: str, devices: int = 1, **distribute
     return process
 
 
+def start_two(workdir: pathlib.Path, *overrides: str, devices: int):
+    """The same on two processes with `devices` fake devices each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    return [
+        start(workdir, *overrides, devices=devices, coordinator=address, num_processes=2,
+              process_id=process_id)
+        for process_id in range(2)
+    ]
+
+
 def log_file(workdir: str | os.PathLike, process_id: int = 0) -> pathlib.Path:
     path = pathlib.Path(workdir)
     return path.with_name(f"{path.name}-{process_id}.log")
@@ -64,5 +78,6 @@ def _train(workdir: str, overrides: list[str], devices: int, distributed: dict) 
                  *flags, *(f"--config.{text}" for text in overrides)]
             )
             log.flush()
-    # Not sys.exit: the fork server's own handlers are not this run's.
+    # A forked child runs no exit handlers, and jax.distributed parts in one.
+    atexit._run_exitfuncs()
     os._exit(status)
