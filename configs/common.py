@@ -50,6 +50,27 @@ def deit_training() -> ConfigDict:
     )
 
 
+# Overrides that make any recipe a matter of seconds: a tiny model, three steps, small images.
+TINY = (
+    "model.image_size=32",
+    "model.dtype=float32",
+    "input.canvas=64",
+    "input.threads=1",
+    "train.batch_size=16",
+    "train.total_steps=3",
+    "train.log_every_steps=1",
+    "train.eval_every_steps=3",
+    "train.checkpoint_every_steps=1",
+    "eval.batch_size=16",
+    "eval.canvas=64",
+    "schedule.warmup_epochs=0",
+)
+TINY_DEIT = (*TINY, "model.embed_dim=16", "model.depth=2", "model.num_heads=2")
+TINY_REGNET = (
+    *TINY, "model.widths=8,16", "model.depths=1,1", "model.group_sizes=4,4", "model.strides=2,2",
+)
+
+
 def merged(*parts: ConfigDict) -> ConfigDict:
     """Sections of all parts, later values winning, new keys allowed."""
     config = ConfigDict()
@@ -65,32 +86,3 @@ def merged(*parts: ConfigDict) -> ConfigDict:
             else:
                 config[section] = value
     return config
-
-
-def shrink(config: ConfigDict) -> ConfigDict:
-    """The same recipe with a tiny model, two steps and small images: for tests and dry runs.
-
-    Works on the config that a recipe returns, before it is completed.
-    """
-    is_regnet = config.model.name.startswith("regnet")
-    tiny = (
-        {"widths": (8, 16), "depths": (1, 1), "group_sizes": (4, 4), "strides": (2, 2)}
-        if is_regnet
-        else {"embed_dim": 16, "depth": 2, "num_heads": 2}
-    )
-    small = ConfigDict(
-        {
-            "model": tiny | {"image_size": 32, "dtype": "float32"},
-            "input": {"canvas": 64, "threads": 1},
-            "train": {
-                "batch_size": 16,
-                "total_steps": 2,
-                "log_every_steps": 1,
-                "eval_every_steps": 2,
-                "checkpoint_every_steps": 1,
-            },
-            "eval": {"batch_size": 16, "canvas": 64},
-            "schedule": {"warmup_epochs": 0.0},
-        }
-    )
-    return merged(config, small)

@@ -39,3 +39,21 @@ def tfds_dir() -> pathlib.Path:
     if not (path / "imagenet2012").is_dir():
         pytest.skip(f"no prepared imagenet2012 in {path}; set DEIT_JAX_TFDS to a tfds data_dir")
     return path
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory) -> str:
+    """An override that lets runs of one session, on all its workers, share compiled programs."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return f"compilation_cache={shared / 'compiled'}"
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory, compilation_cache) -> pathlib.Path:
+    """Workdir of a teacher of the ten digits, trained for two steps."""
+    import runs
+
+    workdir = tmp_path_factory.mktemp("teacher")
+    runs.train(runs.tiny("quickstart.py:teacher", compilation_cache), workdir)
+    return workdir
