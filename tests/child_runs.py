@@ -14,6 +14,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+CONFIG = "configs/quickstart.py:plain"
 TINY = (
     "model.depth=1",
     "model.embed_dim=32",
@@ -29,27 +30,30 @@ _SERVER.set_forkserver_preload(
 )
 
 
-def start(workdir: pathlib.Path, *overrides: str, devices: int = 1, **distributed):
+def start(workdir: pathlib.Path, *overrides: str, devices: int = 1, batches: int = 0,
+          **distributed):
     """A process that trains the quickstart's student as train.py does.
 
+    `batches`: afterwards also writes digests of the first so many global batches, as they
+    come from the host and augmented, to `<workdir>/batches.json`.
     `distributed`: `coordinator`, `num_processes`, `process_id`. What it prints goes to
-    `<workdir>.log` (`<workdir>-<process>.log`).
+    `log_file`.
     """
     process = _SERVER.Process(
-        target=_train, args=(str(workdir), [*TINY, *overrides], devices, distributed)
+        target=_train, args=(str(workdir), [*TINY, *overrides], devices, batches, distributed)
     )
     process.start()
     return process
 
 
-def start_two(workdir: pathlib.Path, *overrides: str, devices: int):
+def start_two(workdir: pathlib.Path, *overrides: str, devices: int, batches: int = 0):
     """The same on two processes with `devices` fake devices each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     return [
-        start(workdir, *overrides, devices=devices, coordinator=address, num_processes=2,
-              process_id=process_id)
+        start(workdir, *overrides, devices=devices, batches=batches, coordinator=address,
+              num_processes=2, process_id=process_id)
         for process_id in range(2)
     ]
 
@@ -59,7 +63,8 @@ def log_file(workdir: str | os.PathLike, process_id: int = 0) -> pathlib.Path:
     return path.with_name(f"{path.name}-{process_id}.log")
 
 
-def _train(workdir: str, overrides: list[str], devices: int, distributed: dict) -> None:
+def _train(workdir: str, overrides: list[str], devices: int, batches: int,
+           distributed: dict) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.environ["PJRT_NPROC"] = str(2 * devices)
     os.chdir(ROOT)
@@ -74,10 +79,41 @@ def _train(workdir: str, overrides: list[str], devices: int, distributed: dict) 
     with open(log_file(workdir, distributed.get("process_id", 0)), "a") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             status = train.main(
-                ["--config=configs/quickstart.py:plain", f"--workdir={workdir}",
+                [f"--config={CONFIG}", f"--workdir={workdir}",
                  *flags, *(f"--config.{text}" for text in overrides)]
             )
+            if batches:
+                _write_batches(pathlib.Path(workdir), overrides, batches)
             log.flush()
     # A forked child runs no exit handlers, and jax.distributed parts in one.
     atexit._run_exitfuncs()
     os._exit(status)
+
+
+def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> None:
+    import itertools
+    import json
+
+    import jax
+
+    from deit_jax import augment, config, data, experiment, rng, sections, sharding
+    from deit_jax.checkpoint.digest import digest_tree
+
+    resolved = config.load_config(
+        CONFIG, overrides, sections=sections.SECTIONS, top=sections.TOP
+    )
+    built = experiment.build(resolved)
+    augment_fn = jax.jit(augment.make_augment(
+        image_size=built.model.image_size[0], num_classes=10,
+        **dict(resolved.augment) | {"mix_group": built.mix_group},
+    ))
+    rows = sharding.batch_sharding(built.mesh)
+    canvases = data.canvas_count(built.plan.batch_size, resolved.input.repeats, built.mesh.size)
+    host = built.train_batches(start_step=0, rows=sharding.local_rows(rows, canvases))
+    found = []
+    for step, batch in enumerate(itertools.islice(host, count)):
+        placed = sharding.to_global(rows, batch)
+        key = rng.step_key(rng.base_key(resolved.seed), rng.Purpose.AUGMENT, step)
+        found.append(digest_tree({"host": placed, "augmented": augment_fn(key, placed)}))
+    if jax.process_index() == 0:
+        (workdir / "batches.json").write_text(json.dumps(found))

@@ -30,10 +30,13 @@ def test_two_processes_of_four_devices_train_as_one_of_one(tmp_path):
         f"compilation_cache={tmp_path / 'cache'}",
     )
     one, two = tmp_path / "one", tmp_path / "two"
-    _finish([child_runs.start(one, *options, devices=1)], one)
-    _finish(child_runs.start_two(two, *options, devices=4), two)
+    _finish([child_runs.start(one, *options, devices=1, batches=3)], one)
+    _finish(child_runs.start_two(two, *options, devices=4, batches=3), two)
     assert "8 cpu, 2 process(es)" in child_runs.log_file(two, 0).read_text()
 
+    digests = [json.loads((run / "batches.json").read_text()) for run in (two, one)]
+    assert len(digests[0]) == 3 and digests[0][0] != digests[0][1]
+    assert digests[0] == digests[1]
     ours, theirs = _lines(two), _lines(one)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for a, b in zip(ours, theirs, strict=True):
