@@ -47,7 +47,8 @@ def write_safetensors(
     from safetensors.numpy import save_file
 
     # The package writes the memory of a strided array as it lies, i.e. the wrong numbers.
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # `ascontiguousarray` would turn scalars into vectors.
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     notes = json.loads(json.dumps(notes))
     header = json.dumps(notes | {_DIGEST: digest(tensors, notes)}, sort_keys=True)
     partial = path.with_name(path.name + ".partial")
