@@ -17,11 +17,13 @@ class RunStopped(RuntimeError):
     exit_code = 1
 
 
-def close_matches(name: str, known: Iterable[str], *, limit: int = 5) -> str:
-    """The known names nearest to `name`, comma separated; all of them if none is near."""
+def close_matches(name: str, known: Iterable[str], *, limit: int = 12) -> str:
+    """The known names, comma separated, nearest to `name` first; the first `limit` of many."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
-    return ", ".join(near or known)
+    if len(known) <= limit:
+        return ", ".join(near + [other for other in known if other not in near])
+    return ", ".join(near or known[:limit]) + ", ..."
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:

@@ -26,6 +26,9 @@ from deit_jax.problems import Problems
 from deit_jax.teacher import Teacher, make_teacher
 
 
+IMAGENET_IMAGES = 1_281_167
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """How evaluation is done.
@@ -59,12 +62,38 @@ class Experiment:
     start: pretrained.Initialised | None
     tx: Any
     schedule: Callable
-    train_step: Callable
-    eval_step: Callable
+    augment_fn: Callable
+    loss_fn: Callable
     evaluation: Evaluation
     abstract_params: Any
 
-    def train_batches(self, *, start_step: int, rows: Any) -> data.BatchIterator:
+    def make_train_step(self) -> Callable:
+        """`step(state, teacher variables, batch) -> (state, metrics)`, see `steps`."""
+        return steps.make_train_step(
+            model=self.model,
+            augment_fn=self.augment_fn,
+            loss_fn=self.loss_fn,
+            tx=self.tx,
+            schedule=self.schedule,
+            base_key=rng.base_key(self.config.seed),
+            teacher_fn=self.teacher.fn if self.teacher else None,
+            **self.config.step,
+        )
+
+    def make_eval_step(self) -> Callable:
+        """`step(variables, teacher variables, batch) -> sums`, see `evaluate`."""
+        transform = augment.make_eval_transform(
+            image_size=self.evaluation.image_size,
+            crop_ratio=self.evaluation.crop_ratio,
+            mean=self.config.augment.mean,
+            std=self.config.augment.std,
+        )
+        asked = self.teacher is not None and self.evaluation.agreement
+        return make_eval_step(
+            model=self.model, transform=transform, teacher_fn=self.teacher.fn if asked else None
+        )
+
+    def train_batches(self, *, start_step: int = 0, rows: Any = None) -> data.BatchIterator:
         """Host batches from `start_step` on, the canvas rows that this process holds."""
         return data.train_batches(
             self.data.train,
@@ -78,7 +107,7 @@ class Experiment:
             **self.config.input,
         )
 
-    def eval_batches(self, *, rows: Any) -> data.BatchIterator:
+    def eval_batches(self, *, rows: Any = None) -> data.BatchIterator:
         """Host batches of the evaluation split, the rows that this process holds."""
         e = self.evaluation
         return data.eval_batches(
@@ -120,92 +149,89 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
       ConfigError: all that is wrong, a line or more each.
     """
     problems = Problems()
-    opened = problems.check(data.open_data, **config.data)
-    mesh = problems.check(sharding.make_mesh, **config.mesh)
+    check = problems.check
+    opened = check("data", data.open_data, **config.data)
+    mesh = check("mesh", sharding.make_mesh, **config.mesh)
     num_classes = opened.num_classes if opened else 1000
-    model = problems.check(models.create_model, num_classes=num_classes, **config.model)
-    plan = opened and problems.check(make_plan, records=len(opened.train), **config.train)
-    loss_fn = problems.check(losses.make_loss, **config.loss)
-    group = problems.check(_mix_group, config)
+    model = check("model", models.create_model, num_classes=num_classes, **config.model)
+    image_size = model.image_size[0] if model else 224
+    evaluation = check("eval", make_evaluation, image_size=image_size, **config.eval)
+    loss_fn = check("loss", losses.make_loss, **config.loss)
+    teacher = _teacher(problems, config, num_classes, image_size)
+    start = check("init", _start_weights, config, model) if config.init and model else None
+    _check_heads(problems, config, model)
     if mesh:
         _check_divisible(problems, config, mesh)
-    start = problems.check(_start_weights, config, model) if config.init and model else None
-    image_size = model.image_size[0] if model else 224
-    augment_fn = problems.check(
-        augment.make_augment,
-        image_size=image_size,
-        num_classes=num_classes,
-        mesh=mesh,
-        **dict(config.augment) | {"mix_group": group},
-    )
-    evaluation = problems.check(make_evaluation, image_size=image_size, **config.eval)
-    teacher = None
-    if config.loss.distillation != "none":
-        teacher = problems.check(
-            make_teacher,
-            num_classes=num_classes,
+    mix_group = check("augment", _mix_group, config)
+    augment_fn = None
+    if mix_group is not None:
+        augment_fn = check(
+            "augment",
+            augment.make_augment,
             image_size=image_size,
-            mean=config.augment.mean,
-            std=config.augment.std,
-            **config.teacher,
+            num_classes=num_classes,
+            mesh=mesh,
+            **dict(config.augment) | {"mix_group": mix_group or None},
         )
-    _check_heads(problems, config, model)
+    # Without data its size is unknown; the published one serves to check the rest.
+    records = len(opened.train) if opened else IMAGENET_IMAGES
+    plan = check("train", make_plan, records=records, **config.train)
+    schedule = tx = abstract_params = None
+    if plan and model:
+        schedule = check("schedule", _schedule, config, plan)
+        abstract_params = jax.eval_shape(
+            lambda key: models.init_variables(model, key), jax.random.key(0)
+        )["params"]
+        tx = check(
+            "optim", optim.make_optimizer, params=abstract_params,
+            schedule=schedule or (lambda step: 0.0), **config.optim,
+        )
     problems.raise_any()
+    built = Experiment(
+        config=config, data=opened, plan=plan, mesh=mesh, mix_group=mix_group or None, model=model,
+        teacher=teacher, start=start, tx=tx, schedule=schedule, augment_fn=augment_fn,
+        loss_fn=loss_fn, evaluation=evaluation, abstract_params=abstract_params,
+    )
+    # Both check their options when made, and read nothing before they are asked.
+    for section, make in (("input", built.train_batches), ("eval", built.eval_batches)):
+        batches = check(section, make)
+        if batches is not None:
+            batches.close()
+    problems.raise_any()
+    return built
 
-    abstract = jax.eval_shape(lambda key: models.init_variables(model, key), jax.random.key(0))
-    schedule = problems.check(
-        schedules.make_schedule,
+
+def _teacher(
+    problems: Problems, config: ml_collections.ConfigDict, num_classes: int, image_size: int
+) -> Teacher | None:
+    if config.loss.distillation == "none":
+        return None
+    return problems.check(
+        "teacher",
+        make_teacher,
+        num_classes=num_classes,
+        image_size=image_size,
+        mean=config.augment.mean,
+        std=config.augment.std,
+        **config.teacher,
+    )
+
+
+def _schedule(config: ml_collections.ConfigDict, plan: Plan) -> Callable:
+    return schedules.make_schedule(
         batch_size=plan.batch_size,
         steps_per_epoch=plan.steps_per_epoch,
         total_steps=plan.total_steps,
         **config.schedule,
     )
-    tx = problems.check(
-        optim.make_optimizer, params=abstract["params"], schedule=schedule, **config.optim
-    )
-    problems.raise_any()
-    teacher_fn = teacher.fn if teacher else None
-    return Experiment(
-        config=config,
-        data=opened,
-        plan=plan,
-        mesh=mesh,
-        mix_group=group,
-        model=model,
-        teacher=teacher,
-        start=start,
-        tx=tx,
-        schedule=schedule,
-        train_step=steps.make_train_step(
-            model=model,
-            augment_fn=augment_fn,
-            loss_fn=loss_fn,
-            tx=tx,
-            schedule=schedule,
-            base_key=rng.base_key(config.seed),
-            teacher_fn=teacher_fn,
-            **config.step,
-        ),
-        eval_step=make_eval_step(
-            model=model,
-            transform=augment.make_eval_transform(
-                image_size=image_size,
-                crop_ratio=evaluation.crop_ratio,
-                mean=config.augment.mean,
-                std=config.augment.std,
-            ),
-            teacher_fn=teacher_fn if evaluation.agreement else None,
-        ),
-        evaluation=evaluation,
-        abstract_params=abstract["params"],
-    )
 
 
-def _mix_group(config: ml_collections.ConfigDict) -> int | None:
+def _mix_group(config: ml_collections.ConfigDict) -> int:
+    """Rows that share a mix; 0 when nothing is mixed."""
     options = config.augment
     mixing = options.mixup or options.cutmix or options.cutmix_minmax
     if not mixing or not options.mix_prob:
-        return None
+        return 0
     return augment.resolve_mix_group(
         config.train.batch_size, config.input.repeats, options.mix_group
     )

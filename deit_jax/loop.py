@@ -63,9 +63,9 @@ def train(
       Interrupted: asked to stop; the state is saved.
     """
     problems = Problems()
-    built = problems.check(experiment.build, config)
+    built = problems.check("", experiment.build, config)
     opened = problems.check(
-        workdir_lib.open_workdir, workdir, config, force_resume=force_resume
+        "", workdir_lib.open_workdir, workdir, config, force_resume=force_resume
     )
     problems.raise_any()
     folder, notices = opened
@@ -100,7 +100,7 @@ class _Run:
         self.teacher = built.teacher and jax.device_put(
             built.teacher.variables, sharding.replicated(built.mesh)
         )
-        self.eval_step = jax.jit(self._on_rows(built.eval_step))
+        self.eval_step = jax.jit(self._on_rows(built.make_eval_step()))
         self.pending: collections.deque = collections.deque()
         self.window: list[dict[str, float]] = []
         self.results: dict[str, float] = {}
@@ -110,7 +110,7 @@ class _Run:
         if start >= stop:
             _say(f"already at step {start:,} of {self.plan.total_steps:,}: nothing to do")
             return self.results
-        train_step = jax.jit(self._on_rows(self.built.train_step), donate_argnums=0)
+        train_step = jax.jit(self._on_rows(self.built.make_train_step()), donate_argnums=0)
         with self.writer, self.checkpointer, self._train_batches(start) as batches:
             for step in range(start + 1, stop + 1):
                 with self.meter.waiting():

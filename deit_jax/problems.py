@@ -14,12 +14,16 @@ class Problems:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def check(self, build: Callable[..., T], *args, **kwargs) -> T | None:
-        """`build(*args, **kwargs)`, or None after noting why it could not be built."""
+    def check(self, section: str, build: Callable[..., T], *args, **kwargs) -> T | None:
+        """`build(*args, **kwargs)`, or None after noting why it could not be built.
+
+        `section` is put in front of messages that do not say where in the config they arose.
+        """
         try:
             return build(*args, **kwargs)
         except (ValueError, FileNotFoundError) as error:
-            self.add(str(error))
+            said = not section or "config." in str(error).splitlines()[0]
+            self.add(str(error) if said else f"config.{section}: {error}")
             return None
 
     def add(self, message: str) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax import models
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, unknown
 
 PyTree = Any
 
@@ -71,6 +71,8 @@ def make_teacher(
     Raises:
       ConfigError: no `init`, an unreadable one, or one of another number of classes.
     """
+    if name and name not in models.list_models():
+        raise unknown("model", name, models.list_models())
     if not init:
         raise ConfigError(NO_TEACHER)
     from deit_jax import pretrained

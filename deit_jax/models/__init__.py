@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 Model = VisionTransformer | RegNet
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -67,7 +68,9 @@ def create_model(
         attributes["drop_path_rate"] = drop_path_rate
     if kind == "regnet":
         overrides.pop("attention", None)
-    attributes |= {"num_classes": num_classes, "dtype": str(jnp.dtype(dtype))} | overrides
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    attributes |= {"num_classes": num_classes, "dtype": dtype} | overrides
     if isinstance(attributes["image_size"], int):
         attributes["image_size"] = (attributes["image_size"],) * 2
     attributes = {
