@@ -56,9 +56,10 @@ def load_config(
     if overrides and overrides[0].startswith("model.name=") and "model" in config:
         config.model.name = overrides.pop(0).partition("=")[2]
     problems += complete(config, sections, top)
+    nullable = _nullable(config, sections, top)
     for override in overrides:
         try:
-            _apply_override(config, override)
+            _apply_override(config, override, nullable)
         except errors.ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -150,6 +151,23 @@ def complete(
     return problems
 
 
+def _nullable(
+    config: ml_collections.ConfigDict, sections: Sections, top: Mapping[str, Option]
+) -> set[str]:
+    """The keys that may be None, by their annotation or because that is their default."""
+    known = dict(top)
+    for section, options in sections.items():
+        try:
+            known |= {f"{section}.{key}": o for key, o in options(config[section]).items()}
+        except errors.ConfigError:
+            continue  # reported by `complete`
+    return {
+        key
+        for key, option in known.items()
+        if option.default is None or types.NoneType in typing.get_args(option.annotation)
+    }
+
+
 def _field(option: Option) -> Any:
     if option.default is inspect.Parameter.empty:
         return config_dict.required_placeholder(object)
@@ -160,7 +178,9 @@ def _field(option: Option) -> Any:
     return config_dict.placeholder(typing.get_origin(kind) or kind)
 
 
-def _apply_override(config: ml_collections.ConfigDict, override: str) -> None:
+def _apply_override(
+    config: ml_collections.ConfigDict, override: str, nullable: set[str]
+) -> None:
     path, equals, text = override.partition("=")
     if not equals:
         raise errors.ConfigError(f"--config.{path} has no value; write --config.{path}=VALUE")
@@ -175,7 +195,10 @@ def _apply_override(config: ml_collections.ConfigDict, override: str) -> None:
     if isinstance(node[leaf], ml_collections.ConfigDict):
         keys = ", ".join(f"{path}.{key}" for key in node[leaf])
         raise errors.ConfigError(f"config.{path} is a section; set one of its keys: {keys}")
-    node[leaf] = _parse(path, text, node.get_type(leaf), node[leaf])
+    if text.lower() == "none" and path in nullable:
+        node[leaf] = None
+    else:
+        node[leaf] = _parse(path, text, node.get_type(leaf), node[leaf])
 
 
 def _unknown_key(
@@ -194,8 +217,6 @@ def _parse(path: str, text: str, kind: type, current: Any) -> Any:
     wrong = errors.ConfigError(
         f"config.{path} takes {kind.__name__} (now {current!r}), not {text!r}"
     )
-    if text.lower() == "none" and (current is None or kind in (type(None), object)):
-        return None
     if kind is str:
         return text
     if kind is bool:

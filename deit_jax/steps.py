@@ -62,9 +62,9 @@ def make_train_step(
         sees exactly the student's tensor (Touvron et al. 2021, section 4).
       accum_steps: the batch is worked through in so many parts, with the same result
         as at once (BatchNorm models excepted: their statistics are per part).
-      train_mode: False switches stochastic depth and BatchNorm updates off, and a
-        distilled student is trained on the mean of its heads, as the published
-        fine-tuning at 384 was.
+      train_mode: False switches stochastic depth and BatchNorm updates off, as the
+        published fine-tuning at 384 did; with labels alone it also trained a distilled
+        student on the mean of its heads, see `label_on` of `losses.make_loss`.
 
     Returns metrics as f32 scalars: `loss`, the terms of the loss, `learning_rate`,
     `grad_norm`, `param_norm`, `finite` (1 or 0), and with a teacher the share of the

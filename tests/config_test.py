@@ -21,7 +21,7 @@ def make_model(*, classes, width=4, rate=0.5, name="net", sizes=(1.0, 2.0), wide
     """A builder; `classes` is supplied by the loop."""
 
 
-def make_optim(*, params, lr=0.1, momentum: float | None = None):
+def make_optim(*, params, lr=0.1, momentum: float | None = None, clip: float | None = 1.0):
     """Another."""
 
 
@@ -49,7 +49,7 @@ def test_defaults_come_from_the_builders(load):
         "seed": 0,
         "model": {"width": 8, "rate": 0.5, "name": "net", "sizes": (1.0, 2.0), "wide": False,
                   "limit": None},
-        "optim": {"lr": 0.1, "momentum": None},
+        "optim": {"lr": 0.1, "momentum": None, "clip": 1.0},
     }
     assert load(":large").model.width == 16
     assert load("").model.width == 8, "the first variant is the default"
@@ -71,6 +71,7 @@ def test_defaults_come_from_the_builders(load):
         ("model.limit=5", "limit", 5),
         ("model.limit=none", "limit", None),
         ("optim.momentum=0.9", "momentum", 0.9),
+        ("optim.clip=none", "clip", None),
     ],
 )
 def test_overrides_take_the_type_of_the_default(load, override, key, value):

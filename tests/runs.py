@@ -27,9 +27,8 @@ def tiny(spec: str, *overrides: str):
 
 def train(config, workdir):
     """One start of a run, in this process. Compiling counts here, not speed."""
-    optimized = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         return loop.train(config, workdir=str(workdir))
     finally:
-        jax.config.update("jax_disable_most_optimizations", optimized)
+        jax.config.update("jax_disable_most_optimizations", False)
