@@ -1,5 +1,6 @@
 """Prepared TensorFlow data sets, found read-only by name; TFRecord and ArrayRecord files."""
 
+import difflib
 import os
 import re
 
@@ -177,8 +178,7 @@ def find_prepared(name: str, data_dir: str | None) -> str:
         present = sorted(p.name for p in root.iterdir() if p.is_dir())
         raise ConfigError(
             f"no prepared data set {base!r} in data_dir {root}; "
-            f"there: {close_matches(base, present) or 'nothing'}. "
-            f"{_known_to_tfds(base)}To prepare it: {prepare_command(name, data_dir)}"
+            f"there: {close_matches(base, present) or 'nothing'}. {_how_to_get(name, data_dir)}"
         )
     versions = sorted(
         (p.name for p in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", p.name)),
@@ -197,18 +197,16 @@ def find_prepared(name: str, data_dir: str | None) -> str:
     return os.fspath(folder / (version or prepared[-1]))
 
 
-def _known_to_tfds(name: str) -> str:
-    """'tfds knows: ...' with near names when tfds has no set of this name, else ''."""
+def _how_to_get(name: str, data_dir: str | None) -> str:
+    """The command that prepares a set, or the near names when tfds knows no such set."""
     import tensorflow_datasets as tfds
 
-    base = name.split("/")[0]
+    base = name.split("/")[0].split(":")[0]
     known = tfds.list_builders(with_community_datasets=False)
     if base in known:
-        return ""
-    import difflib
-
+        return f"To prepare it: {prepare_command(name, data_dir)}"
     near = difflib.get_close_matches(base, known, n=5, cutoff=0.6)
-    return f"tfds has no set of that name{'; near: ' + ', '.join(near) if near else ''}. "
+    return f"tfds has no set of that name{'; near: ' + ', '.join(near) if near else ''}"
 
 
 def _check_features(builder, image_key: str, label_key: str):
