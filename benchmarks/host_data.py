@@ -141,13 +141,15 @@ def cost(data_dir: str, timm_python: str | None, rounds: int, samples: int, core
 
 
 def sequence(data_dir: str, steps: int) -> dict:
-    base = child(ours("measure_digest", data_dir, 1, 0, steps, "0/1"))
+    """Hash of the batches of `steps` steps, and whether other ways to make them agree."""
+
+    def digests(threads: int, start: int = 0, part: str = "0/1"):
+        return child(ours("measure_digest", data_dir, threads, start, steps - start, part))
+
+    base = digests(1)
     per_step = len(base) // steps
-    equal = {
-        f"{threads} threads": base == child(ours("measure_digest", data_dir, threads, 0, steps, "0/1"))
-        for threads in (2, 8)
-    }
-    parts = [child(ours("measure_digest", data_dir, 2, 0, steps, f"{i}/2")) for i in range(2)]
+    equal = {f"{threads} threads": base == digests(threads) for threads in (2, 8)}
+    parts = [digests(2, part=f"{i}/2") for i in range(2)]
     half = per_step // 2
     joined = [
         digest
@@ -157,8 +159,7 @@ def sequence(data_dir: str, steps: int) -> dict:
     ]
     equal["2 processes"] = joined == base
     start = int(np.random.default_rng().integers(1, steps))
-    sought = child(ours("measure_digest", data_dir, 2, start, steps - start, "0/1"))
-    equal[f"after a start at step {start}"] = sought == base[start * per_step :]
+    equal[f"after a start at step {start}"] = digests(2, start) == base[start * per_step :]
     total = hashlib.sha256("".join(base).encode()).hexdigest()[:16]
     return {"steps": steps, "hash": total, "equal": equal}
 

@@ -118,6 +118,16 @@ def test_offset_index_is_cached_and_renewed(tmp_path, monkeypatch, tfds_dir):
         tfrecord.offset_index([str(path)])
 
 
+def test_many_files_are_read_without_keeping_them_open(tfds_dir, monkeypatch):
+    paths = sorted(map(str, (tfds_dir / "imagenet2012/5.1.0").glob("*train*")))
+    kept = tfrecord.RecordFiles(paths)
+    monkeypatch.setattr(tfrecord, "_MOST_OPEN_FILES", 7)
+    before = len(os.listdir("/proc/self/fd"))
+    opened = tfrecord.RecordFiles(paths)
+    assert opened.read(3, 5) == kept.read(3, 5)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_label_outside_the_classes(tfds_dir, tmp_path):
     target = tmp_path / "imagenet2012/5.1.0"
     shutil.copytree(tfds_dir / "imagenet2012/5.1.0", target, copy_function=shutil.copyfile)

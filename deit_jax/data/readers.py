@@ -22,6 +22,18 @@ def _array_record_module():
     return array_record_module
 
 
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files by `count`, as far as the system lets it."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class ArrayRecordFiles:
     """ArrayRecord files, opened when first read."""
 
@@ -30,6 +42,7 @@ class ArrayRecordFiles:
         self._readers: dict[int, object] = {}
         self._lock = threading.Lock()
         self._module = _array_record_module()
+        _allow_open_files(len(paths))
 
     def read(self, shard: int, record: int) -> bytes:
         reader = self._readers.get(shard)

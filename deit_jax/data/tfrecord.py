@@ -7,6 +7,7 @@ The checksums of the format are not verified: a damaged image shows at decoding.
 
 import concurrent.futures
 import hashlib
+import logging
 import os
 import pathlib
 import struct
@@ -19,6 +20,8 @@ from deit_jax.errors import ConfigError
 
 _HEADER = struct.Struct("<Q")
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
+_MOST_OPEN_FILES = 128
+_LOG = logging.getLogger(__name__)
 
 
 def scan_offsets(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +61,7 @@ def offset_index(paths: list[str], *, threads: int = 8) -> list[tuple[np.ndarray
             return [(stored[f"start{i}"], stored[f"length{i}"]) for i in range(len(paths))]
     except (OSError, ValueError, KeyError, EOFError):
         pass
+    _LOG.info("indexing %d TFRecord files, once", len(paths))
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         index = list(pool.map(scan_offsets, paths))
     _write_cache(cache, index)
@@ -93,23 +97,35 @@ class RecordFiles:
         self.paths = paths
         self._index = offset_index(paths)
         self.lengths = tuple(len(start) for start, _ in self._index)
-        # pread keeps no file position, so one descriptor serves all threads.
-        self._files = [open(path, "rb", buffering=0) for path in paths]
+        # pread keeps no file position, so one descriptor serves all threads. ImageNet's 1,024
+        # files would use up what many systems let a process open: opened for each read.
+        self._files = [os.open(path, os.O_RDONLY) for path in paths[: self._kept_open(paths)]]
+
+    @staticmethod
+    def _kept_open(paths: list[str]) -> int:
+        return len(paths) if len(paths) <= _MOST_OPEN_FILES else 0
 
     def read(self, shard: int, record: int) -> bytes:
-        start, length = self._index[shard]
-        return os.pread(self._files[shard].fileno(), int(length[record]), int(start[record]))
+        starts, lengths = self._index[shard]
+        start, length = int(starts[record]), int(lengths[record])
+        if self._files:
+            return os.pread(self._files[shard], length, start)
+        file = os.open(self.paths[shard], os.O_RDONLY)
+        try:
+            return os.pread(file, length, start)
+        finally:
+            os.close(file)
 
     def hint(self, shards: Iterable[int]) -> None:
         """Nothing: positional reads need no preparation."""
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        while self._files:
+            os.close(self._files.pop())
 
     def __del__(self):
-        for file in getattr(self, "_files", ()):
-            file.close()
+        if hasattr(self, "_files"):
+            self.close()
 
 
 def split_records(content: bytes, path: str) -> list[bytes]:
