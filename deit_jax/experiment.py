@@ -177,8 +177,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     records = len(opened.train) if opened else IMAGENET_IMAGES
     plan = check("train", make_plan, records=records, **config.train)
     schedule = tx = abstract_params = None
-    if plan and model:
+    if plan:
         schedule = check("schedule", _schedule, config, plan)
+    if model:
         abstract_params = jax.eval_shape(
             lambda key: models.init_variables(model, key), jax.random.key(0)
         )["params"]

@@ -71,7 +71,7 @@ def train(
     folder, notices = opened
     if jax.process_index() == 0:
         print(report.parameter_table(built.abstract_params))
-        print(report.recipe(built), *notices, sep="\n", flush=True)
+        print(report.resolved_recipe(built), *notices, sep="\n", flush=True)
         workdir_lib.store_config(folder, config)
     cache = config.compilation_cache or str(folder / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -108,6 +108,8 @@ class _Run:
     def to_the_end(self) -> dict[str, float]:
         start, stop = int(self.state.step), self.plan.stop_at
         if start >= stop:
+            self.writer.close()
+            self.checkpointer.close()
             _say(f"already at step {start:,} of {self.plan.total_steps:,}: nothing to do")
             return self.results
         train_step = jax.jit(self._on_rows(self.built.make_train_step()), donate_argnums=0)

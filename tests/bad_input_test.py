@@ -24,7 +24,7 @@ def refused(spec: str, *overrides: str) -> str:
 @pytest.mark.parametrize(
     "spec, overrides, said",
     [
-        ("deit.py:ti", ["model.name=deit_x"], ["unknown model 'deit_x'", "deit_tiny_patch16_224"]),
+        ("deit.py:ti", ["model.name=deit_x"], ["unknown model 'deit_x'", "deit_base_patch16_224"]),
         ("deit.py:ti", ["data.data_dir=/nowhere"], ["/nowhere", "tfds build imagenet2012",
                                                     "ILSVRC2012_img_train.tar"]),
         ("deit.py:ti", ["data.source=tdfs"], ["unknown data source 'tdfs'", "tfds"]),
@@ -85,7 +85,7 @@ def test_label_outside_the_classes(tmp_path):
     file = tmp_path / "photos.npz"
     images, labels = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2
     np.savez(file, train_images=images, train_labels=labels, test_images=images,
-             test_labels=labels + 5)
+             test_labels=labels + 5, class_names=["cat", "dog"])
     assert "label 5" in refused("finetune.py", "data.source=arrays", f"data.path={file}")
 
 
