@@ -50,6 +50,16 @@ def deit_training() -> ConfigDict:
     )
 
 
+def token_distillation(teacher: str) -> ConfigDict:
+    """The paper's distillation: hard labels of `teacher` on the distillation token."""
+    return ConfigDict(
+        {
+            "teacher": {"name": teacher, "init": ""},
+            "loss": {"distillation": "hard", "distill_on": "token", "alpha": 0.5},
+        }
+    )
+
+
 # Overrides that make any recipe a matter of seconds: a tiny model, three steps, small images.
 TINY = (
     "model.image_size=32",
