@@ -24,6 +24,7 @@ def make_schedule(
     warmup_epochs: float = 5.0,
     warmup_lr: float = 1e-6,
     min_lr: float = 1e-5,
+    warmup_prefix: bool = False,
 ) -> Schedule:
     """The learning rate `f(step)`: linear warm-up into a cosine over the whole run.
 
@@ -44,6 +45,8 @@ def make_schedule(
       warmup_lr: learning rate of the first step of the warm-up.
       min_lr: floor of the cosine, reached at the end of the run and kept after it; not used
         by 'constant'. A floor above the peak makes the cosine rise.
+      warmup_prefix: the cosine falls from the peak over what the warm-up leaves of the run,
+        instead of over the whole run (timm's option of that name; MMPretrain).
 
     Returns `f(step)`: int or int array -> f32 of its shape. Raises ConfigError for an
     unknown kind, a rate below 0 or a size below 1.
@@ -64,7 +67,8 @@ def make_schedule(
         else:
             # (1 + cos(pi t / T)) / 2 written as sin^2 of the way left, which keeps its
             # relative precision in f32 near the end of the run, where it nears 0.
-            left = jnp.maximum(total_steps - position, 0).astype(jnp.float32) / total_steps
+            length = total_steps - (warmup_steps if warmup_prefix else 0)
+            left = jnp.maximum(total_steps - position, 0).astype(jnp.float32) / max(length, 1)
             main = min_lr + (peak - min_lr) * jnp.sin(0.5 * math.pi * left) ** 2
         if warmup_steps == 0:
             return main
@@ -90,6 +94,7 @@ def schedule_warnings(
     warmup_epochs: float = 5.0,
     warmup_lr: float = 1e-6,
     min_lr: float = 1e-5,
+    warmup_prefix: bool = False,
 ) -> list[str]:
     """What is legal but seldom meant in these arguments of `make_schedule`, a line each."""
     peak = peak_lr(base_lr=base_lr, scale_by_batch=scale_by_batch, batch_size=batch_size)
