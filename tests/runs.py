@@ -9,6 +9,10 @@ from deit_jax import loop, sections
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = ("data.source=digits",)
+# What costs most to compile, off.
+NO_AUGMENTATION = (
+    "augment.randaugment=", "augment.erasing_prob=0", "augment.mixup=0", "augment.cutmix=0",
+)
 
 
 def load(spec: str, *overrides: str):

@@ -1,0 +1,63 @@
+"""A folder of photos trains by naming it, keeps its class names, and predicts with them."""
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from deit_jax import cli
+from deit_jax.checkpoint import read_variables
+from deit_jax.errors import ConfigError
+
+CLASSES = ("apple", "pear", "quince")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    r = np.random.RandomState(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for k, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = r.randint(0, 80, (40 + 3 * i, 50, 3)) + np.eye(3, dtype=int)[k] * 150
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.jpg")
+    (folder / "train" / "notes.txt").write_text("not an image")
+    return folder
+
+
+def options(photos, compilation_cache):
+    return ("data.source=folder", f"data.path={photos}", compilation_cache,
+            "train.batch_size=8", "eval.batch_size=8", *runs.NO_AUGMENTATION)
+
+
+def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys):
+    config = runs.tiny("finetune.py", *options(photos, compilation_cache))
+    results = runs.train(config, tmp_path / "run")
+    assert results["eval/count"] == 6
+    _, metadata = read_variables(tmp_path / "run")
+    assert metadata["class_names"] == list(CLASSES)
+    capsys.readouterr()
+    photo = photos / "val" / "pear" / "0.jpg"
+    assert cli.main(["predict", f"--checkpoint={tmp_path / 'run'}", str(photo)]) == 0
+    out = capsys.readouterr().out
+    assert str(photo) in out and all(name in out for name in CLASSES)
+
+
+def test_weights_of_another_task_start_it(photos, tmp_path, compilation_cache, capsys):
+    """Ten classes of digits, another resolution: the head starts afresh only when asked."""
+    runs.train(runs.tiny("quickstart.py:plain", compilation_cache), tmp_path / "digits")
+    start = (f"init={tmp_path / 'digits'}", "model.patch_size=4", "model.image_size=48")
+    with pytest.raises(ConfigError, match="drop_head"):
+        runs.train(
+            runs.tiny("finetune.py", *options(photos, compilation_cache), *start), tmp_path / "no"
+        )
+    capsys.readouterr()
+    runs.train(
+        runs.tiny(
+            "finetune.py", *options(photos, compilation_cache), *start, "init_drop_head=true"
+        ),
+        tmp_path / "yes",
+    )
+    out = capsys.readouterr().out
+    assert "start afresh, as asked" in out and "position embedding (8, 8) -> (12, 12)" in out
