@@ -1,4 +1,4 @@
-"""Every shipped recipe and variant runs: three steps, an evaluation, a checkpoint, a second start."""
+"""Every shipped recipe and variant is built and traced; those that differ in kind run and go on."""
 
 import json
 
@@ -8,6 +8,7 @@ import pytest
 import runs
 
 from deit_jax import config as config_lib
+from deit_jax import experiment, steps
 from deit_jax.checkpoint import read_variables
 from deit_jax.metrics import read_jsonl
 
@@ -24,11 +25,49 @@ def shipped() -> list[str]:
     return found
 
 
+def kinds() -> list[str]:
+    """The first recipe of each kind: compiling all of them would take an hour."""
+    first = {}
+    quickstart = [spec for spec in shipped() if spec.startswith("quickstart.py")]
+    for spec in [*quickstart, *shipped()]:
+        config = runs.load(spec)
+        family = config.model.name.split("_")[0].rstrip("3")
+        kind = (family, config.optim.name) if config.step.train_mode else (family, "eval mode")
+        first.setdefault(spec if spec in quickstart else kind, spec)
+        first.setdefault(kind, spec)
+    return list(dict.fromkeys(first.values()))
+
+
+def options_of(spec, tiny_teacher) -> list[str]:
+    if runs.load(spec).loss.distillation == "none":
+        return [*runs.DIGITS]
+    return [*runs.DIGITS, f"teacher.init={tiny_teacher}", "teacher.name=regnety_002"]
+
+
 @pytest.mark.parametrize("spec", shipped())
+def test_recipe_is_built_and_traced(spec, tiny_teacher):
+    """The whole training step of every variant, shrunk, without compiling it."""
+    config = runs.tiny(spec, *options_of(spec, tiny_teacher))
+    built = experiment.build(config)
+
+    def init(key):
+        return steps.init_state(built.model, built.tx, key, ema=config.step.ema_decay > 0)
+
+    state = jax.eval_shape(init, jax.random.key(0))
+    with built.train_batches() as batches:
+        batch = next(batches)
+    teacher = built.teacher and built.teacher.variables
+    after, scalars = jax.eval_shape(built.make_train_step(), state, teacher, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert ("distillation_loss" in scalars) == (config.loss.distillation != "none")
+    assert len(batch["label"]) < 16 if config.input.repeats > 1 else len(batch["label"]) == 16
+
+
+@pytest.mark.parametrize("spec", kinds())
 def test_recipe_runs_and_goes_on(spec, tmp_path, compilation_cache, tiny_teacher, capfd):
-    options = [*runs.DIGITS, compilation_cache]
-    if runs.load(spec).loss.distillation != "none":
-        options += [f"teacher.init={tiny_teacher}", "teacher.name=regnety_002"]
+    options = [*options_of(spec, tiny_teacher), compilation_cache]
     first = runs.train(runs.tiny(spec, *options, "train.stop_at_step=1"), tmp_path)
     results = runs.train(runs.tiny(spec, *options), tmp_path)
     assert first.keys() == results.keys()
