@@ -116,4 +116,5 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
         key = rng.step_key(rng.base_key(resolved.seed), rng.Purpose.AUGMENT, step)
         found.append(digest_tree({"host": placed, "augmented": augment_fn(key, placed)}))
     if jax.process_index() == 0:
-        (workdir / "batches.json").write_text(json.dumps(found))
+        seen = {"devices": jax.device_count(), "processes": jax.process_count(), "batches": found}
+        (workdir / "batches.json").write_text(json.dumps(seen))

@@ -8,31 +8,42 @@ import time
 
 import child_runs
 import numpy as np
+import pytest
 
 from deit_jax.checkpoint import layout, read_variables
+from deit_jax.preemption import EXIT_RESTART
 
 # 100 once, by hand: DEIT_JAX_KILLS=100 pytest tests/kill_test.py --timeout=3600
 KILLS = int(os.environ.get("DEIT_JAX_KILLS", 10))
-STEPS = 40
+STEPS = 24
 OVERRIDES = (
     f"train.total_steps={STEPS}",
     "train.checkpoint_every_steps=2",
-    "train.eval_every_steps=16",
+    "train.eval_every_steps=12",
     "train.log_every_steps=4",
 )
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path):
-    shared = f"compilation_cache={tmp_path / 'cache'}"
-    unbroken = tmp_path / "unbroken"
-    run = child_runs.start(unbroken, *OVERRIDES, shared)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A finished run's workdir; its compiled programs are shared by the others."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    run = child_runs.start(workdir, *OVERRIDES)
     run.join()
-    assert run.exitcode == 0, child_runs.log_file(unbroken).read_text()
+    assert run.exitcode == 0, child_runs.log_file(workdir).read_text()
+    return workdir
 
+
+def _start(workdir, unbroken):
+    cache = unbroken / "compilation_cache"
+    return child_runs.start(workdir, *OVERRIDES, f"compilation_cache={cache}")
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(unbroken, tmp_path):
     dice, kills, finished, died_at = random.Random(0), 0, 0, []
     while not finished or kills < KILLS:
         workdir = tmp_path / f"broken-{finished}"
-        run = child_runs.start(workdir, *OVERRIDES, shared)
+        run = _start(workdir, unbroken)
         if kills < KILLS:
             _wait_for_a_moment(run, workdir / "checkpoints", dice)
             run.kill()
@@ -46,6 +57,31 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path):
         assert _leaves(workdir) == _leaves(unbroken)
         _check_rest(workdir, unbroken)
     assert len({step for step in died_at if 0 < step < STEPS}) >= 3, died_at
+
+
+def test_asked_to_stop_while_compiling_saving_or_evaluating(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    checkpoints, log = workdir / "checkpoints", child_runs.log_file(workdir)
+    text = lambda: log.read_text() if log.exists() else ""
+    moments = {
+        "compiling": checkpoints.exists,
+        "saving": lambda: any("tmp" in name for name in _names(checkpoints)),
+        "evaluating": lambda: f"step 12/{STEPS}" in text(),
+    }
+    for moment, reached in moments.items():
+        run = _start(workdir, unbroken)
+        while run.is_alive() and not reached():
+            time.sleep(0.001)
+        os.kill(run.pid, signal.SIGTERM)
+        run.join()
+        assert run.exitcode == EXIT_RESTART, (moment, text())
+        saved = max(layout.steps_in(checkpoints))
+        assert f"saved at step {saved:,}" in text().splitlines()[-1], moment
+    assert 12 <= saved <= 14
+    run = _start(workdir, unbroken)
+    run.join()
+    assert run.exitcode == 0, text()
+    assert _leaves(workdir) == _leaves(unbroken)
 
 
 def _wait_for_a_moment(run, folder, dice):
