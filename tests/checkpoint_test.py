@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import resource
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -285,6 +287,24 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(CheckpointError, match="cannot be made"):
         Checkpointer(tmp_path / "checkpoints")
+
+
+def test_two_processes_do_not_train_in_one_workdir(tmp_path):
+    code = (
+        "import sys, os, time; from deit_jax.checkpoint import Checkpointer\n"
+        "Checkpointer(sys.argv[1]); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    folder = tmp_path / "run" / "checkpoints"
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    with other:
+        pid = int(other.stdout.readline())
+        with pytest.raises(CheckpointError, match=rf"pid {pid} on .*training in {tmp_path}/run"):
+            Checkpointer(folder)
+        other.kill()
+    # The end of a process ends its claim; the same process may come back at any time.
+    first = Checkpointer(folder)
+    Checkpointer(folder).close()
+    first.close()
 
 
 def test_orbax_keeps_quiet_and_others_do_not(tmp_path, caplog):

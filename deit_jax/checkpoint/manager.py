@@ -18,6 +18,7 @@ from deit_jax.checkpoint import layout
 from deit_jax.checkpoint.digest import leaf_paths
 from deit_jax.checkpoint.io import Restored, begin_save, quiet_orbax, read_state
 from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, SaveFailedError
+from deit_jax.checkpoint.lock import FolderLock
 from deit_jax.checkpoint.parts import state_parts
 from deit_jax.checkpoint.retention import Retention
 from deit_jax.state import TrainState
@@ -43,6 +44,9 @@ class Checkpointer:
         `retention.Retention`.
       max_failures: after so many saves in a row that failed, `save` raises instead of
         reporting.
+
+    Raises:
+      CheckpointError: the folder cannot be made, or another process is using it.
 
     Every process makes one and calls every method; process 0 lists, renames and deletes.
     """
@@ -70,12 +74,14 @@ class Checkpointer:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                layout.remove_unfinished(self._directory)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint directory {self._directory} cannot be made: {error.strerror}"
             ) from error
+        self._lock: FolderLock | None = None
+        if jax.process_index() == 0:
+            self._lock = FolderLock(self._directory)
+            layout.remove_unfinished(self._directory)
         self._saved = {step: self._stored_metrics(step) for step in self._agreed_steps()}
 
     def __enter__(self) -> "Checkpointer":
@@ -86,7 +92,7 @@ class Checkpointer:
             self.close()
         else:
             # The first error is the one to show.
-            self._worker.shutdown(wait=True)
+            self._release()
 
     @property
     def steps(self) -> list[int]:
@@ -202,7 +208,12 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._worker.shutdown(wait=True)
+            self._release()
+
+    def _release(self) -> None:
+        self._worker.shutdown(wait=True)
+        if self._lock is not None:
+            self._lock.release()
 
     def _commit(self, step: int, metrics: dict[str, Any], response: Any, begun: float,
                 leaves: Mapping[str, Any]) -> None:

@@ -1,0 +1,50 @@
+"""One training process a folder: two would delete each other's half-written checkpoints."""
+
+import fcntl
+import os
+import pathlib
+import socket
+
+from deit_jax.checkpoint.layout import CheckpointError
+
+
+class FolderLock:
+    """Held from construction to `release`, or to the end of the process, however it ends.
+
+    The lock lies beside the folder. Where the file system knows no locks or cannot be
+    written there is none. A second one in the same process is let through: a notebook's
+    interrupted run may still be holding the first.
+
+    Raises:
+      CheckpointError: another process holds it; says which.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._file: int | None = None
+        path = folder.with_name(f".{folder.name}.lock")
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._file, 200, 0).decode(errors="replace").strip()
+            self.release()
+            if holder != _me():
+                raise CheckpointError(
+                    f"another process ({holder or 'unknown'}) is training in {folder.parent}; "
+                    "wait for it, end it, or choose another workdir"
+                ) from None
+        except OSError:
+            self.release()
+        else:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, _me().encode(), 0)
+
+    def release(self) -> None:
+        """Lets go; harmless when repeated."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _me() -> str:
+    return f"pid {os.getpid()} on {socket.gethostname()}"
