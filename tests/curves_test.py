@@ -1,3 +1,5 @@
+"""Curves from metrics.jsonl: what is drawn, and that nothing else is heard."""
+
 import json
 import logging
 import subprocess

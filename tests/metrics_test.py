@@ -1,3 +1,5 @@
+"""metrics.jsonl, TensorBoard and W&B: what is written, and what a restart leaves."""
+
 import json
 import logging
 import math

@@ -1,3 +1,5 @@
+"""Signals: the first asks, the second ends, also during a long call."""
+
 import os
 import signal
 import subprocess

@@ -1,3 +1,5 @@
+"""The progress line, and what does not count as speed."""
+
 import io
 
 import pytest

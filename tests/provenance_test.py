@@ -1,3 +1,5 @@
+"""Versions and git state, with git and without."""
+
 import json
 import subprocess
 

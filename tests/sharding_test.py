@@ -1,3 +1,5 @@
+"""The mesh, who holds which rows, and states that are born sharded."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
