@@ -6,7 +6,7 @@
 cost: CPU-seconds (user and system, all threads) per augmented sample on one core, at repeats 3
 and 1, against timm's `create_transform` on the same photos and core, in interleaved rounds; the
 ratio of the medians is the figure. Ours ends with the uint8 canvas, the rest of the
-augmentation runs on the device.
+augmentation runs on the device. Beside it the same canvases made by tf.data, per image.
 memory: resident size along 50,000 samples.
 sequence: the hash of the batches for 1, 2 and 8 threads, 1 and 2 processes, and after a start
 at a random step.
@@ -52,6 +52,35 @@ def measure_cost(data_dir: str, repeats: int, samples: int) -> float:
         for _ in range(steps):
             next(batches)
         return 1e3 * (time.process_time() - start) / (steps * batch_size)
+
+
+def measure_tf_data(data_dir: str, samples: int) -> float:
+    """CPU milliseconds per image of canvases made by tf.data, large images cut, not shrunk."""
+    data, photos = open_photos(data_dir)
+    from deit_jax.data._tensorflow import tensorflow
+
+    tf = tensorflow()
+    images = photos.get(np.arange(len(photos)))[0]
+
+    def canvas(encoded):
+        image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+        image = image[:CANVAS, :CANVAS]
+        height, width = tf.unstack(tf.shape(image)[:2])
+        return tf.pad(image, [[0, CANVAS - height], [0, CANVAS - width], [0, 0]])
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    dataset = tf.data.Dataset.from_tensor_slices(images).repeat().with_options(options)
+    dataset = dataset.map(canvas, num_parallel_calls=1, deterministic=True).batch(32)
+    batches = dataset.as_numpy_iterator()
+    for _ in range(12):
+        next(batches)
+    steps = -(-samples // 32)
+    start = time.process_time()
+    for _ in range(steps):
+        next(batches)
+    return 1e3 * (time.process_time() - start) / (steps * 32)
 
 
 def resident_mib() -> float:
@@ -117,7 +146,9 @@ def cost(data_dir: str, timm_python: str | None, rounds: int, samples: int, core
     from deit_jax import data
 
     photos = data.open_data(name="imagenet2012", data_dir=data_dir).train
-    rows: dict[str, list[float]] = {"ours repeats 3": [], "ours repeats 1": [], "timm": []}
+    rows: dict[str, list[float]] = {
+        name: [] for name in ("ours repeats 3", "ours repeats 1", "timm", "tf.data canvases")
+    }
     versions = {}
     with tempfile.TemporaryDirectory() as folder:
         for i, image in enumerate(photos.get(np.arange(len(photos)))[0]):
@@ -126,6 +157,8 @@ def cost(data_dir: str, timm_python: str | None, rounds: int, samples: int, core
             for repeats in (3, 1):
                 spent = child(ours("measure_cost", data_dir, repeats, samples), core)
                 rows[f"ours repeats {repeats}"].append(round(spent, 3))
+            spent = child(ours("measure_tf_data", data_dir, samples // 3), core)
+            rows["tf.data canvases"].append(round(spent, 3))
             if timm_python:
                 script = str(HERE / "host_data_timm.py")
                 answer = child([timm_python, script, folder, str(samples)], core)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -240,6 +241,24 @@ def test_share_that_exceeds_the_canvas_is_counted(source, canvas):
     batches = data.train_batches(source, batch_size=80, canvas=canvas)
     take(batches, 1)
     assert batches.health.shrunk_share == (0.1 if canvas < 100 else 0)
+
+
+def test_memory_is_used_again_but_never_under_a_held_array(source):
+    """Neither a view nor a device array of an old batch may change."""
+    expected = take(data.train_batches(source, **SIZES), 12)
+    with data.train_batches(source, **SIZES) as batches:
+        first, second = next(batches), next(batches)
+        view, device = first["canvas"][1:3, :5], jax.device_put(second["canvas"])
+        del first, second
+        places = set()
+        for step in range(2, 12):
+            batch = next(batches)
+            places.add(batch["canvas"].ctypes.data)
+            np.testing.assert_array_equal(batch["canvas"], expected[step]["canvas"])
+            del batch
+    np.testing.assert_array_equal(view, expected[0]["canvas"][1:3, :5])
+    np.testing.assert_array_equal(device, expected[1]["canvas"])
+    assert len(places) < 7
 
 
 def test_an_error_of_the_source_comes_out():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from deit_jax.data.batches import Batch, BatchIterator, Reader
+from deit_jax.data.batches import Batch, BatchIterator, CanvasMemory, Reader
 from deit_jax.data.decode import decode_image
 from deit_jax.data.order import TrainOrder
 from deit_jax.data.resize import evaluation_square, fit_within
@@ -111,13 +111,13 @@ def _train_jobs(
     hint_ahead: int | None,
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
     """Endless (empty batch, rows to fill, their records) from `start_step` on."""
+    memory = CanvasMemory(len(held), canvas)
     for step in itertools.count(start_step):
         plan = order(step)
-        batch = _empty_batch(len(held), canvas)
+        records = plan.record[held]
+        batch, used = _new_batch(memory, records)
         if plan.source is not None:
             batch["source"] = plan.source
-        records = plan.record[held]
-        used = np.flatnonzero(records >= 0)
         if hint_ahead and step >= hint_from:
             ahead = order(step + hint_ahead).record
             source.hint(ahead[ahead >= 0])
@@ -172,11 +172,11 @@ def _eval_jobs(
     n_records: int, batch_size: int, *, canvas: int, held: np.ndarray
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
     """(empty batch, rows to fill, their records) until every record was named once."""
+    memory = CanvasMemory(len(held), canvas)
     for start in range(0, n_records, batch_size):
-        records = start + held
-        batch = _empty_batch(len(held), canvas)
-        batch["mask"] = records < n_records
-        used = np.flatnonzero(batch["mask"])
+        records = np.where(start + held < n_records, start + held, -1)
+        batch, used = _new_batch(memory, records)
+        batch["mask"] = records >= 0
         yield batch, used, records[used]
 
 
@@ -201,11 +201,14 @@ def _held_rows(rows: Sequence[int] | None, n: int) -> np.ndarray:
     return held
 
 
-def _empty_batch(n: int, canvas: int) -> Batch:
-    # Fresh memory each time: a device_put on CPU may keep using the host's buffer.
-    return {
-        "canvas": np.zeros((n, canvas, canvas, 3), np.uint8),
+def _new_batch(memory: CanvasMemory, records: np.ndarray) -> tuple[Batch, np.ndarray]:
+    """A batch whose rows without a record (-1) are zeros, and the rows that are to be filled."""
+    n = len(records)
+    batch = {
+        "canvas": memory.take(),
         "size": np.zeros((n, 2), np.int32),
         "label": np.zeros(n, np.int32),
         "index": np.full(n, -1, np.int32),
     }
+    batch["canvas"][records < 0] = 0
+    return batch, np.flatnonzero(records >= 0)

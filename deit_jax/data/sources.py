@@ -18,7 +18,8 @@ class Source(Protocol):
 
     Attributes:
         shard_lengths: records in each file, in order, for a set that is stored in a few
-            large files; None otherwise.
+            large files; None otherwise. With it goes `hint(indices)`, called in the window
+            mode with records that will be asked for soon.
     """
 
     shard_lengths: tuple[int, ...] | None

@@ -60,6 +60,10 @@ class TfdsSource:
             check_labels(labels[i : i + 1], self._num_classes, self.record_name(index))
         return images, labels
 
+    def integers(self, index: int, key: str) -> np.ndarray:
+        """All values of the integer feature `key` of a record, int64 [k]."""
+        return tfrecord.parse_integers(self._reader.read(*self._locate(index)), key)
+
     def hint(self, indices: np.ndarray) -> None:
         """These records will be asked for soon: start reading their files if that takes long."""
         self._reader.hint(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())

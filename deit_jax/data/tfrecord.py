@@ -168,6 +168,35 @@ def parse_example(payload: bytes, image_key: str, label_key: str) -> tuple[bytes
     return image, label
 
 
+def parse_integers(payload: bytes, wanted: str) -> np.ndarray:
+    """All values of the integer feature `wanted` of an Example, int64 [k]; k may be 0.
+
+    Raises:
+        ValueError: the feature is missing or the payload is no Example.
+    """
+    try:
+        for _, features in _fields(payload):
+            for _, entry in _fields(features):
+                key, value = (v for _, v in _fields(entry))
+                if bytes(key).decode() == wanted:
+                    # An empty list is written as a feature without content.
+                    lists = [items for _, items in _fields(value)]
+                    return np.array([i for items in lists for i in _integers(items)], np.int64)
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError("the record is no tf.train.Example") from error
+    raise ValueError(f"the record lacks feature {wanted!r}")
+
+
+def _integers(int64_list):
+    """Values of an Int64List, packed or not, two's complement."""
+    for _, value in _fields(int64_list):
+        values, position = [value] if isinstance(value, int) else [], 0
+        while not isinstance(value, int) and position < len(value):
+            one, position = _varint(value, position)
+            values.append(one)
+        yield from (one - (1 << 64) if one >= 1 << 63 else one for one in values)
+
+
 def _fields(data):
     """(field number, value) pairs of a message: ints for varints, views for the rest."""
     view = memoryview(data)
@@ -193,10 +222,7 @@ def _first(message):
 
 def _first_int(int64_list) -> int:
     """First value of an Int64List, packed (as written today) or not, two's complement."""
-    value = _first(int64_list)
-    if not isinstance(value, int):
-        value, _ = _varint(value, 0)
-    return value - (1 << 64) if value >= 1 << 63 else value
+    return next(_integers(int64_list))
 
 
 def _varint(view, position: int) -> tuple[int, int]:
