@@ -48,7 +48,17 @@ def load_config(
     Raises:
       ConfigError: every unknown key and wrong type at once, naming what would work.
     """
-    config = _read(spec)
+    return resolve(_read(spec), overrides, sections=sections, top=top)
+
+
+def resolve(
+    config: ml_collections.ConfigDict,
+    overrides: Iterable[str] = (),
+    *,
+    sections: Sections,
+    top: Mapping[str, Option],
+) -> ml_collections.ConfigDict:
+    """`config`, changed in place: complete, overridden, locked; raises as `load_config`."""
     overrides = list(overrides)
     problems = []
     # The model's options depend on its name, so that comes first.
