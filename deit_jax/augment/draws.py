@@ -36,6 +36,6 @@ def chance(word: jax.Array, prob: float) -> jax.Array:
 
 def normal(word: jax.Array) -> jax.Array:
     """float32 N(0, 1) of uint32, by the inverse of its distribution function."""
-    # The odd multiples of 2^-23 in (-1, 1), exact in float32; never -1 or 1.
-    symmetric = ((word >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23) - 1.0
+    # Odd multiples of 2^-23 in (-1, 1): exact in float32, never -1 or 1 (infinite).
+    symmetric = ((word >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-22) - 1.0
     return jnp.float32(2.0**0.5) * jax.lax.erf_inv(symmetric)

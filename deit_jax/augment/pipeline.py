@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.augment import draws
-from deit_jax.augment.crop import centre_crop_axes, check_crop, flipped, training_axes
+from deit_jax.augment.crop import centre_crop_axes, check_crop, check_share, flipped, training_axes
 from deit_jax.augment.erasing import check_erasing, random_erasing
 from deit_jax.augment.mix import check_mix, mix_groups, smoothed_one_hot
 from deit_jax.augment.randaugment import RandAugmentSpec, parse, randaugment as apply_randaugment
@@ -104,6 +104,16 @@ def _operations_spec(name: str | None, three_augment: bool) -> RandAugmentSpec |
     return parse(name) if name else None
 
 
+def _check_colors(
+    *, color_jitter: float, smoothing: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    if color_jitter < 0:
+        raise ConfigError(f"color_jitter is 0 (off) or more; got {color_jitter}")
+    check_share("smoothing", smoothing)
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ConfigError(f"mean and std are 3 numbers, std above 0; got {mean} and {std}")
+
+
 def make_augment(
     *,
     image_size: int,
@@ -151,6 +161,7 @@ def make_augment(
     that make no sense.
     """
     check_crop(crop=crop, scale=scale, ratio=ratio, hflip=hflip, vflip=vflip)
+    _check_colors(color_jitter=color_jitter, smoothing=smoothing, mean=mean, std=std)
     check_erasing(prob=erasing_prob, mode=erasing_mode, count=erasing_count)
     spec = _operations_spec(randaugment, three_augment)
     mix = check_mix(

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from deit_jax.errors import unknown
 
 WEIGHT_BITS = 22  # PRECISION_BITS in Pillow's Resample.c
-MATMULS = ("auto", "float32", "float16x2", "bfloat16x3")
+
+# How a product is multiplied: (dtype, bits per term). The terms of a 22-bit weight
+# with its sign are integers that the dtype holds exactly, as it does the pixels.
+MATMULS = {
+    "float32": (jnp.float32, (12, 12)),
+    "float16x2": (jnp.float16, (12, 12)),
+    "bfloat16x3": (jnp.bfloat16, (8, 8, 8)),
+}
 
 
 class Axis(NamedTuple):
@@ -33,18 +40,23 @@ class Axis(NamedTuple):
 
 
 def _bicubic(x: jax.Array) -> jax.Array:
-    """Keys' kernel with a = -0.5, which Pillow's resize uses (its affine uses a = -1)."""
+    """Keys' kernel with a = -0.5, which Pillow's resize uses (its affine uses a = -1).
+
+    In factors: with no sum of products in it, it compiles to the same bits everywhere.
+    """
     x = jnp.abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    # The roots are 1 and (1 +- sqrt(7)) / 3.
+    near = 1.5 * (x - 1.0) * (x - 1.2152504370215302) * (x + 0.5485837703548635)
+    far = -0.5 * (x - 1.0) * (x - 2.0) * (x - 2.0)
     return jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0))
 
 
 def axis_weights(axis: Axis, canvas_size: int) -> jax.Array:
-    """The matrices of `axis`: float32 [n, out, canvas_size], integers (weight * 2^22).
+    """The matrices of `axis`: int32 [n, out, canvas_size], weight * 2^22.
 
     The distance of a source pixel to the output pixel's centre is formed from
-    integers: in float32 coordinates near 500 it would be good to 1e-5 only.
+    integers (in float32 coordinates near 500 it would be good to 1e-5 only), and
+    integers are added up, so that the order of the sum does not matter.
     """
     position, resized, start, length = (
         axis.position[:, :, None],
@@ -54,61 +66,62 @@ def axis_weights(axis: Axis, canvas_size: int) -> jax.Array:
     )
     whole, rest = jnp.divmod((2 * position + 1) * length, 2 * resized)
     pixel = jnp.arange(canvas_size, dtype=jnp.int32)[None, None, :] - start
-    distance = (pixel - whole).astype(jnp.float32) + (0.5 - rest / (2.0 * resized))
-    shrink = jnp.maximum(length / resized.astype(jnp.float32), 1.0)
+    distance = (pixel - whole).astype(jnp.float32) + (0.5 - rest / (2 * resized))
+    shrink = jnp.maximum(length / resized, 1.0)
     inside = (pixel >= 0) & (pixel < length)
-    weight = jnp.where(inside, _bicubic(distance / shrink), 0.0)
-    weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-6)
+    weight = jnp.where(inside, _fixed(_bicubic(distance / shrink)), 0)
+    total = jnp.maximum(weight.sum(-1, keepdims=True), 1)
     exists = (position >= 0) & (position < resized)
-    return jnp.round(jnp.where(exists, weight, 0.0) * 2.0**WEIGHT_BITS)
+    return jnp.where(exists, _fixed(weight / total), 0)
+
+
+def _fixed(weight: jax.Array) -> jax.Array:
+    return jnp.round(weight * 2.0**WEIGHT_BITS).astype(jnp.int32)
 
 
 def resolve_matmul(matmul: str) -> str:
-    """'auto' made concrete for the default backend.
-
-    uint8 pixels are exact in half precision, and two float16 (22 bits) or three
-    bfloat16 (24 bits) terms hold a 22-bit weight exactly, so the products run on
-    tensor cores and lose nothing. float16 is native on GPUs, bfloat16 on TPUs.
-    """
+    """'auto' made concrete for the default backend: what its matrix units do natively."""
+    if matmul == "auto":
+        return {"gpu": "float16x2", "tpu": "bfloat16x3"}.get(jax.default_backend(), "float32")
     if matmul not in MATMULS:
-        raise unknown("matmul", matmul, MATMULS)
-    if matmul != "auto":
-        return matmul
-    return {"gpu": "float16x2", "tpu": "bfloat16x3"}.get(jax.default_backend(), "float32")
+        raise unknown("matmul", matmul, ["auto", *MATMULS])
+    return matmul
 
 
-def _product(weights: jax.Array, pixels: jax.Array, matmul: str) -> jax.Array:
-    """Contraction over the last axes: [n, o, k] and [n, a, b, k] to [n, o, a, b], to levels."""
-    numbers = (((2,), (3,)), ((0,), (0,)))
-    if matmul == "float32":
-        sums = jax.lax.dot_general(
-            weights, pixels.astype(jnp.float32), numbers, precision=jax.lax.Precision.HIGHEST
-        )
-        return sums * 2.0**-WEIGHT_BITS
-    dtype, terms = (jnp.float16, 2) if matmul == "float16x2" else (jnp.bfloat16, 3)
+def _weighted_levels(weights: jax.Array, pixels: jax.Array, matmul: str) -> jax.Array:
+    """Contraction over the last axes: int32 [n, o, k], uint8 [n, a, b, k] to uint8 [n, o, a, b].
+
+    The weights are taken apart into terms of few bits. Every product and, up to 32
+    taps or a shrinking by 8, every sum of a term is a whole number below 2^24: no
+    bit is lost, whatever the order of the sum. (Beyond, only the last few may be.)
+    """
+    dtype, widths = MATMULS[matmul]
     pixels = pixels.astype(dtype)
-    rest = weights * 2.0**-WEIGHT_BITS
-    total = None
-    for _ in range(terms):
-        term = rest.astype(dtype)
-        part = jax.lax.dot_general(term, pixels, numbers, preferred_element_type=jnp.float32)
-        rest = rest - term.astype(jnp.float32)
-        total = part if total is None else total + part
-    return total
-
-
-def _to_levels(values: jax.Array) -> jax.Array:
-    return jnp.clip(jnp.floor(values + 0.5), 0.0, 255.0).astype(jnp.uint8)
+    total, shift, rest = 0, 0, weights
+    for width in widths:
+        upper = (rest + (1 << (width - 1))) >> width
+        term = (rest - (upper << width)).astype(dtype)
+        part = jax.lax.dot_general(
+            term,
+            pixels,
+            (((2,), (3,)), ((0,), (0,))),
+            precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None,
+            preferred_element_type=jnp.float32,
+        )
+        total = total + (part.astype(jnp.int32) << shift)
+        rest, shift = upper, shift + width
+    return jnp.clip((total + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS, 0, 255).astype(jnp.uint8)
 
 
 def resample(canvas: jax.Array, rows: Axis, columns: Axis, *, matmul: str) -> jax.Array:
     """Resized images uint8 [n, out rows, out columns, 3] of canvases uint8 [n, h, w, 3].
 
-    Equal to Pillow < 13 but for float32 rounding at ties. Both contractions run
-    over the last axis of both operands, and the result comes out in NHWC.
+    Pillow < 13's integer arithmetic; a weight may differ by 2^-22, since it is
+    found in float32. Both contractions run over the last axis of both operands, and
+    the result comes out in NHWC.
     """
     across = axis_weights(columns, canvas.shape[2])
     down = axis_weights(rows, canvas.shape[1])
     planes = jnp.transpose(canvas, (0, 3, 1, 2))
-    half = _to_levels(_product(across, planes, matmul))
-    return _to_levels(_product(down, half, matmul))
+    half = _weighted_levels(across, planes, matmul)
+    return _weighted_levels(down, half, matmul)
