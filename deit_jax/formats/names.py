@@ -6,7 +6,9 @@ so what one accepts the other produces.
 """
 
 import dataclasses
+import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -73,7 +75,8 @@ class Entry:
         return (self.shape[0] // len(self.names), *self.shape[1:])
 
 
-def entries(model: Model, naming: str) -> list[Entry]:
+@functools.lru_cache(maxsize=32)
+def entries(model: Model, naming: str) -> tuple[Entry, ...]:
     """The table of `model` under one of NAMINGS."""
     template = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     table = []
@@ -83,7 +86,7 @@ def entries(model: Model, naming: str) -> list[Entry]:
         shape = tuple(leaf.shape[axis] for axis in axes) if axes else leaf.shape
         names = _names(_timm_name(path, model), naming, model)
         table.append(Entry(path, names, shape, axes))
-    return table
+    return tuple(table)
 
 
 def _axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...] | None:
@@ -151,7 +154,7 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
     raise ConfigError(f"{name} has no Hugging Face name")
 
 
-def read(table: list[Entry], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+def read(table: Sequence[Entry], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """`variables` (numpy f32) from torch `tensors`.
 
     Raises ConfigError that lists every missing, unexpected and misshapen tensor.
@@ -182,7 +185,7 @@ def read(table: list[Entry], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     return variables
 
 
-def write(table: list[Entry], variables: dict[str, Any]) -> dict[str, np.ndarray]:
+def write(table: Sequence[Entry], variables: dict[str, Any]) -> dict[str, np.ndarray]:
     """torch tensors by name from `variables`; BatchNorm gets its counter (0), as torch expects."""
     tensors = {}
     for entry in table:

@@ -79,6 +79,11 @@ _LITERALS = {
 }
 
 
+_PUTS = ("BINPUT", "LONG_BINPUT")
+_GETS = ("BINGET", "LONG_BINGET")
+_IGNORED = ("PROTO", "FRAME")
+
+
 def load_state(file: IO[bytes]) -> Any:
     """Reads one pickle from `file` and leaves the position behind it.
 
@@ -87,15 +92,27 @@ def load_state(file: IO[bytes]) -> Any:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        while code := file.read(1):
+            opcode = pickletools.code2op.get(code.decode("latin-1"))
+            if opcode is None or opcode.name not in _ALLOWED:
+                shown = f"{code!r}" if opcode is None else opcode.name
+                raise PickleRefused(f"refused the pickle instruction {shown}")
             if opcode.name == "STOP":
                 return machine.pop()
-            machine.step(opcode.name, argument)
+            machine.step(opcode.name, _argument(opcode, file))
     except PickleRefused:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise PickleRefused(f"damaged pickle ({type(error).__name__}: {error})") from None
     raise PickleRefused("the pickle ends early")
+
+
+def _argument(opcode: pickletools.OpcodeInfo, file: IO[bytes]) -> Any:
+    if opcode.name == "GLOBAL":
+        # pickletools would undo escapes, of which no name has any.
+        module, name = (file.readline().removesuffix(b"\n").decode() for _ in range(2))
+        return f"{module}.{name}"
+    return opcode.arg.reader(file) if opcode.arg else None
 
 
 class _Machine:
@@ -126,18 +143,16 @@ class _Machine:
             self.stack.append(_CONSTANTS[name]())
         elif name in _LITERALS:
             self.stack.append(argument)
-        elif name in ("BINPUT", "LONG_BINPUT"):
+        elif name in _PUTS:
             self.memo[argument] = self.stack[-1]
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
+        elif name in _GETS:
             self.stack.append(self.memo[argument])
-        elif name in ("PROTO", "FRAME"):
+        elif name in _IGNORED:
             pass
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
         else:
-            raise PickleRefused(f"refused the pickle instruction {name}")
+            _ACTIONS[name](self, argument)
 
     def tuple_of(self, count: int) -> None:
         values = [self.pop() for _ in range(count)]
@@ -192,13 +207,15 @@ _ACTIONS = {
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
     "APPEND": lambda machine, _: machine.append([machine.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
-    # pickletools gives "module name".
-    "GLOBAL": lambda machine, name: machine.push_global(name.replace(" ", ".")),
+    "GLOBAL": lambda machine, name: machine.push_global(name),
     "STACK_GLOBAL": lambda machine, _: machine.stack_global(),
     "REDUCE": lambda machine, _: machine.reduce(),
     "BINPERSID": lambda machine, _: machine.persistent(),
     "BUILD": lambda machine, _: machine.build(),
 }
+
+
+_ALLOWED = {"STOP", "MEMOIZE", *_CONSTANTS, *_LITERALS, *_PUTS, *_GETS, *_IGNORED, *_ACTIONS}
 
 
 def _build(name: str, arguments: tuple[Any, ...]) -> Any:
