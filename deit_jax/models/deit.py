@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.errors import ConfigError, unknown
-from deit_jax.models import layers
+from deit_jax.models import initializers, layers
 from deit_jax.models.output import Output
 
-# Plain normal: timm's `trunc_normal_(std=.02)` cuts at +-2 absolute, i.e. never,
-# while jax's truncated normal cuts at two standard deviations (its std is .0176).
-_normal = nn.initializers.normal(0.02)
+_normal = initializers.normal(0.02)
 
 REMAT = {
     "none": None,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.errors import unknown
+from deit_jax.models import initializers
 
 ATTENTION = ("auto", "xla", "cudnn")
 
@@ -95,18 +96,14 @@ class PatchEmbed(nn.Module):
         size, dim = self.patch_size, self.embed_dim
         rows, height, width, channels = image.shape
         bound = (size * size * channels) ** -0.5
-        kernel = self.param("kernel", _uniform(bound), (size, size, channels, dim))
-        bias = self.param("bias", _uniform(bound), (dim,))
+        kernel = self.param("kernel", initializers.uniform(bound), (size, size, channels, dim))
+        bias = self.param("bias", initializers.uniform(bound), (dim,))
         grid_h, grid_w = height // size, width // size
         x = image.astype(self.dtype).reshape(rows, grid_h, size, grid_w, size, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(rows, grid_h * grid_w, -1)
         return x @ kernel.astype(self.dtype).reshape(-1, dim) + bias.astype(self.dtype).reshape(
             1, 1, -1
         )
-
-
-def _uniform(bound: float):
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class BatchNorm(nn.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.errors import ConfigError
-from deit_jax.models import layers
+from deit_jax.models import initializers, layers
 from deit_jax.models.output import Output
 
 
@@ -53,7 +53,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         fan_out = self.size * self.size * self.features // self.groups
-        kernel = self.param("kernel", nn.initializers.normal(math.sqrt(2.0 / fan_out)), shape)
+        kernel = self.param("kernel", initializers.normal(math.sqrt(2.0 / fan_out)), shape)
         # 'SAME' would pad (0, 1) at stride 2 and even sizes: half a pixel off.
         pad = self.size // 2
         y = jax.lax.conv_general_dilated(
@@ -224,7 +224,7 @@ class RegNet(nn.Module):
                 if capture:
                     features[name] = x
         x = x.astype(jnp.float32).mean((1, 2))
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")
+        head = nn.Dense(self.num_classes, kernel_init=initializers.normal(0.01), name="head")
         return Output(head(x), None), features
 
 
