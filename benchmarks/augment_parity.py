@@ -1,0 +1,217 @@
+"""Every operation of the device's augmentation against timm and Pillow < 13 on photos.
+
+    python benchmarks/augment_parity.py --data_dir=DIR --reference_python=PYTHON
+
+DIR is a tfds data_dir with imagenet2012, PYTHON one that has torch, torchvision and timm. All
+photos of the splits train and validation are compared at 224 pixels; crops use what timm drew.
+Prints and writes, per operation, the share of values that differ, the share that differ by
+more than one level and the largest difference; exits with 1 if a limit is broken.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax import data
+from deit_jax.augment import color, crop, make_eval_transform, randaugment, three_augment
+from deit_jax.augment.resample import MATMULS, resample, resolve_matmul
+
+HERE = pathlib.Path(__file__).resolve().parent
+SIZE = 224
+CHUNK = 10
+FILL = (124, 116, 104)
+SPEC = randaugment.parse("rand-m9-mstd0.5-inc1")
+EXACT = {"differ": 0.0, "over_1": 0.0, "worst": 0}
+RESIZE = {"differ": 1e-3, "over_1": 1e-3, "worst": 2}
+AFFINE = {"differ": 1.0, "over_1": 1e-3, "worst": 255}
+GEOMETRIC = {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
+LIMITS = {"crop": RESIZE, "evaluation": RESIZE, "simple crop": RESIZE, "blur": RESIZE}
+LIMITS |= {name: AFFINE if name in GEOMETRIC else EXACT for name in randaugment.OPERATIONS}
+LIMITS |= {"whole policy": AFFINE, "gray": EXACT, "solarize at 128": EXACT, "jitter": EXACT}
+
+
+class Tally:
+    """Counts of differences per operation."""
+
+    def __init__(self):
+        self.counts: dict[str, np.ndarray] = {}
+        self.worst: dict[str, int] = {}
+
+    def add(self, name: str, got: np.ndarray, expected: np.ndarray) -> None:
+        difference = np.abs(np.asarray(got).astype(int) - expected)
+        found = np.array([difference.size, (difference > 0).sum(), (difference > 1).sum()])
+        self.counts[name] = self.counts.get(name, 0) + found
+        self.worst[name] = max(self.worst.get(name, 0), int(difference.max()))
+
+    def table(self) -> dict[str, dict]:
+        rows = {}
+        for name, (total, differ, over) in self.counts.items():
+            row = {"differ": differ / total, "over_1": over / total, "worst": self.worst[name]}
+            row["within_limits"] = all(row[key] <= LIMITS[name][key] for key in EXACT)
+            rows[name] = row | {"values": int(total)}
+        return rows
+
+
+def decode_photos(data_dir: str, splits: list[str], folder: pathlib.Path, limit: int) -> None:
+    """Writes the first `limit` photos of each split as .npy."""
+    for split in splits:
+        source = data.open_data(name="imagenet2012", data_dir=data_dir, train_split=split).train
+        for i in range(min(limit, len(source))):
+            (record,), _ = source.get(np.array([i]))
+            np.save(folder / f"{split}{i:05d}.npy", data.decode_image(record))
+
+
+@jax.jit
+def run_layer(pixels, operation, value):
+    return randaugment.apply_layer(pixels, operation, value, spec=SPEC, fill=FILL)
+
+
+def make_crop_functions(matmul: str):
+    """Jitted (canvas, size, drawn) -> levels for crop, evaluation and simple crop of one photo."""
+    to_levels = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+    transform = make_eval_transform(image_size=SIZE, crop_ratio=0.875, matmul=matmul, **to_levels)
+
+    def simple(canvas, size, offset):
+        resized = crop.short_side_resized(size, SIZE)
+        axes = []
+        for i in range(2):
+            position = jnp.arange(SIZE)[None] + offset[:, i : i + 1] - crop.SRC_PADDING
+            position = crop.reflect(position, resized[:, i : i + 1])
+            axes.append(crop.Axis(position, resized[:, i], jnp.zeros_like(size[:, i]), size[:, i]))
+        return resample(canvas, *axes, matmul=matmul)
+
+    return {
+        "crop": jax.jit(lambda c, _, box: resample(c, *crop.box_axes(box, SIZE), matmul=matmul)),
+        "evaluation": jax.jit(lambda c, s, _: jnp.round(transform({"canvas": c, "size": s}))),
+        "simple crop": jax.jit(simple),
+    }
+
+
+def compare_crops(tally: Tally, photo: np.ndarray, expected: dict, functions: dict) -> None:
+    side = max(512, 1 << (max(photo.shape) - 1).bit_length())
+    canvas = np.zeros((1, side, side, 3), np.uint8)
+    canvas[0, : photo.shape[0], : photo.shape[1]] = photo
+    size = np.array([photo.shape[:2]], np.int32)
+    for name, drawn, out in [
+        ("crop", "box", "crop_out"),
+        ("evaluation", "box", "eval_out"),
+        ("simple crop", "offset", "simple_out"),
+    ]:
+        got = functions[name](canvas, size, expected[drawn][None].astype(np.int32))
+        tally.add(name, got[0], expected[out])
+
+
+def compare_operations(tally: Tally, chunk: list[dict]) -> None:
+    """The fifteen operations, all in one batch as in training, and the policy layer by layer."""
+    images = np.stack([photo["crop_out"] for photo in chunk])
+    drawn = np.stack([photo["operation"] for photo in chunk])
+    operation, value = drawn[..., 0].astype(np.int32), drawn[..., 1].astype(np.float32)
+    count = len(randaugment.OPERATIONS)
+    got = run_layer(np.repeat(images, count, axis=0), operation.ravel(), value.ravel())
+    got = np.asarray(got).reshape(len(chunk), count, *images.shape[1:])
+    for number, name in enumerate(randaugment.OPERATIONS):
+        tally.add(name, got[:, number], np.stack([x["operation_out"][number] for x in chunk]))
+    policy = np.stack([photo["policy"] for photo in chunk])
+    for layer in range(2):
+        images = run_layer(images, policy[:, layer, 0].astype(np.int32),
+                           policy[:, layer, 1].astype(np.float32))  # fmt: skip
+    tally.add("whole policy", images, np.stack([photo["policy_out"] for photo in chunk]))
+
+
+@jax.jit
+def run_three(pixels, sigma, bases, factors):
+    numbers = color.neutral(len(pixels))
+    gray = numbers._replace(base=numbers.base * 0 + color.GRAY, factor=numbers.factor * 0)
+    solarized = numbers._replace(threshold=numbers.threshold * 0 + 128)
+    jittered = pixels
+    for i in range(3):
+        step = numbers._replace(base=bases[:, i], factor=factors[:, i])
+        jittered = color.pointwise(jittered, step)
+    return {
+        "blur": three_augment.gaussian_blur(pixels, sigma),
+        "gray": color.pointwise(pixels, gray),
+        "solarize at 128": color.pointwise(pixels, solarized),
+        "jitter": jittered,
+    }
+
+
+def compare_three(tally: Tally, chunk: list[dict]) -> None:
+    order = np.stack([photo["order"] for photo in chunk])
+    bases = np.array([color.BLACK, color.MEAN, color.GRAY], np.int32)[order]
+    factors = np.stack([photo["factor"] for photo in chunk])
+    got = run_three(
+        np.stack([photo["crop_out"] for photo in chunk]),
+        np.stack([photo["sigma"] for photo in chunk]),
+        bases,
+        np.take_along_axis(factors, order, axis=1),
+    )
+    stored = {"blur": "blur_out", "gray": "gray_out", "jitter": "jitter_out"}
+    for name, out in (stored | {"solarize at 128": "solarize_out"}).items():
+        tally.add(name, got[name], np.stack([photo[out] for photo in chunk]))
+
+
+def chunks(paths: list[pathlib.Path]) -> Iterator[list[pathlib.Path]]:
+    """Whole chunks only, the last ones overlapping: one compiled shape."""
+    for start in range(0, len(paths), CHUNK):
+        yield paths[min(start, max(len(paths) - CHUNK, 0)) :][:CHUNK]
+
+
+def compare(photos: pathlib.Path, references: pathlib.Path, matmul: str) -> Tally:
+    tally = Tally()
+    functions = make_crop_functions(matmul)
+    paths = sorted(photos.glob("*.npy"))
+    for done, part in enumerate(chunks(paths)):
+        loaded = [dict(np.load(references / f"{path.stem}.npz")) for path in part]
+        for path, expected in zip(part, loaded):
+            compare_crops(tally, np.load(path), expected, functions)
+        compare_operations(tally, loaded)
+        compare_three(tally, loaded)
+        print(f"{min((done + 1) * CHUNK, len(paths))} of {len(paths)} photos", file=sys.stderr)
+    return tally
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--reference_python", default=sys.executable)
+    parser.add_argument("--splits", default="train,validation")
+    parser.add_argument("--limit", type=int, default=1_000_000, help="photos per split")
+    parser.add_argument("--matmul", default="auto", choices=["auto", *MATMULS])
+    parser.add_argument("--output", default=str(HERE / "results" / "augment_parity.json"))
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        photos, references = (pathlib.Path(scratch, name) for name in ("photos", "references"))
+        photos.mkdir()
+        references.mkdir()
+        decode_photos(flags.data_dir, flags.splits.split(","), photos, flags.limit)
+        script = [flags.reference_python, str(HERE / "augment_reference.py")]
+        subprocess.run([*script, str(photos), str(references)], check=True)
+        table = compare(photos, references, resolve_matmul(flags.matmul)).table()
+        result = {
+            "photos": len(list(photos.glob("*.npy"))),
+            "operations": table,
+            "reference": json.loads((references / "versions.json").read_text()),
+            "device": jax.devices()[0].device_kind,
+            "matmul": resolve_matmul(flags.matmul),
+            "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        }
+    for name, row in table.items():
+        verdict = "" if row["within_limits"] else "  OVER THE LIMIT"
+        print(f"{name:16s} differ {row['differ']:.2e}  by more than 1 {row['over_1']:.2e}  "
+              f"worst {row['worst']}{verdict}")  # fmt: skip
+    pathlib.Path(flags.output).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(flags.output).write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(not all(row["within_limits"] for row in table.values()))
+
+
+if __name__ == "__main__":
+    main()
