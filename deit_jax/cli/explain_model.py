@@ -1,12 +1,6 @@
-"""`deit-jax explain MODEL`: size, cost and published accuracy of a registered model."""
+"""The `deit-jax explain MODEL` half of explain: size, cost and published accuracy."""
 
 import argparse
-
-
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("explain", help="size, cost and published accuracy of a model")
-    parser.add_argument("model", metavar="MODEL", nargs="*", help="registered names; none: all")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
