@@ -60,6 +60,10 @@ def token_distillation(teacher: str) -> ConfigDict:
     )
 
 
+# Images on one GPU of the published runs, which drew one mix for them: Ti and S ran on 4
+# GPUs, B on 16.
+MIX_GROUP = {"ti": 256, "s": 256, "b": 64}
+
 # Overrides that make any recipe a matter of seconds: a tiny model, three steps, small images.
 TINY = (
     "model.image_size=32",

@@ -19,6 +19,9 @@ VARIANTS = {
 
 def get_config(variant: str) -> ConfigDict:
     model = ConfigDict(
-        {"model": {"name": VARIANTS[variant], "dtype": "bfloat16", "drop_path_rate": 0.1}}
+        {
+            "model": {"name": VARIANTS[variant], "dtype": "bfloat16", "drop_path_rate": 0.1},
+            "augment": {"mix_group_limit": common.MIX_GROUP[variant]},
+        }
     )
     return common.merged(common.imagenet(), common.deit_training(), model)

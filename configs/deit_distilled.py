@@ -47,7 +47,12 @@ def get_config(variant: str) -> ConfigDict:
 def _model(size: str, distilled: bool) -> ConfigDict:
     kind = "distilled_" if distilled else ""
     name = f"deit_{SIZES[size]}_{kind}patch16_224"
-    return ConfigDict({"model": {"name": name, "dtype": "bfloat16", "drop_path_rate": 0.1}})
+    return ConfigDict(
+        {
+            "model": {"name": name, "dtype": "bfloat16", "drop_path_rate": 0.1},
+            "augment": {"mix_group_limit": common.MIX_GROUP[size]},
+        }
+    )
 
 
 def _loss(row: str) -> ConfigDict:

@@ -164,6 +164,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         _check_divisible(problems, config, mesh)
     mix_group = check("augment", _mix_group, config)
     augment_fn = None
+    options = dict(config.augment) | {"mix_group": mix_group or None}
+    del options["mix_group_limit"]
     if mix_group is not None:
         augment_fn = check(
             "augment",
@@ -171,7 +173,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
             image_size=image_size,
             num_classes=num_classes,
             mesh=mesh,
-            **dict(config.augment) | {"mix_group": mix_group or None},
+            **options,
         )
     # Without data its size is unknown; the published one serves to check the rest.
     records = len(opened.train) if opened else IMAGENET_IMAGES
@@ -234,7 +236,10 @@ def _mix_group(config: ml_collections.ConfigDict) -> int:
     if not mixing or not options.mix_prob:
         return 0
     return augment.resolve_mix_group(
-        config.train.batch_size, config.input.repeats, options.mix_group
+        config.train.batch_size,
+        config.input.repeats,
+        options.mix_group,
+        mix_group_limit=options.mix_group_limit,
     )
 
 

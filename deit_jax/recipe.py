@@ -57,7 +57,10 @@ def make_recipe(
     group = None
     if mixes:
         group = augment.resolve_mix_group(
-            config.train.batch_size, config.input.repeats, config.augment.mix_group
+            config.train.batch_size,
+            config.input.repeats,
+            config.augment.mix_group,
+            mix_group_limit=config.augment.mix_group_limit,
         )
     teacher = None
     if config.loss.distillation != "none" and config.teacher.name:

@@ -4,7 +4,6 @@ import textwrap
 from typing import Any
 
 import jax
-from clu import parameter_overview
 
 from deit_jax import config as config_lib
 from deit_jax import recipe, recipe_notes, recipe_warnings
@@ -15,6 +14,8 @@ _WIDTH = 110
 
 def parameter_table(params: Any) -> str:
     """Name, shape and size of every parameter, and the total; abstract leaves will do."""
+    from clu import parameter_overview
+
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 

@@ -76,9 +76,12 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
             "window_shards", "decode",
         ),
     ),
-    "augment": from_signature(
-        augment.make_augment, supplied=("image_size", "num_classes", "mesh")
-    ),
+    "augment": lambda section: {
+        **from_signature(
+            augment.make_augment, supplied=("image_size", "num_classes", "mesh")
+        )(section),
+        **from_signature(augment.resolve_mix_group)(section),
+    },
     "teacher": from_signature(
         teacher.make_teacher, supplied=("num_classes", "image_size", "mean", "std")
     ),

@@ -4,6 +4,7 @@ The same factory serves plain training, soft, hard, token and class-token
 distillation: a run without a teacher passes `teacher_fn=None`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,14 @@ Metrics = dict[str, jax.Array]
 TeacherFn = Callable[[PyTree, jax.Array], jax.Array]
 
 
-def init_state(model: Any, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool,
-               variables: PyTree | None = None) -> TrainState:
+def init_state(
+    model: Any,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool,
+    variables: PyTree | None = None,
+) -> TrainState:
     """The state at step 0; with `variables`, from loaded weights instead of random ones."""
     if variables is None:
         variables = models.init_variables(model, key)
@@ -97,16 +104,7 @@ def make_train_step(
         (loss, (stats, terms)), grads = _accumulate(
             grad_fn, state.params, state.batch_stats, chunk, accum_steps
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(
-            step=state.step,
-            params=params,
-            batch_stats=stats,
-            ema_params=_average(state.ema_params, params, ema_decay),
-            ema_batch_stats=_average(state.ema_batch_stats, stats, ema_decay),
-            opt_state=opt_state,
-        )
+        new = _updated(state, grads, stats, tx, ema_decay)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = jax.tree.map(lambda kept, tried: jnp.where(finite, tried, kept), state, new)
@@ -117,15 +115,24 @@ def make_train_step(
             "param_norm": optax.tree.norm(new.params),
             "finite": finite.astype(jnp.float32),
         }
-        return _with_step(new, state.step + 1), metrics
+        return dataclasses.replace(new, step=state.step + 1), metrics
 
     return step
 
 
-def _with_step(state: TrainState, step: jax.Array) -> TrainState:
+def _updated(
+    state: TrainState, grads: PyTree, stats: PyTree, tx: optax.GradientTransformation, decay: float
+) -> TrainState:
+    """The state after the optimizer and the average have moved; the step is left as it is."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     return TrainState(
-        step, state.params, state.batch_stats, state.ema_params, state.ema_batch_stats,
-        state.opt_state,
+        step=state.step,
+        params=params,
+        batch_stats=stats,
+        ema_params=_average(state.ema_params, params, decay),
+        ema_batch_stats=_average(state.ema_batch_stats, stats, decay),
+        opt_state=opt_state,
     )
 
 

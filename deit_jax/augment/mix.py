@@ -18,7 +18,6 @@ from deit_jax.augment.crop import check_range, check_share
 from deit_jax.errors import ConfigError, unknown
 
 MIX_MODES = ("batch", "pair", "elem")
-AUTO_MIX_GROUP = 64
 
 
 def _group_sizes(batch_size: int, repeats: int) -> list[int]:
@@ -27,12 +26,15 @@ def _group_sizes(batch_size: int, repeats: int) -> list[int]:
     ]
 
 
-def resolve_mix_group(batch_size: int, repeats: int = 1, mix_group: int | None = None) -> int:
+def resolve_mix_group(
+    batch_size: int, repeats: int = 1, mix_group: int | None = None, *, mix_group_limit: int = 64
+) -> int:
     """Rows per mix group.
 
-    None takes the largest even divisor of `batch_size` up to 64 that leaves at
-    least `repeats` groups, so that the copies of one image can lie in different
-    groups. Raises ValueError, naming what works, for a size that cannot be had.
+    None takes the largest even divisor of `batch_size` up to `mix_group_limit` that
+    leaves at least `repeats` groups, so that the copies of one image can lie in different
+    groups. The limit is what one process of the published run had: 64 for DeiT-B (16
+    processes), 256 for Ti and S (4 processes). Raises ValueError, naming what works, for a size that cannot be had.
     """
     known = _group_sizes(batch_size, repeats)
     need = f"an even divisor of the batch of {batch_size} that leaves {repeats} groups or more"
@@ -42,7 +44,10 @@ def resolve_mix_group(batch_size: int, repeats: int = 1, mix_group: int | None =
             f"multiple of {2 * repeats}, or mixup=0 and cutmix=0"
         )
     if mix_group is None:
-        return max(g for g in known if g <= AUTO_MIX_GROUP)
+        fitting = [g for g in known if g <= mix_group_limit]
+        if not fitting:
+            raise ConfigError(f"mix_group_limit {mix_group_limit} must be at least {min(known)}")
+        return max(fitting)
     if mix_group not in known:
         raise ConfigError(f"mix_group {mix_group} is not {need}; known: {known}")
     return mix_group
