@@ -1,0 +1,153 @@
+"""Table 3 of the paper in small: all rows over several seeds, on CIFAR-10 (configs/cifar10.py).
+
+    python benchmarks/table3.py --runs=runs/table3 --form=short --seeds=0,1 \
+        --config.data.data_dir=DIR
+
+Trains one teacher, then every row of `--rows` with every seed, by calling train.py; what is
+done already is not done again, and what was stopped goes on. Further `--config.a.b=c` are
+handed to every run. Writes table3.md and table3.json into `--runs`: top-1 on the test images
+after the last step, mean and spread (standard deviation, n - 1) over the seeds, hardware,
+versions and minutes. The row of the token gives three lines: its heads and their mean.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+ROWS = ("none", "soft", "hard", "token")
+# Lines of the table: (row, head that is read, words of the paper).
+LINES = (
+    ("none", "class", "no distillation"),
+    ("soft", "class", "usual (soft) distillation, class token"),
+    ("hard", "class", "hard distillation, class token"),
+    ("token", "class", "distillation token: class head"),
+    ("token", "dist", "distillation token: distillation head"),
+    ("token", "mean", "distillation token: both"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser.add_argument("--runs", type=pathlib.Path, required=True, help="folder of all runs")
+    parser.add_argument("--form", choices=("full", "short"), default="full")
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--teacher", help="a trained one (workdir); default: trained first")
+    args, overrides = parser.parse_known_args(argv)
+    wrong = [text for text in overrides if not text.startswith("--config.")]
+    unknown = [row for row in args.rows.split(",") if row not in ROWS]
+    if wrong or unknown:
+        parser.error(f"unknown {', '.join(wrong or unknown)}; rows: {', '.join(ROWS)}")
+    # One set of compiled programs: the seeds of a row differ in nothing that is compiled.
+    overrides = [f"--config.compilation_cache={args.runs / 'compiled'}", *overrides]
+    suffix = "_short" if args.form == "short" else ""
+    teacher = args.teacher or str(args.runs / "teacher")
+    if not args.teacher:
+        train(f"teacher{suffix}", args.runs / "teacher", overrides)
+    for seed in args.seeds.split(","):
+        for row in args.rows.split(","):
+            extra = [f"--config.seed={seed}"]
+            if row != "none":
+                extra.append(f"--config.teacher.init={teacher}")
+            train(f"{row}{suffix}", args.runs / f"{row}_{seed}", [*overrides, *extra])
+            write(args.runs, report(args, teacher))
+    return 0
+
+
+def train(variant: str, workdir: pathlib.Path, overrides: list[str]) -> None:
+    """One run to its end; its minutes are kept beside it. Exits with the run's status if it fails."""
+    record = workdir / "minutes.json"
+    if record.is_file():
+        print(f"{workdir}: done already", flush=True)
+        return
+    print(f"== {variant} in {workdir}", flush=True)
+    begun = time.perf_counter()
+    command = [
+        sys.executable, str(ROOT / "train.py"), f"--config={ROOT / 'configs/cifar10.py'}:{variant}",
+        f"--workdir={workdir}", *overrides,
+    ]  # fmt: skip
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        sys.exit(status)
+    minutes = (time.perf_counter() - begun) / 60
+    record.write_text(json.dumps({"minutes": minutes}) + "\n")
+
+
+def report(args: argparse.Namespace, teacher: str) -> dict:
+    """What has been run so far: per line the top-1 of every seed, in percent."""
+    from deit_jax.cli.compare import last_evaluation
+
+    lines, minutes = [], {}
+    for row, head, words in LINES:
+        top1 = {}
+        for seed in args.seeds.split(","):
+            workdir = args.runs / f"{row}_{seed}"
+            if (workdir / "minutes.json").is_file():
+                top1[seed] = 100 * last_evaluation(workdir)[f"eval/{head}/top1"]
+                minutes[workdir.name] = json.loads((workdir / "minutes.json").read_text())["minutes"]
+        if top1:
+            lines.append({"row": row, "head": head, "words": words, "top1": top1})
+    return {
+        "form": args.form,
+        "teacher": {"workdir": teacher, "top1": _teacher_top1(pathlib.Path(teacher))},
+        "lines": lines,
+        "minutes": minutes,
+        "hardware": hardware(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
+    }
+
+
+def _teacher_top1(workdir: pathlib.Path) -> float | None:
+    from deit_jax.cli.compare import last_evaluation
+
+    return 100 * last_evaluation(workdir)["eval/class/top1"] if workdir.is_dir() else None
+
+
+def hardware() -> str:
+    """Devices that jax finds and processor cores; asked in a process of its own, which ends."""
+    ask = "import jax; d = jax.devices(); print(len(d), d[0].device_kind)"
+    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{found.stdout.strip()}, {cores} {platform.machine()} cores"
+
+
+def table(told: dict) -> str:
+    """The report as Markdown."""
+    seeds = sorted({seed for line in told["lines"] for seed in line["top1"]})
+    head = ["row of Table 3", *(f"seed {seed}" for seed in seeds), "mean", "spread"]
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for line in told["lines"]:
+        values = list(line["top1"].values())
+        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        cells = [f"{line['top1'][s]:.2f}" if s in line["top1"] else "" for s in seeds]
+        rows.append([line["words"], *cells, f"{statistics.mean(values):.2f}", spread])
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    top1 = told["teacher"]["top1"]
+    teacher = "not a run of ours" if top1 is None else f"{top1:.2f} %"
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    return (
+        f"{text}\n\nCIFAR-10, configs/cifar10.py ({told['form']} form), top-1 in % on the test "
+        f"images. Teacher: {teacher}. {told['hardware']}; {versions}; "
+        f"{sum(told['minutes'].values()):.0f} minutes for the {len(told['minutes'])} runs.\n"
+    )
+
+
+def write(folder: pathlib.Path, told: dict) -> None:
+    """table3.json and table3.md, and the latter on the screen."""
+    (folder / "table3.json").write_text(json.dumps(told, indent=2) + "\n")
+    (folder / "table3.md").write_text(table(told))
+    print(table(told), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
