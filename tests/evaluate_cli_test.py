@@ -184,7 +184,7 @@ def test_resolution_and_crop_by_option(checkpoint, tfds_dir, capsys, tmp_path):
         (["--data=v2"], "tfds build imagenet_v2/matched-frequency"),
         (["--data=real", "--confusion=x.csv"], "before real"),
         (["--config.data.source=digits"], "the checkpoint knows 1000"),
-        (["--config.eval.batch=2"], "config.eval.batch_size"),
+        (["--config.eval.batch=2"], "near ones: eval.batch_size"),
         (["--crop-ratio=2"], "crop_ratio=2"),
         (["--image-size=33"], "not a multiple of patch_size"),
         (["--epochs=3"], "--epochs=3"),

@@ -149,13 +149,18 @@ class Evaluator:
         import jax
 
         from deit_jax import augment, experiment, models, predictions, sharding
+        from deit_jax.problems import Problems
 
         sizes = {"image_size": image_size} if image_size else {}
         self.model = loaded.create_model(dtype=dtype, **sizes)
         self.side = square_side(self.model)
         self.mesh = sharding.make_mesh()
         self.rows = sharding.batch_sharding(self.mesh)
-        self.options = experiment.make_evaluation(image_size=self.side, **config.eval)
+        problems = Problems()
+        self.options = problems.check(
+            "eval", experiment.make_evaluation, image_size=self.side, **config.eval
+        )
+        problems.raise_any()
         self.reading = {
             key: config.input[key] for key in ("threads", "prefetch", "max_corrupt_share")
         }
