@@ -41,6 +41,14 @@ def tfds_dir() -> pathlib.Path:
     return path
 
 
+@pytest.fixture
+def quick_compile():
+    """For tests that compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory) -> str:
     """An override that lets runs of one session, on all its workers, share compiled programs."""

@@ -8,6 +8,8 @@ import pytest
 
 from deit_jax import losses, models, rng, sharding, steps
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CLASSES, ROWS, SIDE = 5, 16, 16
 
 
