@@ -34,7 +34,8 @@ def resolve_mix_group(
     None takes the largest even divisor of `batch_size` up to `mix_group_limit` that
     leaves at least `repeats` groups, so that the copies of one image can lie in different
     groups. The limit is what one process of the published run had: 64 for DeiT-B (16
-    processes), 256 for Ti and S (4 processes). Raises ValueError, naming what works, for a size that cannot be had.
+    processes), 256 for Ti and S (4 processes). Raises ConfigError, naming what works,
+    for a size that cannot be had.
     """
     known = _group_sizes(batch_size, repeats)
     need = f"an even divisor of the batch of {batch_size} that leaves {repeats} groups or more"

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-_COMMANDS = ("compare", "convert", "data", "evaluate", "explain", "predict")
+_COMMANDS = ("augmentations", "compare", "convert", "data", "evaluate", "explain", "predict")
 
 
 def main(argv: list[str] | None = None) -> int:

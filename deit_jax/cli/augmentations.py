@@ -1,0 +1,170 @@
+"""`deit-jax augmentations --config=FILE[:variant]`: what a recipe does to images, as PNG sheets."""
+
+import argparse
+import pathlib
+
+DESCRIPTION = """\
+Writes one sheet: rows of training images, columns the original and what the recipe's
+augmentation makes of it in eight draws (mixup and CutMix included: the images of a column
+are mixed with each other). With --operation one more sheet for each RandAugment operation
+that is named, `all` for the fifteen, at magnitudes drawn as the recipe draws them.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "augmentations",
+        help="a recipe's augmentation as sheets of images",
+        usage="deit-jax augmentations --config=FILE[:variant] [--config.key=value ...]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE[:variant]", required=True, help="the recipe")
+    parser.add_argument("--output", metavar="PNG", default="augmentations.png", help="the sheet")
+    parser.add_argument("--images", type=int, default=8, help="rows, an even number")
+    parser.add_argument("--draws", type=int, default=8, help="columns beside the original")
+    parser.add_argument("--seed", type=int, default=0, help="of images and draws")
+    parser.add_argument(
+        "--operation", metavar="NAME", nargs="+", default=[], help="sheets of operations, or all"
+    )
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    from deit_jax import config, data, imagenet, models, sections
+
+    operations = _operations(args.operation)
+    resolved = config.load_config(
+        args.config,
+        config.split_overrides(args.overrides),
+        sections=sections.SECTIONS,
+        top=sections.TOP,
+    )
+    opened = data.open_data(**resolved.data)
+    model = models.create_model(num_classes=opened.num_classes, **resolved.model)
+    size = model.image_size[0]
+    batch = _images(opened.train, resolved, args)
+    names = opened.class_names or [f"class {k}" for k in range(opened.num_classes)]
+    rows = [imagenet.class_name(names[label]) for label in batch["label"]]
+
+    columns = _draws(batch, resolved, args, size, opened.num_classes)
+    path = pathlib.Path(args.output)
+    titles = ["original", *(f"draw {i + 1}" for i in range(args.draws))]
+    _write(path, columns, titles, rows)
+    for operation in operations:
+        columns, titles = _operation_draws(batch, resolved, args, size, operation)
+        _write(path.with_stem(f"{path.stem}_{operation}"), columns, titles, rows)
+    return 0
+
+
+def _operations(named: list[str]) -> list[str]:
+    from deit_jax.augment.randaugment import OPERATIONS
+    from deit_jax.errors import unknown
+
+    if named == ["all"]:
+        return list(OPERATIONS)
+    for name in named:
+        if name not in OPERATIONS:
+            raise unknown("operation", name, [*OPERATIONS, "all"])
+    return named
+
+
+def _images(source, resolved, args: argparse.Namespace) -> dict:
+    """A training batch of `args.images` canvases, each once."""
+    from deit_jax import data
+    from deit_jax.errors import ConfigError
+
+    if args.images < 2 or args.images % 2 or args.draws < 1:
+        raise ConfigError("--images is an even number of rows, --draws 1 or more")
+    batches = data.train_batches(
+        source, batch_size=args.images, canvas=resolved.input.canvas, seed=args.seed
+    )
+    with batches:
+        return next(batches)
+
+
+def _originals(batch: dict, resolved, size: int):
+    """Levels uint8 [n, size, size, 3]: short side resized, centre cropped."""
+    import numpy as np
+
+    from deit_jax.augment import make_eval_transform
+
+    plain = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+    transform = make_eval_transform(image_size=size, crop_ratio=1.0, **plain)
+    return np.round(transform(batch)).astype(np.uint8)
+
+
+def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_classes: int) -> list:
+    """Columns uint8 [images, size, size, 3]: originals, then one per draw, a mix group each."""
+    import jax
+    import numpy as np
+
+    from deit_jax.augment import make_augment
+
+    options = dict(resolved.augment) | {"mix_group": args.images}
+    del options["mix_group_limit"]
+    augment = jax.jit(make_augment(image_size=size, num_classes=num_classes, **options))
+    arrays = {name: batch[name] for name in ("canvas", "size", "label")}
+    source = np.tile(np.arange(args.images, dtype=np.int32), args.draws)
+    out = augment(jax.random.key(args.seed), arrays | {"source": source})
+    levels = np.asarray(out["image"]) * np.float32(options["std"]) + np.float32(options["mean"])
+    levels = np.round(np.clip(levels, 0, 1) * 255).astype(np.uint8)
+    columns = levels.reshape(args.draws, args.images, size, size, 3)
+    return [_originals(batch, resolved, size), *columns]
+
+
+def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int, operation: str):
+    """(columns as `_draws`, titles with the arguments) of one RandAugment operation."""
+    import jax
+    import numpy as np
+
+    from deit_jax.augment import draws, randaugment
+    from deit_jax.augment.pipeline import fill_color
+
+    spec = randaugment.parse(resolved.augment.randaugment or "rand-m9-mstd0.5-inc1")
+    number = randaugment.OPERATIONS.index(operation)
+    words = draws.words(jax.random.split(jax.random.key(args.seed), args.draws), 2)
+    numbers = np.full(args.draws, number, np.int32)
+    magnitude = randaugment.noisy_magnitude(words[:, 0], spec)
+    values = randaugment.argument(numbers, magnitude, words[:, 1] >> 31 == 1, spec.increasing)
+    apply = jax.jit(
+        lambda *drawn: randaugment.apply_layer(
+            *drawn, spec=spec, fill=fill_color(resolved.augment.mean)
+        )
+    )
+    originals = _originals(batch, resolved, size)
+    repeated = np.concatenate([originals] * args.draws)
+    out = apply(repeated, np.repeat(numbers, args.images), np.repeat(values, args.images))
+    columns = np.asarray(out).reshape(args.draws, *originals.shape)
+    return [originals, *columns], ["original", *(f"{value:.3g}" for value in values.tolist())]
+
+
+def _write(path: pathlib.Path, columns: list, titles: list[str], rows: list[str]) -> None:
+    """The sheet as one PNG, pixel for pixel, with titles above and names at the left."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    gap, size = 4, columns[0].shape[1]
+    # Small images are shown enlarged, each pixel a square.
+    zoom = max(1, 96 // size)
+    step = size * zoom + gap
+    sheet = np.full((len(rows) * step, len(columns) * step, 3), 255, np.uint8)
+    for x, column in enumerate(columns):
+        for y, image in enumerate(column):
+            tile = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+            sheet[y * step : (y + 1) * step - gap, x * step : (x + 1) * step - gap] = tile
+    margin_x, margin_y, dpi = 140, 30, 100
+    height, width = sheet.shape[0] + margin_y, sheet.shape[1] + margin_x
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    figure.figimage(sheet, xo=margin_x, yo=0)
+    for x, title in enumerate(titles):
+        left = (margin_x + x * step + (step - gap) / 2) / width
+        figure.text(left, 1 - margin_y / 2 / height, title, ha="center", va="center", fontsize=8)
+    for y, name in enumerate(rows):
+        centre = 1 - (margin_y + y * step + (step - gap) / 2) / height
+        figure.text(0.006, centre, name[:24], ha="left", va="center", fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)
+    print(f"{path}: {len(rows)} images, {len(titles) - 1} draws")

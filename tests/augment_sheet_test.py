@@ -1,0 +1,44 @@
+"""`deit-jax augmentations`: the sheets are written and show what they should."""
+
+import numpy as np
+import pytest
+
+from deit_jax import cli
+
+QUICKSTART = "--config=configs/quickstart.py:student"
+
+
+def read_png(path):
+    from matplotlib import image
+
+    return image.imread(path)[..., :3]
+
+
+def test_sheets_of_the_recipe_and_of_an_operation(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    output = tmp_path / "sheets" / "digits.png"
+    arguments = [QUICKSTART, "--images=4", "--draws=3", f"--output={output}"]
+    assert cli.main(["augmentations", *arguments, "--operation", "Invert"]) == 0
+    assert capsys.readouterr().out.count("4 images, 3 draws") == 2
+    sheet, inverted = read_png(output), read_png(output.with_stem("digits_Invert"))
+    # A tile of 16 pixels is enlarged to 96, and the first column is at 140.
+    tiles = [inverted[30:126, 140 + 100 * i : 236 + 100 * i] for i in range(4)]
+    np.testing.assert_allclose(tiles[1], 1 - tiles[0], atol=1e-6)
+    np.testing.assert_array_equal(tiles[1], tiles[3])
+    np.testing.assert_array_equal(sheet[30:126, 140:236], tiles[0])
+    assert (sheet[30:126, 240:336] != tiles[0]).any()
+
+
+@pytest.mark.parametrize(
+    "arguments,says",
+    [
+        (["--operation", "Rotat"], "Rotate"),
+        (["--images=3"], "even"),
+        (["--config.augment.mixupp=0"], "mixup"),
+    ],
+)
+def test_mistakes_are_named(arguments, says, capsys, tmp_path):
+    pytest.importorskip("sklearn")
+    output = f"--output={tmp_path / 'x.png'}"
+    assert cli.main(["augmentations", QUICKSTART, output, *arguments]) == 2
+    assert says in capsys.readouterr().err
