@@ -214,6 +214,12 @@ def test_variables_are_read_alone_on_the_host(tmp_path):
         assert_same_bits(raw, state.variables())
 
 
+def test_a_relative_path_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert save_steps("run/checkpoints", [1]) == [1]
+    assert read_variables("run")[1]["checkpoint"]["step"] == 1
+
+
 def test_reading_variables_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="give a workdir"):
         read_variables(tmp_path)

@@ -96,17 +96,14 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
 
     import jax
 
-    from deit_jax import augment, config, data, experiment, rng, sections, sharding
+    from deit_jax import config, data, experiment, rng, sections, sharding
     from deit_jax.checkpoint.digest import digest_tree
 
     resolved = config.load_config(
         CONFIG, overrides, sections=sections.SECTIONS, top=sections.TOP
     )
     built = experiment.build(resolved)
-    augment_fn = jax.jit(augment.make_augment(
-        image_size=built.model.image_size[0], num_classes=10,
-        **dict(resolved.augment) | {"mix_group": built.mix_group},
-    ))
+    augment_fn = jax.jit(built.augment_fn)
     rows = sharding.batch_sharding(built.mesh)
     canvases = data.canvas_count(built.plan.batch_size, resolved.input.repeats, built.mesh.size)
     host = built.train_batches(start_step=0, rows=sharding.local_rows(rows, canvases))

@@ -108,7 +108,7 @@ def read_variables(
       ConfigError: no averaged variables in it, or no measured best.
     """
     quiet_orbax()
-    folder = layout.find_step(pathlib.Path(path), which)
+    folder = layout.find_step(pathlib.Path(path).absolute(), which)
     described = layout.read_description(folder)
     prefix = "ema/" if ema else ""
     parts = {"ema"} if ema else {"params", "batch_stats"} & described.parts()
