@@ -35,6 +35,7 @@ def get_config(variant: str) -> ConfigDict:
                 "drop_path_rate": 0.1 if base else 0.0,
             },
             "input": {"repeats": 1},
+            "augment": {"mix_group_limit": common.MIX_GROUP[variant]},
             "optim": {"clip_norm": 5.0},
             "schedule": {"warmup_epochs": 20.0, "warmup_prefix": True},
             "step": {"ema_decay": 0.99996 if base else 0.0},

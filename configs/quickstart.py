@@ -98,7 +98,7 @@ def _plain() -> ConfigDict:
             },
             "schedule": {"base_lr": 1e-3},
             "train": {
-                "total_epochs": 80.0, "eval_every_epochs": 20.0, "checkpoint_every_epochs": 20.0,
+                "total_epochs": 45.0, "eval_every_epochs": 15.0, "checkpoint_every_epochs": 15.0,
             },
         }
     )

@@ -62,6 +62,16 @@ def train(
       NonFiniteError: loss or gradient was not finite.
       Interrupted: asked to stop; the state is saved.
     """
+    with preemption.Preemption() as guard:
+        return _train(config, workdir, force_resume, guard)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    force_resume: bool,
+    guard: preemption.Preemption,
+) -> dict[str, float]:
     problems = Problems()
     built = problems.check("", experiment.build, config)
     opened = problems.check(
@@ -75,8 +85,9 @@ def train(
         workdir_lib.store_config(folder, config)
     cache = config.compilation_cache or str(folder / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", cache)
-    with preemption.Preemption() as guard:
-        return _Run(built, folder, guard).to_the_end()
+    # Small programs too: together they cost seconds of every start.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return _Run(built, folder, guard).to_the_end()
 
 
 class _Run:
@@ -176,7 +187,8 @@ class _Run:
         """Evaluates, saves and stops when it is time to, after all of `step` is known."""
         plan = self.plan
         last = step == plan.stop_at
-        stopping = self.guard.requested(step)
+        # Every process asks at every step; at the last one there is nothing left to cut short.
+        stopping = self.guard.requested(step) and not last
         evaluating = not stopping and (last or plan.is_due(plan.eval_every, step))
         saving = stopping or evaluating or plan.is_due(plan.checkpoint_every, step)
         if not saving:

@@ -115,7 +115,7 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
     if config.input.canvas < size:
         yield (
             f"input.canvas={config.input.canvas} is smaller than the model's {size} pixels: "
-            "images are shrunk and then enlarged; use at least the model's size"
+            "larger images, if there are any, are shrunk and then enlarged"
         )
     if not isinstance(model, VisionTransformer) or not config.model.name.startswith("deit"):
         return

@@ -1,3 +1,5 @@
+"""`deit-jax data`: looking into a data set, and decoding all of it."""
+
 import argparse
 import io
 

@@ -1,3 +1,5 @@
+"""The order of the records: permutations, repeats, rows, windows, as functions of the step."""
+
 import numpy as np
 import pytest
 

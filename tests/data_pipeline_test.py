@@ -1,3 +1,5 @@
+"""Host batches: canvases, decoding once, corrupt records, threads and processes."""
+
 import hashlib
 import io
 import itertools

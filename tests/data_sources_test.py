@@ -1,3 +1,5 @@
+"""Sources: tfds, folders, arrays, digits, and what is said when one is not there."""
+
 import io
 import json
 import os

@@ -1,3 +1,5 @@
+"""The transfer thread: order, depth, waiting time, errors, closing."""
+
 import threading
 import time
 

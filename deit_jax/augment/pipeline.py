@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from deit_jax.augment import draws
 from deit_jax.augment.crop import centre_crop_axes, check_crop, check_share, flipped, training_axes
 from deit_jax.augment.erasing import check_erasing, random_erasing
-from deit_jax.augment.mix import check_mix, mix_groups, smoothed_one_hot
+from deit_jax.augment.mix import MixOptions, check_mix, mix_groups, smoothed_one_hot
 from deit_jax.augment.randaugment import RandAugmentSpec, parse, randaugment as apply_randaugment
 from deit_jax.augment.resample import resample, resolve_matmul
 from deit_jax.augment.three_augment import color_jitter as apply_color_jitter
@@ -180,14 +180,24 @@ def make_augment(
     def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
         image = normalise(color_fn(keys, crop_fn(keys, canvas, size)), mean, std)
         return random_erasing(
-            _draw_keys(keys, ERASE_DRAW),
-            image,
-            prob=erasing_prob,
-            mode=erasing_mode,
+            _draw_keys(keys, ERASE_DRAW), image, prob=erasing_prob, mode=erasing_mode,
             max_count=erasing_count,
-        )
+        )  # fmt: skip
 
     image_rows = _on_mesh(image_rows, mesh)
+    target_rows = functools.partial(
+        smoothed_one_hot, num_classes=num_classes, smoothing=smoothing
+    )
+    return _on_batches(image_rows, target_rows, mix, mesh)
+
+
+def _on_batches(
+    image_rows: Callable[..., jax.Array],
+    target_rows: Callable[[jax.Array], jax.Array],
+    mix: MixOptions | None,
+    mesh: jax.sharding.Mesh | None,
+) -> Callable[[jax.Array, Batch], Batch]:
+    """`augment(key, batch)` from what is done to rows and what mixes them."""
 
     def augment(key: jax.Array, batch: Batch) -> Batch:
         canvas, size, label = batch["canvas"], batch["size"], batch["label"]
@@ -195,7 +205,7 @@ def make_augment(
             canvas, size, label = (x[batch["source"]] for x in (canvas, size, label))
         rows_key, mix_key = jax.random.split(key)
         image = image_rows(row_keys(rows_key, len(label)), canvas, size)
-        target = smoothed_one_hot(label, num_classes, smoothing)
+        target = target_rows(label)
         if mix is not None:
             image, target = mix_groups(mix_key, image, target, options=mix, mesh=mesh)
         return {"image": image, "target": target, "label": label}
