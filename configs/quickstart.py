@@ -98,7 +98,7 @@ def _plain() -> ConfigDict:
             },
             "schedule": {"base_lr": 2e-3},
             "train": {
-                "total_epochs": 32.0, "eval_every_epochs": 8.0, "checkpoint_every_epochs": 8.0,
+                "total_epochs": 45.0, "eval_every_epochs": 15.0, "checkpoint_every_epochs": 15.0,
             },
         }
     )
