@@ -113,7 +113,7 @@ def test_workdir_of_another_run(tmp_path, compilation_cache, capsys):
     other = runs.tiny("quickstart.py:plain", compilation_cache, "schedule.base_lr=0.5", "seed=3")
     with pytest.raises(ConfigError) as caught:
         runs.train(other, tmp_path)
-    assert "config.schedule.base_lr: 0.001 there, 0.5 now" in str(caught.value)
+    assert "config.schedule.base_lr: 0.002 there, 0.5 now" in str(caught.value)
     assert "config.seed: 0 there, 3 now" in str(caught.value)
     harmless = runs.tiny("quickstart.py:plain", compilation_cache, "train.log_every_steps=2")
     runs.train(harmless, tmp_path)
