@@ -23,6 +23,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--coordinator", help="host:port of process 0, where no cluster tells")
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--process_id", type=int)
+    parser.add_argument("--heartbeat_timeout_seconds", type=int, default=100,
+                        help="a run of several processes ends when one is silent for so long")
     flags, rest = parser.parse_known_args(argv)
     return flags, config.split_overrides(rest)
 
@@ -34,6 +36,7 @@ def main(argv: list[str]) -> int:
         distributed.initialise(
             coordinator=flags.coordinator, num_processes=flags.num_processes,
             process_id=flags.process_id,
+            heartbeat_timeout_seconds=flags.heartbeat_timeout_seconds,
         )
         # After the processes have found each other: these look at the devices.
         from deit_jax import loop, sections

@@ -38,6 +38,11 @@ def initialise(
     Raises:
       ConfigError: an incomplete description.
     """
+    if heartbeat_timeout_seconds < 1:
+        raise ConfigError(
+            f"--heartbeat_timeout_seconds={heartbeat_timeout_seconds}; at least 1. A minute or "
+            "more rides out a busy network, a few seconds make a dead process known sooner"
+        )
     given = [coordinator, num_processes, process_id]
     if any(value is not None for value in given):
         if any(value is None for value in given):

@@ -1,46 +1,41 @@
 """The training loop: start or go on, step, look, evaluate, save, stop."""
 
-import collections
-import json
+import dataclasses
+import math
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 
 from deit_jax import (
+    agreement,
     checkpoint,
     curves,
     data,
     evaluate,
     experiment,
+    hardware,
+    inflight,
+    initial,
     metrics,
+    nonfinite,
     preemption,
+    profiling,
     progress,
-    provenance,
     report,
-    rng,
     sharding,
-    steps,
+    startup,
+    window,
 )
 from deit_jax import workdir as workdir_lib
 from deit_jax.errors import RunStopped
 from deit_jax.experiment import Experiment
+from deit_jax.nonfinite import NonFiniteError
 from deit_jax.problems import Problems
-from deit_jax.state import TrainState
 
 PyTree = Any
-
-# Steps dispatched and not yet waited for. More would hide nothing further, and an
-# unbounded queue of collectives can deadlock.
-IN_FLIGHT = 2
-
-
-class NonFiniteError(RunStopped):
-    """Loss or gradient was not a number; the message names the step and what is left."""
-
 
 class Interrupted(RunStopped):
     """A signal asked the run to stop; its state is saved."""
@@ -48,6 +43,17 @@ class Interrupted(RunStopped):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What a run is made of, beside its workdir."""
+
+    built: Experiment
+    policy: nonfinite.Policy
+    profile: profiling.Span | None
+    guard: preemption.Preemption
+    clock: startup.StartClock
 
 
 def train(
@@ -59,21 +65,27 @@ def train(
 
     Raises:
       ConfigError: the run cannot start; everything that is wrong, before any training.
-      NonFiniteError: loss or gradient was not finite.
+      NonFiniteError: loss or gradient was not finite, see `nonfinite.make_policy`.
       Interrupted: asked to stop; the state is saved.
     """
-    with preemption.Preemption() as guard:
-        return _train(config, workdir, force_resume, guard)
+    with preemption.Preemption() as guard, startup.StartClock() as clock:
+        setting, folder = _prepare(config, workdir, force_resume, guard, clock)
+        return _Run(setting, folder).to_the_end()
 
 
-def _train(
+def _prepare(
     config: ml_collections.ConfigDict,
     workdir: str,
     force_resume: bool,
     guard: preemption.Preemption,
-) -> dict[str, float]:
+    clock: startup.StartClock,
+) -> tuple[_Setting, pathlib.Path]:
+    """Checks everything, says what will run, and claims the workdir."""
     problems = Problems()
     built = problems.check("", experiment.build, config)
+    policy = problems.check("nonfinite", nonfinite.make_policy, **config.nonfinite)
+    steps = built.plan.total_steps if built else math.inf
+    span = problems.check("profile", profiling.parse_span, config.profile, total_steps=steps)
     opened = problems.check(
         "", workdir_lib.open_workdir, workdir, config, force_resume=force_resume
     )
@@ -87,65 +99,95 @@ def _train(
     jax.config.update("jax_compilation_cache_dir", cache)
     # Small programs too: together they cost seconds of every start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    return _Run(built, folder, guard).to_the_end()
+    return _Setting(built, policy, span, guard, clock), folder
 
 
 class _Run:
     """One start of a run: what is on the devices, what is written where."""
 
-    def __init__(self, built: Experiment, folder: pathlib.Path, guard: preemption.Preemption):
-        self.built, self.plan, self.folder, self.guard = built, built.plan, folder, guard
+    def __init__(self, setting: _Setting, folder: pathlib.Path):
+        self.setting, self.built, self.plan = setting, setting.built, setting.built.plan
+        self.folder = folder
+        built = self.built
         self.rows = sharding.batch_sharding(built.mesh)
         self.checkpointer = checkpoint.Checkpointer(
-            folder / "checkpoints", **_checkpoint_options(built)
+            folder / "checkpoints", **initial.checkpoint_options(built)
         )
-        self.state, self.metadata = _first_state(built, self.checkpointer)
-        start = int(self.state.step)
+        state, restored = initial.first_state(built, self.checkpointer)
+        self.metadata = initial.metadata(built)
+        self.bad = nonfinite.BadSteps(
+            setting.policy, folder, self.metadata, **restored.get("nonfinite", {})
+        )
+        self.start = start = int(state.step)
         self.writer = metrics.MetricsWriter(
             folder, resume_step=start, config=built.config.to_dict(), **built.config.log
         )
         self.meter = progress.Progress(
             total_steps=self.plan.total_steps, steps_per_epoch=self.plan.steps_per_epoch,
-            batch_size=self.plan.batch_size, start_step=start, enabled=jax.process_index() == 0,
+            batch_size=self.plan.batch_size, start_step=start,
+            ideal_step_seconds=_ideal_step_seconds(built), enabled=jax.process_index() == 0,
         )
-        self.teacher = built.teacher and jax.device_put(
-            built.teacher.variables, sharding.replicated(built.mesh)
+        self.profiler = profiling.Profiler(
+            setting.profile, folder=folder / "profile", start_step=start, say=_say
+        )
+        copies = sharding.replicated(built.mesh)
+        self.teacher = built.teacher and jax.device_put(built.teacher.variables, copies)
+        self.steps = inflight.Steps(
+            self._on_rows(built.make_train_step()), state=state, teacher=self.teacher, copies=copies
         )
         self.eval_step = jax.jit(self._on_rows(built.make_eval_step()))
-        self.pending: collections.deque = collections.deque()
-        self.window: list[dict[str, float]] = []
+        self.window = window.Window()
+        self.start_times: dict[str, float] = {}
         self.results: dict[str, float] = {}
 
     def to_the_end(self) -> dict[str, float]:
-        start, stop = int(self.state.step), self.plan.stop_at
+        start, stop = self.start, self.plan.stop_at
         if start >= stop:
             self.writer.close()
             self.checkpointer.close()
             _say(f"already at step {start:,} of {self.plan.total_steps:,}: nothing to do")
             return self.results
-        train_step = jax.jit(self._on_rows(self.built.make_train_step()), donate_argnums=0)
-        with self.writer, self.checkpointer, self._train_batches(start) as batches:
-            for step in range(start + 1, stop + 1):
-                with self.meter.waiting():
-                    batch = next(batches)
-                if step == start + 1:
-                    scalars = self._first_step(train_step, batch)
-                else:
-                    self.state, scalars = train_step(self.state, self.teacher, batch)
-                self.pending.append((step, scalars))
-                self._take_metrics(keep=IN_FLIGHT)
-                self._after(step)
+        try:
+            with self.writer, self.checkpointer, self._train_batches(start) as batches:
+                for step in range(start + 1, stop + 1):
+                    with self.meter.waiting():
+                        batch = next(batches)
+                    self._begin_profile(step)
+                    if step == start + 1:
+                        self._first_step(step, batch)
+                    else:
+                        self.steps.dispatch(step, batch)
+                    self._end_profile(step)
+                    self._take_metrics(keep=inflight.IN_FLIGHT)
+                    self._after(step)
+        finally:
+            self.profiler.stop()
         self._finish()
         return self.results
 
-    def _first_step(self, train_step: Callable, batch: PyTree) -> PyTree:
+    def _first_step(self, step: int, batch: PyTree) -> None:
         """Compiles and takes the first step, on a clock of its own."""
-        begun = time.perf_counter()
         with self.meter.paused(steps=1):
-            self.state, scalars = train_step(self.state, self.teacher, batch)
-            jax.block_until_ready(scalars)
-        _say(f"compiled, first step done in {time.perf_counter() - begun:.1f} s")
-        return scalars
+            times = self.setting.clock.first_step(lambda: self.steps.dispatch(step, batch))
+        _say(startup.describe(times))
+        self.start_times = {f"start/{key}": value for key, value in times.items()}
+
+    def _begin_profile(self, step: int) -> None:
+        if self.profiler.begins(step):
+            self._settle()
+            with self.meter.paused():
+                self.profiler.start()
+
+    def _end_profile(self, step: int) -> None:
+        if self.profiler.ends(step):
+            self._settle()
+            with self.meter.paused():
+                self.profiler.stop()
+
+    def _settle(self) -> None:
+        """Waits until the devices have nothing left to do."""
+        self._take_metrics(keep=0)
+        jax.block_until_ready(self.steps.state)
 
     def _on_rows(self, step: Callable) -> Callable:
         """`step` with every array of its batch cut by rows, wherever it was put."""
@@ -164,54 +206,75 @@ class _Run:
         return data.prefetch_to_device(host, lambda b: sharding.to_global(self.rows, b))
 
     def _take_metrics(self, *, keep: int) -> None:
-        """Reads the scalars of all but the newest `keep` steps, and writes those that are due."""
-        while len(self.pending) > keep:
-            step, scalars = self.pending.popleft()
-            scalars = {key: float(value) for key, value in jax.device_get(scalars).items()}
-            if not scalars.pop("finite"):
+        """Looks at all but the newest `keep` steps, and writes what is due."""
+        for step, finite, scalars in self.steps.take(keep=keep):
+            if finite:
+                self.bad.good()
+                self.window.add(scalars)
+            else:
                 self._not_finite(step, scalars)
-            self.window.append(scalars)
             if step % self.plan.log_every == 0 or step == self.plan.stop_at:
                 self._log(step)
 
+    def _not_finite(self, step: int, scalars: dict[str, float]) -> None:
+        self.window.skip()
+        stops, told = self.bad.met(step, self.steps.state, scalars)
+        if not stops:
+            _say(told)
+            self.steps.again()
+            return
+        self._log(step)
+        self.checkpointer.close()
+        kept = self.checkpointer.steps
+        left = f"the checkpoint of step {kept[-1]:,} is intact" if kept else "nothing was saved yet"
+        raise NonFiniteError(f"{told}. In {self.folder} {left}.")
+
     def _log(self, step: int) -> None:
-        means = {
-            key: sum(scalars[key] for scalars in self.window) / len(self.window)
-            for key in self.window[-1]
-        }
-        speed = self.meter.report(step, {"loss": means["loss"]})
-        self.writer.write(step, {f"train/{key}": value for key, value in (means | speed).items()})
-        self.window.clear()
+        means = self.window.take() | {"skipped_steps": float(self.bad.total)}
+        notes = [f"skipped {self.bad.total}"] if self.bad.total else []
+        memory = hardware.peak_memory_gib()
+        if memory is not None:
+            means["memory_gib"] = memory
+            notes.append(f"memory {memory:.1f} GiB")
+        shown = {"loss": means["loss"]} if "loss" in means else {}
+        speed = self.meter.report(step, shown, notes=notes)
+        values = {f"train/{key}": value for key, value in (means | speed).items()}
+        self.writer.write(step, self.start_times | values)
+        self.start_times = {}
 
     def _after(self, step: int) -> None:
         """Evaluates, saves and stops when it is time to, after all of `step` is known."""
         plan = self.plan
         last = step == plan.stop_at
         # Every process asks at every step; at the last one there is nothing left to cut short.
-        stopping = self.guard.requested(step) and not last
+        stopping = self.setting.guard.requested(step) and not last
         evaluating = not stopping and (last or plan.is_due(plan.eval_every, step))
         saving = stopping or evaluating or plan.is_due(plan.checkpoint_every, step)
         if not saving:
             return
         self._take_metrics(keep=0)
+        if stopping and self.window:
+            # The next start begins a window of its own.
+            self._log(step)
         with self.meter.paused():
             if evaluating:
                 self._evaluate(step)
             self.checkpointer.save(
-                step, self.state, metadata=self.metadata,
+                step, self.steps.state, metadata=self.metadata | self.bad.as_metadata(),
                 metrics=self.results if evaluating else None,
             )
         if stopping:
             self.checkpointer.wait()
             raise Interrupted(
                 f"asked to stop; saved at step {step:,} in {self.folder}, start again to go on",
-                self.guard.exit_code,
+                self.setting.guard.exit_code,
             )
 
     def _evaluate(self, step: int) -> None:
-        candidates = {"eval": self.state.variables()}
-        if self.state.ema_params is not None:
-            candidates["eval_ema"] = self.state.variables(ema=True)
+        state = self.steps.state
+        candidates = {"eval": state.variables()}
+        if state.ema_params is not None:
+            candidates["eval_ema"] = state.variables(ema=True)
         held = sharding.local_rows(self.rows, self.built.evaluation.batch_size)
         host = self.built.eval_batches(rows=held)
         put = lambda batch: sharding.to_global(self.rows, batch)  # noqa: E731
@@ -223,21 +286,8 @@ class _Run:
         self.writer.write(step, self.results)
         for name, sums in results.items():
             _say(f"{name:<9}{evaluate.summary(sums)}")
-
-    def _not_finite(self, step: int, scalars: dict[str, float]) -> None:
-        dump = self.folder / f"nonfinite-step-{step}.json"
-        if jax.process_index() == 0:
-            dump.write_text(json.dumps({"step": step, "metrics": {
-                key: repr(value) for key, value in scalars.items()}}, indent=2) + "\n")
-        self.checkpointer.close()
-        kept = self.checkpointer.steps
-        left = f"the checkpoint of step {kept[-1]:,} is intact" if kept else "nothing was saved yet"
-        raise NonFiniteError(
-            f"loss or gradient is not finite at step {step:,} (loss {scalars['loss']}, gradient "
-            f"norm {scalars['grad_norm']}): the update was not made and the run stops. In "
-            f"{self.folder} {left}; details in {dump}. A lower config.schedule.base_lr, "
-            "config.optim.clip_norm=1.0 or float32 may help."
-        )
+        if step == self.plan.stop_at and self.teacher is not None:
+            _say(agreement.table(results["eval"]))
 
     def _finish(self) -> None:
         if jax.process_index() == 0:
@@ -245,54 +295,17 @@ class _Run:
             _say(f"done: checkpoints, metrics.jsonl, tensorboard and curves.png in {self.folder}")
 
 
+def _ideal_step_seconds(built: Experiment) -> float | None:
+    if built.config.optim.trainable != "all":
+        # The formula counts a whole backward pass.
+        return None
+    return hardware.ideal_step_seconds(
+        built.model, batch_size=built.plan.batch_size,
+        teacher=built.teacher.model if built.teacher else None,
+        devices=list(built.mesh.devices.flat),
+    )
+
+
 def _say(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def _first_state(built: Experiment, checkpointer: checkpoint.Checkpointer):
-    """The state to start from, and the metadata of its checkpoints.
-
-    1. This run's own newest sound checkpoint; 2. the weights that config.init names;
-    3. random weights. A checkpoint of ours is never passed over for 2 or 3.
-    """
-    config, model = built.config, built.model
-    key = rng.step_key(rng.base_key(config.seed), rng.Purpose.INIT, 0)
-    start = built.start.variables if built.start else None
-
-    def init(key: jax.Array, variables: PyTree) -> TrainState:
-        return steps.init_state(
-            model, built.tx, key, ema=config.step.ema_decay > 0, variables=variables
-        )
-
-    abstract = jax.eval_shape(init, key, start)
-    shardings = sharding.tree_shardings(built.mesh, abstract)
-    metadata = {
-        "model": {"name": config.model.name,
-                  "kwargs": experiment.model_kwargs(config) | {"num_classes": built.data.num_classes}},
-        "class_names": built.data.class_names,
-        "config": config.to_dict(),
-        "image": {
-            "size": list(model.image_size),
-            "mean": list(config.augment.mean),
-            "std": list(config.augment.std),
-            "crop_ratio": config.eval.crop_ratio,
-        },
-        "provenance": provenance.collect(),
-    }
-    wanted = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract, shardings,
-    )
-    restored = checkpointer.restore(wanted)
-    if restored is not None:
-        return restored.state, metadata
-    return jax.jit(init, out_shardings=shardings)(key, start), metadata
-
-
-def _checkpoint_options(built: Experiment) -> dict[str, Any]:
-    options = dict(built.config.checkpoint)
-    if options["best_metric"] is None:
-        head = evaluate.MEAN if getattr(built.model, "distilled", False) else evaluate.CLASS
-        options["best_metric"] = f"eval/{head}/top1"
-    return options

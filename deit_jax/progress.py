@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TextIO
 
 
@@ -18,6 +18,8 @@ class Progress:
       steps_per_epoch: for the epoch shown.
       batch_size: rows of the global batch.
       start_step: step the run goes on from.
+      ideal_step_seconds: what a step would take at the hardware's peak; None if unknown,
+        then no MFU is told.
       stream: where lines go; standard output if None. Give `enabled=False` on processes
         other than 0.
       clock: seconds; for tests.
@@ -30,6 +32,7 @@ class Progress:
         steps_per_epoch: int,
         batch_size: int,
         start_step: int = 0,
+        ideal_step_seconds: float | None = None,
         stream: TextIO | None = None,
         enabled: bool = True,
         clock: Callable[[], float] = time.perf_counter,
@@ -37,6 +40,7 @@ class Progress:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
+        self._ideal_step_s = ideal_step_seconds
         self._stream = stream
         self._enabled = enabled
         self._clock = clock
@@ -67,17 +71,20 @@ class Progress:
         finally:
             self._waited_s += self._clock() - begun
 
-    def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+    def report(
+        self, step: int, values: Mapping[str, float], *, notes: Iterable[str] = ()
+    ) -> dict[str, float]:
         """Prints the line of one interval and begins the next.
 
         Args:
           step: steps done.
           values: numbers to show, in order, for example the loss.
+          notes: texts for the end of the line.
 
         Returns:
           `images_per_second`, `step_time` (s), `data_wait` (share of time, 0..1) of the
-          interval and `eta` (s); without those that a first interval of compilation alone
-          cannot tell.
+          interval, `eta` (s), and `mfu` (0..1) where the hardware's peak is known; without
+          those that a first interval of compilation alone cannot tell.
         """
         now = self._clock()
         seconds = now - self._begun - self._excluded_s
@@ -94,8 +101,11 @@ class Progress:
                 "data_wait": min(1.0, self._waited_s / seconds),
                 "eta": (self._total_steps - step) * self._step_s,
             }
+            if self._ideal_step_s is not None:
+                speed["mfu"] = self._ideal_step_s / step_s
         if self._enabled:
-            print(self._line(step, values, speed), file=self._stream or sys.stdout, flush=True)
+            line = "  ".join([self._line(step, values, speed), *notes])
+            print(line, file=self._stream or sys.stdout, flush=True)
         self._begun, self._step = now, step
         self._excluded_s, self._excluded_steps, self._waited_s = 0.0, 0, 0.0
         return speed
@@ -111,6 +121,7 @@ class Progress:
         if speed:
             parts += [
                 f"{speed['images_per_second']:,.0f} images/s",
+                *([f"MFU {speed['mfu']:.1%}"] if "mfu" in speed else []),
                 f"data wait {speed['data_wait']:.0%}",
                 f"ETA {format_duration(speed['eta'])}",
             ]

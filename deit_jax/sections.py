@@ -12,6 +12,7 @@ from deit_jax import (
     losses,
     metrics,
     models,
+    nonfinite,
     optim,
     plan,
     schedules,
@@ -59,7 +60,7 @@ TOP: dict[str, Option] = {
     "init": Option("", str),
     "init_ema": Option(False, bool),
     "init_drop_head": Option(False, bool),
-    # Steps to profile, 'first:last'; empty for none.
+    # Steps to profile, 'first:last', both included, counted from 1; empty for none.
     "profile": Option("", str),
     # Folder of compiled programs; empty for one inside the workdir.
     "compilation_cache": Option("", str),
@@ -99,4 +100,5 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
     "checkpoint": from_signature(checkpoint.Checkpointer.__init__),
     "log": from_signature(metrics.MetricsWriter.__init__, supplied=("resume_step", "config")),
     "mesh": from_signature(sharding.make_mesh),
+    "nonfinite": from_signature(nonfinite.make_policy),
 }

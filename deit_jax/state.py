@@ -14,7 +14,8 @@ class TrainState:
     """Everything that a training step changes.
 
     Attributes:
-      step: int32 scalar, the number of optimizer updates done.
+      step: int32 scalar, the number of training steps done, also those whose update was
+        left out because it was not finite.
       params: nested dict of f32 arrays.
       batch_stats: running BatchNorm statistics, `{}` for models without BatchNorm.
       ema_params: exponential moving average of `params`, None when EMA is off.

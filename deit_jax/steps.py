@@ -62,7 +62,8 @@ def make_train_step(
       model: student, see `models.create_model`.
       augment_fn: `(key, host batch) -> image [B, h, w, 3], target [B, K]`.
       loss_fn: see `losses.make_loss`.
-      tx: optimizer; `schedule` is its learning rate, for the metrics.
+      tx: optimizer; `schedule` is its learning rate, for the metrics. The rate follows
+        `state.step`; Adam's bias correction counts the updates that were made.
       base_key: key of the run; everything random is derived from it and the step.
       ema_decay: decay of the weight average each step, 0 for none.
       teacher_fn: `(teacher variables, image) -> logits [B, K]`, without gradient. It
@@ -76,7 +77,47 @@ def make_train_step(
     Returns metrics as f32 scalars: `loss`, the terms of the loss, `learning_rate`,
     `grad_norm`, `param_norm`, `finite` (1 or 0), and with a teacher the share of the
     batch on which student and teacher agree. When loss or gradient is not finite the
-    update is left out: parameters, averages and optimizer state keep their values.
+    update is left out: parameters, averages and optimizer state keep their values, and
+    `state.step` moves on all the same, so that the next step has draws of its own.
+    """
+    gradients = make_gradients(
+        model=model, augment_fn=augment_fn, loss_fn=loss_fn, base_key=base_key,
+        teacher_fn=teacher_fn, accum_steps=accum_steps, train_mode=train_mode,
+    )
+
+
+    def step(state: TrainState, teacher_variables: PyTree, batch: PyTree):
+        loss, stats, terms, grads = gradients(state, teacher_variables, batch)
+        new = _updated(state, grads, stats, tx, ema_decay)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = jax.tree.map(lambda kept, tried: jnp.where(finite, tried, kept), state, new)
+        metrics = terms | {
+            "loss": loss,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(new.params),
+            "finite": finite.astype(jnp.float32),
+        }
+        return dataclasses.replace(new, step=state.step + 1), metrics
+
+    return step
+
+
+def make_gradients(
+    *,
+    model: Any,
+    augment_fn: Callable[[jax.Array, PyTree], dict[str, jax.Array]],
+    loss_fn: Callable[..., tuple[jax.Array, Metrics]],
+    base_key: jax.Array,
+    teacher_fn: TeacherFn | None = None,
+    accum_steps: int = 1,
+    train_mode: bool = True,
+) -> Callable[[TrainState, PyTree, PyTree], tuple[jax.Array, PyTree, Metrics, PyTree]]:
+    """Builds `f(state, teacher_variables, batch) -> (loss, batch_stats, terms, gradients)`.
+
+    The part of a training step that comes before the optimizer; arguments as in
+    `make_train_step`. Gradients are f32 and shaped as the parameters.
     """
 
     def loss_and_stats(params, stats, chunk):
@@ -94,7 +135,7 @@ def make_train_step(
 
     grad_fn = jax.value_and_grad(loss_and_stats, has_aux=True)
 
-    def step(state: TrainState, teacher_variables: PyTree, batch: PyTree):
+    def gradients(state: TrainState, teacher_variables: PyTree, batch: PyTree):
         chunk = augment_fn(rng.step_key(base_key, rng.Purpose.AUGMENT, state.step), batch)
         rows = chunk["image"].shape[0]
         chunk["keys"] = rng.row_keys(rng.step_key(base_key, rng.Purpose.DROP, state.step), rows)
@@ -104,27 +145,16 @@ def make_train_step(
         (loss, (stats, terms)), grads = _accumulate(
             grad_fn, state.params, state.batch_stats, chunk, accum_steps
         )
-        new = _updated(state, grads, stats, tx, ema_decay)
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = jax.tree.map(lambda kept, tried: jnp.where(finite, tried, kept), state, new)
-        metrics = terms | {
-            "loss": loss,
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(new.params),
-            "finite": finite.astype(jnp.float32),
-        }
-        return dataclasses.replace(new, step=state.step + 1), metrics
+        return loss, stats, terms, grads
 
-    return step
+    return gradients
 
 
 def _updated(
     state: TrainState, grads: PyTree, stats: PyTree, tx: optax.GradientTransformation, decay: float
 ) -> TrainState:
     """The state after the optimizer and the average have moved; the step is left as it is."""
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(grads, _on_schedule(state), state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(
         step=state.step,
@@ -133,6 +163,18 @@ def _updated(
         ema_params=_average(state.ema_params, params, decay),
         ema_batch_stats=_average(state.ema_batch_stats, stats, decay),
         opt_state=opt_state,
+    )
+
+
+def _on_schedule(state: TrainState) -> PyTree:
+    """The optimizer's state with the clock of its learning rate set to `state.step`.
+
+    Left to itself the clock would stand still in steps whose update was left out.
+    """
+    clock = optax.ScaleByScheduleState
+    return jax.tree.map(
+        lambda part: clock(count=state.step) if isinstance(part, clock) else part,
+        state.opt_state, is_leaf=lambda part: isinstance(part, clock),
     )
 
 

@@ -34,11 +34,13 @@ class Teacher:
         normalised image.
       variables: host arrays, to be placed on the mesh by the caller.
       description: one line for the terminal.
+      model: what `fn` applies, with its compute dtype and image size.
     """
 
     fn: Callable[[PyTree, jax.Array], jax.Array]
     variables: PyTree
     description: str
+    model: models.Model | None = None
 
 
 def make_teacher(
@@ -104,7 +106,7 @@ def make_teacher(
 
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables))
     description = f"{loaded.model} from {init}, {count:,} parameters, at {side} px in {dtype}"
-    return Teacher(fn=fn, variables=variables, description=description)
+    return Teacher(fn=fn, variables=variables, description=description, model=model)
 
 
 def _input_conversion(from_size: int, to_size: int, student_stats, teacher_stats):

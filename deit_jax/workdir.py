@@ -26,6 +26,9 @@ HARMLESS = (
     "eval.*",
     "log.*",
     "mesh.*",
+    "nonfinite.*",
+    "profile",
+    "compilation_cache",
 )
 LENGTH = ("train.total_epochs", "train.total_steps")
 

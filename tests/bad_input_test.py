@@ -61,7 +61,7 @@ def test_mistake_is_named_with_its_cure(spec, overrides, said):
 def test_mistakes_are_reported_together():
     message = refused(
         "deit.py:ti", *DIGITS, "model.num_heads=5", "optim.name=adam", "schedule.kind=linear",
-        "augment.randaugment=rand-x9", "eval.crop_ratio=2", "loss.tau=-1", "mesh.fsdp=3",
+        "augment.auto_augment=rand-x9", "eval.crop_ratio=2", "loss.tau=-1", "mesh.fsdp=3",
     )
     sections = ("model", "augment", "eval", "loss", "mesh", "schedule")
     for section in sections:
@@ -150,7 +150,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monk
     assert "not finite at step 2" in str(caught.value) and caught.value.exit_code != 0
     assert "checkpoint of step 1 is intact" in str(caught.value)
     assert (tmp_path / "checkpoints" / "1").is_dir()
-    assert (tmp_path / "nonfinite-step-2.json").is_file()
+    assert (tmp_path / "nonfinite-step-2" / "nonfinite.json").is_file()
 
 
 @pytest.mark.parametrize(

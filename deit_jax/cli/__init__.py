@@ -4,7 +4,9 @@ import argparse
 import importlib
 import sys
 
-_COMMANDS = ("augmentations", "compare", "convert", "data", "evaluate", "explain", "predict")
+_COMMANDS = (
+    "augmentations", "compare", "convert", "data", "evaluate", "explain", "predict", "replay",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,85 @@
+"""A profile of chosen steps: `config.profile='100:104'`, for TensorBoard, XProf or Perfetto."""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from deit_jax.errors import ConfigError
+
+
+class Span(NamedTuple):
+    """Steps to profile, both included, counted from 1 as on the screen."""
+
+    first: int
+    last: int
+
+
+def parse_span(text: str, *, total_steps: int) -> Span | None:
+    """`'first:last'` as numbers; None for an empty text.
+
+    Raises:
+      ConfigError: another form, or steps that the run does not have.
+    """
+    if not text:
+        return None
+    first, colon, last = text.partition(":")
+    if not colon or not first.strip().isdecimal() or not last.strip().isdecimal():
+        raise ConfigError(
+            f"config.profile={text!r} is not first:last; '100:104' profiles steps 100 to 104"
+        )
+    span = Span(int(first), int(last))
+    if not 1 <= span.first <= span.last <= total_steps:
+        raise ConfigError(
+            f"config.profile={text!r}: the run has steps 1 to {total_steps}, and the first "
+            "cannot be after the last"
+        )
+    return span
+
+
+class Profiler:
+    """Traces the steps of a span into `folder`; does nothing without one.
+
+    Steps are waited for at both ends, so that the trace holds these and no others. An
+    evaluation or a save between them is in it too. Every process writes its own trace.
+
+    Args:
+      span: what to trace.
+      folder: usually `<workdir>/profile`.
+      start_step: the step that this start goes on from; what came before it is not traced.
+      say: takes the lines for the screen.
+    """
+
+    def __init__(
+        self, span: Span | None, *, folder: pathlib.Path, start_step: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._folder, self._say, self._tracing = folder, say, False
+        if span and span.first <= start_step:
+            say(f"no profile: this start goes on after step {start_step:,}, and config.profile "
+                f"asks for steps {span.first}:{span.last}")
+            span = None
+        self._span = span
+
+    def begins(self, step: int) -> bool:
+        """Whether the trace is to begin before `step`."""
+        return self._span is not None and step == self._span.first
+
+    def ends(self, step: int) -> bool:
+        """Whether the trace is to end after `step`."""
+        return self._tracing and step == self._span.last
+
+    def start(self) -> None:
+        """Begins to trace; all steps before must be done."""
+        jax.profiler.start_trace(self._folder)
+        self._tracing = True
+
+    def stop(self) -> None:
+        """Writes the trace, if there is one; steps that are to be in it must be done."""
+        if not self._tracing:
+            return
+        self._tracing = False
+        jax.profiler.stop_trace()
+        self._say(f"profile of steps {self._span.first}:{self._span.last} in {self._folder}: "
+                  f"tensorboard --logdir={self._folder} (with xprof installed)")

@@ -1,0 +1,135 @@
+"""Repeating one step from its dump: the same state, batch and draws, looked at closely."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from deit_jax import (
+    checkpoint,
+    config,
+    data,
+    dump,
+    experiment,
+    initial,
+    param_groups,
+    rng,
+    sections,
+    sharding,
+    steps,
+)
+from deit_jax.checkpoint import layout
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What a repeated step gave.
+
+    Attributes:
+      step: its number, counted from 1.
+      then: metrics that the run read.
+      now: the same metrics of the repetition.
+      parameters, gradients: name -> how many values are not finite, of how many; only
+        where there are any.
+    """
+
+    step: int
+    then: dict[str, float]
+    now: dict[str, float]
+    parameters: dict[str, tuple[int, int]]
+    gradients: dict[str, tuple[int, int]]
+
+
+def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
+    """Repeats the step of a dump, with `section.key=value` overrides of the run's config.
+
+    Raises:
+      ConfigError: no dump there, a damaged one, or one of another structure than the
+        overrides ask for.
+    """
+    step, then = dump.read_dump(folder)
+    stored = layout.read_description(folder / str(step - 1)).metadata["config"]
+    resolved = config.resolve(
+        ml_collections.ConfigDict(_tuples(stored)), overrides,
+        sections=sections.SECTIONS, top=sections.TOP,
+    )
+    built = experiment.build(resolved)
+    with checkpoint.Checkpointer(folder) as saver:
+        state = saver.restore(initial.abstract_state(built)).state
+    rows = sharding.batch_sharding(built.mesh)
+    batch = _batch(built, step, rows)
+    teacher = built.teacher and jax.device_put(
+        built.teacher.variables, sharding.replicated(built.mesh)
+    )
+    on_rows = lambda f: jax.jit(
+        lambda state, teacher, batch: f(
+            state, teacher, jax.lax.with_sharding_constraint(batch, rows)
+        )
+    )
+    # The run's own step for its numbers; the optimizer leaves no gradients to look at.
+    _, metrics = on_rows(built.make_train_step())(state, teacher, batch)
+    *_, grads = on_rows(_gradients(built))(state, teacher, batch)
+    return Replay(
+        step=step,
+        then=then,
+        now={key: float(value) for key, value in jax.device_get(metrics).items()},
+        parameters=not_finite(state.params),
+        gradients=not_finite(grads),
+    )
+
+
+def not_finite(tree: PyTree) -> dict[str, tuple[int, int]]:
+    """Name -> (values that are NaN or infinite, all values), of the leaves that have any."""
+    count = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), tree))
+    counts = dict(param_groups.named_leaves(jax.device_get(count(tree))))
+    sizes = {name: leaf.size for name, leaf in param_groups.named_leaves(tree)}
+    return {name: (int(bad), sizes[name]) for name, bad in counts.items() if bad}
+
+
+def describe(told: Replay) -> list[str]:
+    """The lines of `deit-jax replay`."""
+    now, then = told.now, told.then
+    finite = bool(now["finite"])
+    lines = [
+        f"step {told.step}: loss {now['loss']}, gradient norm {now['grad_norm']}: "
+        + ("finite" if finite else "not finite, as in the run"),
+        f"in the run: loss {then['loss']}, gradient norm {then['grad_norm']}",
+    ]
+    for what, found in (("parameters", told.parameters), ("gradients", told.gradients)):
+        lines.append(f"{what} that are not finite: {len(found) or 'none'}")
+        lines += [f"  {name}: {bad:,} of {size:,} values" for name, (bad, size) in found.items()]
+    return lines
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _batch(built: experiment.Experiment, step: int, rows: jax.sharding.NamedSharding) -> PyTree:
+    canvases = data.canvas_count(
+        built.plan.batch_size, built.config.input.repeats, built.mesh.size
+    )
+    held = sharding.local_rows(rows, canvases)
+    with built.train_batches(start_step=step - 1, rows=held) as batches:
+        return sharding.to_global(rows, next(batches))
+
+
+def _gradients(built: experiment.Experiment):
+    options = {key: value for key, value in built.config.step.items() if key != "ema_decay"}
+    return steps.make_gradients(
+        model=built.model,
+        augment_fn=built.augment_fn,
+        loss_fn=built.loss_fn,
+        base_key=rng.base_key(built.config.seed),
+        teacher_fn=built.teacher.fn if built.teacher else None,
+        **options,
+    )
