@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax import data
-from deit_jax.augment import color, crop, make_eval_transform, randaugment, three_augment
+from deit_jax.augment import color, crop, make_eval_transform, operations, randaugment
+from deit_jax.augment import three_augment
 from deit_jax.augment.resample import MATMULS, resample, resolve_matmul
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -35,7 +36,7 @@ RESIZE = {"differ": 1e-3, "over_1": 1e-3, "worst": 2}
 AFFINE = {"differ": 1.0, "over_1": 1e-3, "worst": 255}
 GEOMETRIC = {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
 LIMITS = {"crop": RESIZE, "evaluation": RESIZE, "simple crop": RESIZE, "blur": RESIZE}
-LIMITS |= {name: AFFINE if name in GEOMETRIC else EXACT for name in randaugment.OPERATIONS}
+LIMITS |= {name: AFFINE if name in GEOMETRIC else EXACT for name in operations.OPERATIONS}
 LIMITS |= {"whole policy": AFFINE, "gray": EXACT, "solarize at 128": EXACT, "jitter": EXACT}
 
 
@@ -72,7 +73,7 @@ def decode_photos(data_dir: str, splits: list[str], folder: pathlib.Path, limit:
 
 @jax.jit
 def run_layer(pixels, operation, value):
-    return randaugment.apply_layer(pixels, operation, value, spec=SPEC, fill=FILL)
+    return operations.apply_layer(pixels, operation, value, shares=SPEC.shares, fill=FILL)
 
 
 def make_crop_functions(matmul: str):
@@ -115,10 +116,10 @@ def compare_operations(tally: Tally, chunk: list[dict]) -> None:
     images = np.stack([photo["crop_out"] for photo in chunk])
     drawn = np.stack([photo["operation"] for photo in chunk])
     operation, value = drawn[..., 0].astype(np.int32), drawn[..., 1].astype(np.float32)
-    count = len(randaugment.OPERATIONS)
+    count = len(operations.OPERATIONS)
     got = run_layer(np.repeat(images, count, axis=0), operation.ravel(), value.ravel())
     got = np.asarray(got).reshape(len(chunk), count, *images.shape[1:])
-    for number, name in enumerate(randaugment.OPERATIONS):
+    for number, name in enumerate(operations.OPERATIONS):
         tally.add(name, got[:, number], np.stack([x["operation_out"][number] for x in chunk]))
     policy = np.stack([photo["policy"] for photo in chunk])
     for layer in range(2):

@@ -90,7 +90,7 @@ def _short() -> dict:
     return {
         "model": {"dtype": "float32"},
         "augment": {
-            "randaugment": "", "color_jitter": 0.0, "erasing_prob": 0.0, "mixup": 0.0, "cutmix": 0.0,
+            "auto_augment": "", "color_jitter": 0.0, "erasing_prob": 0.0, "mixup": 0.0, "cutmix": 0.0,
         },
         "schedule": {"warmup_epochs": 1.0},
         "train": {

@@ -26,7 +26,7 @@ def deit_training() -> ConfigDict:
                 "crop": "rrc",
                 "scale": (0.08, 1.0),
                 "hflip": 0.5,
-                "randaugment": "rand-m9-mstd0.5-inc1",
+                "auto_augment": "rand-m9-mstd0.5-inc1",
                 "erasing_prob": 0.25,
                 "mixup": 0.8,
                 "cutmix": 1.0,

@@ -65,7 +65,7 @@ def get_config(variant: str) -> ConfigDict:
     )
 
 
-THREE_AUGMENT = {"augment": {"randaugment": "", "three_augment": True, "color_jitter": 0.3}}
+THREE_AUGMENT = {"augment": {"auto_augment": "", "three_augment": True, "color_jitter": 0.3}}
 
 
 def _scratch(size: str) -> list[dict]:

@@ -29,7 +29,7 @@ def get_config(variant: str) -> ConfigDict:
                 "scale": (0.75, 1.0),
                 "ratio": (0.8, 1.25),
                 "hflip": 0.0,
-                "randaugment": "",
+                "auto_augment": "",
                 "color_jitter": 0.0,
                 "erasing_prob": 0.0,
                 "mixup": 0.0,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from deit_jax import costs, data, models, optim, recipe as recipe_lib, schedules
-from deit_jax.augment import erasing, randaugment, three_augment
+from deit_jax.augment import erasing, operations, policies, randaugment, three_augment
 from deit_jax.recipe import Recipe
 
 _WIDTH = 16
@@ -139,16 +139,8 @@ def _augmentation(recipe: Recipe) -> list[str]:
 
 
 def _colours(options: Any) -> list[str]:
-    if options.randaugment:
-        spec = randaugment.parse(options.randaugment)
-        noise = ""
-        if spec.magnitude_std:
-            noise = f" with deviation {spec.magnitude_std:g}, at most {spec.magnitude_max:g}"
-        line = (
-            f"RandAugment {options.randaugment}: {spec.layers} draws among "
-            f"{len(randaugment.OPERATIONS)} operations, each applied with probability "
-            f"{spec.prob:g}, magnitude {spec.magnitude:g}{noise}"
-        )
+    if options.auto_augment:
+        line = _policy(options.auto_augment)
         if options.color_jitter:
             line += f" (colour jitter {options.color_jitter:g} is off with it, as in timm)"
         return [line]
@@ -163,6 +155,22 @@ def _colours(options: Any) -> list[str]:
         span = f"{max(0, 1 - options.color_jitter):g} to {1 + options.color_jitter:g}"
         told.append(f"brightness, contrast and saturation times {span}")
     return told
+
+
+def _policy(name: str) -> str:
+    policy = policies.parse(name)
+    noise = f" with deviation {policy.magnitude_std:g}" if policy.magnitude_std else ""
+    if isinstance(policy, randaugment.RandAugmentSpec):
+        most = f", at most {policy.magnitude_max:g}" if noise else ""
+        return (
+            f"RandAugment {name}: {policy.layers} draws among {len(operations.OPERATIONS)} "
+            f"operations, each applied with probability {policy.prob:g}, magnitude "
+            f"{policy.magnitude:g}{noise}{most}"
+        )
+    return (
+        f"AutoAugment {name}: one of {len(policy.tables[0])} pairs of operations, each operation "
+        f"with a probability and a magnitude of its own{noise}"
+    )
 
 
 def _mixing(recipe: Recipe) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deit_jax.augment import crop, draws, erasing, mix, randaugment
+from deit_jax.augment import autoaugment, crop, draws, erasing, mix, policies, randaugment
+from deit_jax.augment.operations import OPERATIONS, ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y
 
 OURS = 12000
 SIGNIFICANT = 1e-4
@@ -21,8 +22,11 @@ SIGNIFICANT = 1e-4
 
 @pytest.fixture(scope="module")
 def timm(vectors):
-    with np.load(vectors / "augment_distributions.npz") as stored:
-        return dict(stored)
+    arrays = {}
+    for name in ("distributions", "autoaugment"):
+        with np.load(vectors / f"augment_{name}.npz") as stored:
+            arrays |= stored
+    return arrays
 
 
 @functools.cache
@@ -30,9 +34,9 @@ def words(count):
     return draws.words(jax.random.split(jax.random.key(5), OURS), count)
 
 
-def categories_p(ours, theirs):
+def categories_p(ours, theirs, kinds=32):
     """Chi-square p value of two samples of small whole numbers being of one distribution."""
-    table = np.stack([np.bincount(np.int64(x).ravel(), minlength=32) for x in (ours, theirs)])
+    table = np.stack([np.bincount(np.int64(x).ravel(), minlength=kinds) for x in (ours, theirs)])
     if (table.sum(axis=0) > 0).sum() == 1:
         return 1.0
     return stats.chi2_contingency(table[:, table.any(axis=0)]).pvalue
@@ -47,9 +51,9 @@ def numbers_p(ours, theirs):
 def geometric(operations, values):
     """Arguments of rotations, shears and translations, as signed magnitudes."""
     scale = np.zeros(16)
-    scale[randaugment.ROTATE] = 3.0
-    scale[[randaugment.SHEAR_X, randaugment.SHEAR_Y]] = 0.03
-    scale[[randaugment.TRANSLATE_X, randaugment.TRANSLATE_Y]] = 0.045
+    scale[ROTATE] = 3.0
+    scale[[SHEAR_X, SHEAR_Y]] = 0.03
+    scale[[TRANSLATE_X, TRANSLATE_Y]] = 0.045
     scale = scale[np.int64(operations)]
     return values[scale > 0] / scale[scale > 0]
 
@@ -57,9 +61,10 @@ def geometric(operations, values):
 def policy_p(operations, values, theirs):
     """The least p value: operations drawn, arguments of each, pooled magnitudes and signs."""
     found = [categories_p(operations, theirs[..., 0])]
-    for number in range(len(randaugment.OPERATIONS)):
+    for number in range(len(OPERATIONS)):
         mine, reference = values[operations == number], theirs[..., 1][theirs[..., 0] == number]
-        found.append(numbers_p(mine, reference) * len(randaugment.OPERATIONS))
+        if len(mine) and len(reference):
+            found.append(numbers_p(mine, reference) * len(OPERATIONS))
     mine, reference = geometric(operations, values), geometric(theirs[..., 0], theirs[..., 1])
     found.append(numbers_p(np.abs(mine), np.abs(reference)))
     found.append(categories_p(mine > 0, reference > 0))
@@ -68,7 +73,7 @@ def policy_p(operations, values, theirs):
 
 def draw_policy(spec):
     keys = jax.random.split(jax.random.key(1), OURS)
-    return (np.asarray(x) for x in jax.jit(lambda keys: randaugment.draw(keys, spec))(keys))
+    return (np.asarray(x) for x in jax.jit(lambda keys: policies.draw(keys, spec))(keys))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,7 @@ def test_a_wrong_policy_is_seen(timm, planted):
 
 def test_a_biased_sign_is_seen(timm):
     operations, values = draw_policy(randaugment.parse("rand-m9-mstd0.5-inc1"))
-    unturned = (operations == randaugment.ROTATE) & (np.arange(OURS) % 3 == 0)[:, None]
+    unturned = (operations == ROTATE) & (np.arange(OURS) % 3 == 0)[:, None]
     biased = np.where(unturned, np.abs(values), values)
     assert policy_p(operations, biased, timm["policy_default"]) < SIGNIFICANT
 
@@ -105,6 +110,43 @@ def test_layers_are_independent():
     table = np.zeros((16, 16))
     np.add.at(table, (operations[:, 0], operations[:, 1]), 1)
     assert stats.chi2_contingency(table).pvalue > SIGNIFICANT
+
+
+def pairs_p(operations, values, theirs):
+    """As `policy_p`, and which two operations come together."""
+    pairs = 16 * operations[:, 0] + operations[:, 1], 16 * theirs[:, 0, 0] + theirs[:, 1, 0]
+    return min(categories_p(*pairs, kinds=256), policy_p(operations, values, theirs))
+
+
+AUTO_AUGMENT = [("drawn_original", "original"), ("drawn_v0r_noisy", "v0r-mstd0.5")]
+
+
+@pytest.mark.parametrize("name,text", AUTO_AUGMENT)
+def test_sub_policies_are_drawn_as_timm_draws_them(timm, name, text):
+    assert pairs_p(*draw_policy(policies.parse(text)), timm[name]) > SIGNIFICANT
+
+
+def test_wrong_sub_policies_are_seen(timm):
+    original, noisy = timm["drawn_original"], timm["drawn_v0r_noisy"]
+    operations, values = draw_policy(policies.parse("original"))
+    assert pairs_p(operations, values, noisy) < SIGNIFICANT
+    # The second operation of another image's sub-policy.
+    shifted = [np.stack([x[:, 0], np.roll(x[:, 1], 1)], axis=1) for x in (operations, values)]
+    assert policy_p(*shifted, original) > SIGNIFICANT
+    assert pairs_p(*shifted, original) < SIGNIFICANT
+    # One Equalize in fifteen left out.
+    fewer = (operations == OPERATIONS.index("Equalize")) & (np.arange(OURS) % 15 == 0)[:, None]
+    assert pairs_p(np.where(fewer, 15, operations), values, original) < SIGNIFICANT
+    for wrong in ("v0-mstd0.5", "v0r-mstd1"):
+        assert pairs_p(*draw_policy(policies.parse(wrong)), noisy) < SIGNIFICANT
+
+
+@pytest.mark.parametrize("text", ["rand-m7-n3-p0.7", "original", "v0"])
+def test_routes_expect_what_is_drawn(text):
+    policy = policies.parse(text)
+    operations, _ = draw_policy(policy)
+    found = np.stack([(operations == i).mean(axis=0) for i in range(len(OPERATIONS))], axis=1)
+    np.testing.assert_allclose(found, policy.shares, atol=5 * 0.5 / np.sqrt(OURS))
 
 
 def draw_crops(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):

@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.augment import color, draws, geometry, randaugment, three_augment
+from deit_jax.augment import autoaugment, color, draws, geometry, operations, policies, randaugment
+from deit_jax.augment import three_augment
 from deit_jax.augment.routing import Route, apply_routes
 
 FILL = (124, 116, 104)
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 SPEC = randaugment.parse("rand-m9-mstd0.5-inc1")
+# timm's plain set and the one whose effect grows with the magnitude.
+SETS = ({"increasing": False, "posterize": ""}, {"increasing": True, "posterize": "Increasing"})
 
 
 def load(vectors, name):
@@ -28,16 +31,16 @@ def layered(stored):
     """All stored operations done in one batch, so that every route has members of several kinds."""
     number, value = stored["fields"][:, 1].astype(np.int32), stored["fields"][:, 4]
     images = len(stored["source"])
-    apply = jax.jit(lambda *args: randaugment.apply_layer(*args, spec=SPEC, fill=FILL))
+    apply = jax.jit(lambda *args: operations.apply_layer(*args, shares=SPEC.shares, fill=FILL))
     # The stored images take turns, so that neighbours draw different things.
     pixels = np.concatenate([np.stack([x] * len(number)) for x in stored["source"]])
     out = apply(pixels, np.tile(number, images), np.tile(value, images).astype(np.float32))
     return np.asarray(out).reshape(images, *stored["output"].shape[:1], *out.shape[1:]).swapaxes(0, 1)
 
 
-@pytest.mark.parametrize("name", randaugment.OPERATIONS)
+@pytest.mark.parametrize("name", operations.OPERATIONS)
 def test_operation_equals_pillow(stored, layered, name):
-    rows = stored["fields"][:, 1] == randaugment.OPERATIONS.index(name)
+    rows = stored["fields"][:, 1] == operations.OPERATIONS.index(name)
     assert rows.any()
     difference = np.abs(layered[rows].astype(int) - stored["output"][rows])
     if name in GEOMETRIC:
@@ -51,29 +54,62 @@ def test_levels_become_timms_arguments(stored):
     increasing, number, level, negate, value = stored["fields"].T
     for kind in (0, 1):
         rows = increasing >= kind
-        got = randaugment.argument(
-            jnp.int32(number[rows]), jnp.float32(level[rows]), negate[rows] == 1, bool(kind)
+        got = operations.argument(
+            jnp.int32(number[rows]), jnp.float32(level[rows]), negate[rows] == 1, **SETS[kind]
         )
         same_set = increasing[rows] == kind
         np.testing.assert_allclose(got[same_set], value[rows][same_set], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", autoaugment.POLICIES)
+def test_sub_policies_are_timms(vectors, name):
+    number, prob, magnitude, *arguments = load(vectors, "autoaugment")[f"table_{name}"].T
+    spec = autoaugment.parse(name)
+    for got, expected in zip(spec.tables, (number, prob, magnitude), strict=True):
+        np.testing.assert_array_equal(got.T, np.asarray(expected, got.dtype))
+    posterize = autoaugment.POLICIES[name][1]
+    for negate, expected in zip((False, True), arguments, strict=True):
+        got = operations.argument(
+            jnp.int32(number), jnp.float32(magnitude), negate, increasing=False, posterize=posterize
+        )
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+        # Bits, thresholds and addends are whole numbers that must not be one off.
+        whole = np.isin(number, [operations.POSTERIZE, operations.SOLARIZE, operations.SOLARIZE_ADD])
+        np.testing.assert_array_equal(np.asarray(got)[whole], expected[whole])
+
+
+def test_a_policy_does_what_it_draws(stored, quick_compile):
+    policy = policies.parse("v0")
+    pixels = np.concatenate([stored["source"]] * 20)
+    keys = jax.random.split(jax.random.key(3), len(pixels))
+    changed = jax.jit(lambda *x: policies.auto_augment(*x, policy=policy, fill=FILL))(keys, pixels)
+    drawn = jax.jit(lambda keys: policies.draw(keys, policy))(keys)
+    # Routes for every operation, also for those that the policy does not have.
+    expected = pixels
+    layer = jax.jit(lambda *x: operations.apply_layer(*x, shares=SPEC.shares, fill=FILL))
+    for operation, value in zip(drawn[0].T, drawn[1].T, strict=True):
+        expected = layer(expected, operation, value)
+    np.testing.assert_array_equal(changed, expected)
+    assert 0.5 < (np.asarray(changed) != pixels).any((1, 2, 3)).mean() < 1
+
+
 @pytest.mark.parametrize("level", range(11))
 def test_whole_levels_truncate_like_python(level):
     def value(operation, increasing):
-        return float(randaugment.argument(jnp.int32(operation), jnp.float32(level), False, increasing))
+        numbers = jnp.int32(operation), jnp.float32(level)
+        return float(operations.argument(*numbers, False, **SETS[increasing]))
 
-    assert value(randaugment.SOLARIZE_ADD, True) == int(level / 10 * 110)
-    assert value(randaugment.POSTERIZE, True) == 4 - int(level / 10 * 4)
-    assert value(randaugment.POSTERIZE, False) == int(level / 10 * 4)
-    assert value(randaugment.SOLARIZE, True) == 256 - int(level / 10 * 256)
+    assert value(operations.SOLARIZE_ADD, True) == int(level / 10 * 110)
+    assert value(operations.POSTERIZE, True) == 4 - int(level / 10 * 4)
+    assert value(operations.POSTERIZE, False) == int(level / 10 * 4)
+    assert value(operations.SOLARIZE, True) == 256 - int(level / 10 * 256)
 
 
 def test_posterize_to_no_bits_is_black(stored):
     pixels = stored["source"]
-    operation = jnp.full(len(pixels), randaugment.POSTERIZE)
+    operation = jnp.full(len(pixels), operations.POSTERIZE)
     for bits in (0.0, -2.0):
-        numbers = randaugment._pointwise_numbers(operation, jnp.full(len(pixels), bits))
+        numbers = operations._pointwise_numbers(operation, jnp.full(len(pixels), bits))
         assert not np.asarray(color.pointwise(pixels, numbers)).any()
 
 
@@ -202,6 +238,16 @@ def test_normal_draws_are_normal():
 def test_unknown_policies_are_refused(text):
     with pytest.raises(ValueError, match="(?i)randaugment"):
         randaugment.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text,names",
+    [("orignal", "original"), ("augmix-m3", "rand-m9"), ("v0-mstd", "mstd0.5"), ("v0-m9", "mstd0.5"),
+     ("original-mstdinf", "mstd0.5")],
+)  # fmt: skip
+def test_unknown_strings_are_refused_with_what_is_known(text, names):
+    with pytest.raises(ValueError, match=names):
+        policies.parse(text)
 
 
 def test_policy_strings_mean_what_timm_means():

@@ -15,7 +15,7 @@ CLASSES = 10
 SIDE = 24
 # Mean 0 and deviation 1/255: the output is in levels.
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-OFF = {"crop": "resize", "hflip": 0.0, "randaugment": None, "color_jitter": 0.0,
+OFF = {"crop": "resize", "hflip": 0.0, "auto_augment": None, "color_jitter": 0.0,
        "erasing_prob": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_the_published_recipe_on_one_device_and_on_eight():
 
 def test_rows_differ_and_do_not_depend_on_the_rest_of_the_batch():
     batch = make_batch(2)
-    unmixed = {"mixup": 0.0, "cutmix": 0.0, "randaugment": "rand-m9-n1-p1-inc1"}
+    unmixed = {"mixup": 0.0, "cutmix": 0.0, "auto_augment": "rand-m9-n1-p1-inc1"}
     images = run(batch | {"source": np.zeros(16, np.int32)}, **unmixed)["image"]
     assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
     few = run(batch | {"source": np.array([0, 0, 0, 0, 1], np.int32)}, **unmixed)["image"]
@@ -80,7 +80,7 @@ def test_rows_differ_and_do_not_depend_on_the_rest_of_the_batch():
 
 
 def test_deit_3_options_run():
-    out = run(make_batch(8), randaugment=None, three_augment=True, crop="src", mixup=0.0,
+    out = run(make_batch(8), auto_augment=None, three_augment=True, crop="src", mixup=0.0,
               mix_group=4, erasing_prob=0.0, mix_mode="elem")  # fmt: skip
     assert np.isfinite(out["image"]).all()
 
@@ -201,8 +201,8 @@ def test_mix_group_is_checked():
         ({"switch_prob": 2.0}, "switch_prob"),
         ({"cutmix_minmax": (0.8, 0.2)}, "cutmix_minmax"),
         ({"mix_group": None}, "resolve_mix_group"),
-        ({"randaugment": "augmix-m3"}, "rand-m9"),
-        ({"three_augment": True}, "randaugment=None"),
+        ({"auto_augment": "augmix-m3"}, "rand-m9"),
+        ({"three_augment": True}, "auto_augment=None"),
         ({"color_jitter": -0.5}, "color_jitter"),
         ({"smoothing": 1.2}, "smoothing"),
         ({"std": (0.2, 0.0, 0.2)}, "std"),

@@ -30,7 +30,7 @@ TABLE_9 = {
     "schedule.warmup_prefix": False,
     "augment.crop": "rrc",
     "augment.scale": (0.08, 1.0),
-    "augment.randaugment": "rand-m9-mstd0.5-inc1",
+    "augment.auto_augment": "rand-m9-mstd0.5-inc1",
     "augment.smoothing": 0.1,
     "augment.mixup": 0.8,
     "augment.cutmix": 1.0,
@@ -113,7 +113,8 @@ ABLATIONS = {
     "none": {},
     "sgd": {"optim.name": "sgd"},
     "sgd_finetune": FINETUNING | {"optim.name": "sgd", "model.image_size": 384},
-    "no_randaugment": {"augment.randaugment": "", "augment.color_jitter": 0.3},
+    "no_randaugment": {"augment.auto_augment": "", "augment.color_jitter": 0.3},
+    "auto_augment": {"augment.auto_augment": "original"},
     "no_mixup": {"augment.mixup": 0.0},
     "no_cutmix": {"augment.cutmix": 0.0},
     "no_mix": {"augment.mixup": 0.0, "augment.cutmix": 0.0},
@@ -134,7 +135,7 @@ DEIT3 = {
 }
 THREE_AUGMENT = {
     "augment.three_augment": True,
-    "augment.randaugment": "",
+    "augment.auto_augment": "",
     "augment.color_jitter": 0.3,
 }
 DEIT3_STAGES = {

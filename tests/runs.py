@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = ("data.source=digits",)
 # What costs most to compile, off.
 NO_AUGMENTATION = (
-    "augment.randaugment=", "augment.erasing_prob=0", "augment.mixup=0", "augment.cutmix=0",
+    "augment.auto_augment=", "augment.erasing_prob=0", "augment.mixup=0", "augment.cutmix=0",
 )
 
 

@@ -10,7 +10,8 @@ from deit_jax.augment import draws
 from deit_jax.augment.crop import centre_crop_axes, check_crop, check_share, flipped, training_axes
 from deit_jax.augment.erasing import check_erasing, random_erasing
 from deit_jax.augment.mix import MixOptions, check_mix, mix_groups, smoothed_one_hot
-from deit_jax.augment.randaugment import RandAugmentSpec, parse, randaugment as apply_randaugment
+from deit_jax.augment.policies import Policy, parse
+from deit_jax.augment.policies import auto_augment as apply_policy
 from deit_jax.augment.resample import resample, resolve_matmul
 from deit_jax.augment.three_augment import color_jitter as apply_color_jitter
 from deit_jax.augment.three_augment import three_augment as apply_three_augment
@@ -70,14 +71,14 @@ def _colored(
     keys: jax.Array,
     pixels: jax.Array,
     *,
-    spec: RandAugmentSpec | None,
+    policy: Policy | None,
     three_augment: bool,
     color_jitter: float,
     fill: tuple[int, int, int],
 ) -> jax.Array:
-    """RandAugment, or 3-Augment and colour jitter, of uint8 [n, s, s, 3]."""
-    if spec is not None:
-        return apply_randaugment(_draw_keys(keys, OPERATIONS_DRAW), pixels, spec=spec, fill=fill)
+    """RandAugment or AutoAugment, or 3-Augment and colour jitter, of uint8 [n, s, s, 3]."""
+    if policy is not None:
+        return apply_policy(_draw_keys(keys, OPERATIONS_DRAW), pixels, policy=policy, fill=fill)
     if three_augment:
         pixels = apply_three_augment(_draw_keys(keys, OPERATIONS_DRAW), pixels)
     if color_jitter > 0:
@@ -94,12 +95,12 @@ def _on_mesh(rows_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh | None) 
     return jax.shard_map(rows_fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
-def _operations_spec(name: str | None, three_augment: bool) -> RandAugmentSpec | None:
-    """The parsed `randaugment` option, None when it is off."""
+def _policy(name: str | None, three_augment: bool) -> Policy | None:
+    """The parsed `auto_augment` option, None when it is off."""
     if name and three_augment:
         raise ConfigError(
-            f"three_augment takes the place of RandAugment: with randaugment={name!r} set "
-            "three_augment=False, or randaugment=None with three_augment=True"
+            f"three_augment takes the place of RandAugment: with auto_augment={name!r} set "
+            "three_augment=False, or auto_augment=None with three_augment=True"
         )
     return parse(name) if name else None
 
@@ -124,7 +125,7 @@ def make_augment(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     hflip: float = 0.5,
     vflip: float = 0.0,
-    randaugment: str | None = "rand-m9-mstd0.5-inc1",
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
     three_augment: bool = False,
     color_jitter: float = 0.3,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -151,8 +152,10 @@ def make_augment(
 
     crop: 'rrc' (RandomResizedCrop of `scale` and `ratio`), 'src' (DeiT-III's simple
     random crop), 'center' (short side to image_size, then the centre) or 'resize'
-    (the whole image, squashed). randaugment: a timm string, None or '' is off.
-    color_jitter works when RandAugment is off, as in timm. mixup, cutmix: the alphas,
+    (the whole image, squashed). auto_augment: a timm string, 'rand-m9-mstd0.5-inc1'
+    or such (RandAugment), or the name of an AutoAugment policy ('original', 'originalr',
+    'v0', 'v0r', with '-mstd0.5' for noise); None or '' is off. color_jitter works when it
+    is off, as in timm. mixup, cutmix: the alphas,
     0 is off; mix_group: rows that share a mix, see `resolve_mix_group`, needed when
     mixing. matmul: how the crop multiplies, see `resolve_matmul`. mesh: the mesh whose
     devices share the batch; keeps the work of a row on its device, changes no bit.
@@ -163,7 +166,7 @@ def make_augment(
     check_crop(crop=crop, scale=scale, ratio=ratio, hflip=hflip, vflip=vflip)
     _check_colors(color_jitter=color_jitter, smoothing=smoothing, mean=mean, std=std)
     check_erasing(prob=erasing_prob, mode=erasing_mode, count=erasing_count)
-    spec = _operations_spec(randaugment, three_augment)
+    policy = _policy(auto_augment, three_augment)
     mix = check_mix(
         mix_group=mix_group, mix_mode=mix_mode, mixup=mixup, cutmix=cutmix,
         cutmix_minmax=cutmix_minmax, mix_prob=mix_prob, switch_prob=switch_prob,
@@ -173,7 +176,7 @@ def make_augment(
         vflip=vflip, matmul=resolve_matmul(matmul),
     )  # fmt: skip
     color_fn = functools.partial(
-        _colored, spec=spec, three_augment=three_augment, color_jitter=color_jitter,
+        _colored, policy=policy, three_augment=three_augment, color_jitter=color_jitter,
         fill=fill_color(mean),
     )  # fmt: skip
 

@@ -6,8 +6,9 @@ import pathlib
 DESCRIPTION = """\
 Writes one sheet: rows of training images, columns the original and what the recipe's
 augmentation makes of it in eight draws (mixup and CutMix included: the images of a column
-are mixed with each other). With --operation one more sheet for each RandAugment operation
-that is named, `all` for the fifteen, at magnitudes drawn as the recipe draws them.
+are mixed with each other). With --operation one more sheet for each operation that is named,
+`all` for the fifteen, at magnitudes drawn as the recipe's RandAugment draws them, or DeiT's
+where the recipe has none.
 """
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _operations(named: list[str]) -> list[str]:
-    from deit_jax.augment.randaugment import OPERATIONS
+    from deit_jax.augment.operations import OPERATIONS
     from deit_jax.errors import unknown
 
     if named == ["all"]:
@@ -115,22 +116,28 @@ def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_class
 
 
 def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int, operation: str):
-    """(columns as `_draws`, titles with the arguments) of one RandAugment operation."""
+    """(columns as `_draws`, titles with the arguments) of one operation."""
     import jax
     import numpy as np
 
-    from deit_jax.augment import draws, randaugment
+    from deit_jax.augment import draws, operations, randaugment
     from deit_jax.augment.pipeline import fill_color
 
-    spec = randaugment.parse(resolved.augment.randaugment or "rand-m9-mstd0.5-inc1")
-    number = randaugment.OPERATIONS.index(operation)
+    named = resolved.augment.auto_augment or ""
+    spec = randaugment.parse(named if named.startswith("rand") else "rand-m9-mstd0.5-inc1")
+    number = operations.OPERATIONS.index(operation)
     words = draws.words(jax.random.split(jax.random.key(args.seed), args.draws), 2)
     numbers = np.full(args.draws, number, np.int32)
-    magnitude = randaugment.noisy_magnitude(words[:, 0], spec)
-    values = randaugment.argument(numbers, magnitude, words[:, 1] >> 31 == 1, spec.increasing)
+    magnitude = operations.noisy_magnitude(
+        words[:, 0], spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max
+    )
+    values = operations.argument(
+        numbers, magnitude, words[:, 1] >> 31 == 1,
+        increasing=spec.increasing, posterize=spec.posterize,
+    )  # fmt: skip
     apply = jax.jit(
-        lambda *drawn: randaugment.apply_layer(
-            *drawn, spec=spec, fill=fill_color(resolved.augment.mean)
+        lambda *drawn: operations.apply_layer(
+            *drawn, shares=spec.shares, fill=fill_color(resolved.augment.mean)
         )
     )
     originals = _originals(batch, resolved, size)
