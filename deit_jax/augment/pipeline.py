@@ -39,11 +39,11 @@ def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
     return tuple(min(255, round(255 * x)) for x in mean)
 
 
-def _draw_keys(keys: jax.Array, number: int) -> jax.Array:
+def draw_keys(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
-def _cropped(
+def cropped(
     keys: jax.Array,
     canvas: jax.Array,
     size: jax.Array,
@@ -58,16 +58,16 @@ def _cropped(
 ) -> jax.Array:
     """Cropped, resized and flipped uint8 [n, image_size, image_size, 3]."""
     rows, columns = training_axes(
-        _draw_keys(keys, CROP_DRAW), size, image_size, crop=crop, scale=scale, ratio=ratio
+        draw_keys(keys, CROP_DRAW), size, image_size, crop=crop, scale=scale, ratio=ratio
     )
     if hflip > 0 or vflip > 0:
-        coins = draws.words(_draw_keys(keys, FLIP_DRAW), 2)
+        coins = draws.words(draw_keys(keys, FLIP_DRAW), 2)
         columns = flipped(columns, draws.chance(coins[:, 0], hflip))
         rows = flipped(rows, draws.chance(coins[:, 1], vflip))
     return resample(canvas, rows, columns, matmul=matmul)
 
 
-def _colored(
+def colored(
     keys: jax.Array,
     pixels: jax.Array,
     *,
@@ -78,11 +78,11 @@ def _colored(
 ) -> jax.Array:
     """RandAugment or AutoAugment, or 3-Augment and colour jitter, of uint8 [n, s, s, 3]."""
     if policy is not None:
-        return apply_policy(_draw_keys(keys, OPERATIONS_DRAW), pixels, policy=policy, fill=fill)
+        return apply_policy(draw_keys(keys, OPERATIONS_DRAW), pixels, policy=policy, fill=fill)
     if three_augment:
-        pixels = apply_three_augment(_draw_keys(keys, OPERATIONS_DRAW), pixels)
+        pixels = apply_three_augment(draw_keys(keys, OPERATIONS_DRAW), pixels)
     if color_jitter > 0:
-        keys = _draw_keys(keys, JITTER_DRAW)
+        keys = draw_keys(keys, JITTER_DRAW)
         pixels = apply_color_jitter(keys, pixels, strength=color_jitter)
     return pixels
 
@@ -172,18 +172,18 @@ def make_augment(
         cutmix_minmax=cutmix_minmax, mix_prob=mix_prob, switch_prob=switch_prob,
     )  # fmt: skip
     crop_fn = functools.partial(
-        _cropped, image_size=image_size, crop=crop, scale=scale, ratio=ratio, hflip=hflip,
+        cropped, image_size=image_size, crop=crop, scale=scale, ratio=ratio, hflip=hflip,
         vflip=vflip, matmul=resolve_matmul(matmul),
     )  # fmt: skip
     color_fn = functools.partial(
-        _colored, policy=policy, three_augment=three_augment, color_jitter=color_jitter,
+        colored, policy=policy, three_augment=three_augment, color_jitter=color_jitter,
         fill=fill_color(mean),
     )  # fmt: skip
 
     def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
         image = normalise(color_fn(keys, crop_fn(keys, canvas, size)), mean, std)
         return random_erasing(
-            _draw_keys(keys, ERASE_DRAW), image, prob=erasing_prob, mode=erasing_mode,
+            draw_keys(keys, ERASE_DRAW), image, prob=erasing_prob, mode=erasing_mode,
             max_count=erasing_count,
         )  # fmt: skip
 

@@ -1,0 +1,203 @@
+"""Device microseconds per image of a recipe's augmentation, by stage and whole.
+
+    python benchmarks/augment_device.py --output=augment_device.json
+    python benchmarks/augment_device.py --data_dir=DIR       # photos instead of noise
+
+Stages: crop and flip (with the gathering of repeated canvases), operations (RandAugment or
+what the recipe has), normalise and erase, mix. Each is a program of its own that reads and
+writes device memory; `whole` is the program that a training step contains, on one device.
+Every case is warmed up, then measured in interleaved rounds with a new key at each call;
+reported are medians and spread over the rounds. DIR is a tfds data_dir with imagenet2012
+(needs TensorFlow); without one the canvases hold noise of the sizes that ImageNet has.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax import augment, config, data, hardware, rng, sections
+from deit_jax.augment import mix, pipeline, policies
+from deit_jax.augment.erasing import random_erasing
+from deit_jax.augment.resample import resolve_matmul
+
+CLASSES = 1000
+DISTINCT = 64
+
+
+def noise_canvases(count: int, canvas: int) -> dict[str, np.ndarray]:
+    """Canvases uint8 [count, C, C, 3] of noise, short sides of 0.6 C to 0.98 C, landscape or not."""
+    draw = np.random.RandomState(0)
+    canvases = np.zeros((min(count, DISTINCT), canvas, canvas, 3), np.uint8)
+    sizes = draw.randint(int(0.6 * canvas), int(0.98 * canvas), (len(canvases), 2))
+    sizes[np.arange(len(canvases)), draw.randint(0, 2, len(canvases))] = int(0.98 * canvas)
+    for image, (height, width) in zip(canvases, sizes):
+        image[:height, :width] = draw.randint(0, 256, (height, width, 3))
+    rows = np.arange(count) % len(canvases)
+    return {"canvas": canvases[rows], "size": sizes[rows].astype(np.int32)}
+
+
+def photo_canvases(data_dir: str, count: int, canvas: int) -> dict[str, np.ndarray]:
+    """The same of photos, as training gets them."""
+    photos = data.open_data(name="imagenet2012", data_dir=data_dir).train
+    with data.train_batches(photos, batch_size=count, canvas=canvas) as batches:
+        batch = next(batches)
+    return {name: batch[name] for name in ("canvas", "size")}
+
+
+def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
+    """A training batch on the device, `source` included when images are repeated."""
+    rows = flags.batch_size
+    count = data.canvas_count(rows, repeats)
+    if flags.data_dir:
+        batch = photo_canvases(flags.data_dir, count, flags.canvas)
+    else:
+        batch = noise_canvases(count, flags.canvas)
+    batch["label"] = np.arange(count, dtype=np.int32) % CLASSES
+    if repeats > 1:
+        batch["source"] = (np.arange(rows) % count).astype(np.int32)
+    return jax.device_put(batch)
+
+
+def make_stages(
+    options: dict, image_size: int, batch: dict, mix_group: int | None
+) -> dict[str, tuple[Callable, tuple]]:
+    """Jitted stages of `(call number, *arrays)`, each with the arrays that it works on."""
+    mean, std = options["mean"], options["std"]
+    name = options["auto_augment"]
+    crop_options = {key: options[key] for key in ("crop", "scale", "ratio", "hflip", "vflip")}
+    mix_options = {
+        key: options[key]
+        for key in ("mix_mode", "mixup", "cutmix", "cutmix_minmax", "mix_prob", "switch_prob")
+    }
+    checked = mix.check_mix(mix_group=mix_group, **mix_options)
+    crop_fn = functools.partial(
+        pipeline.cropped, image_size=image_size, matmul=resolve_matmul(options["matmul"]), **crop_options
+    )
+    color_fn = functools.partial(
+        pipeline.colored, policy=policies.parse(name) if name else None,
+        three_augment=options["three_augment"], color_jitter=options["color_jitter"],
+        fill=pipeline.fill_color(mean),
+    )  # fmt: skip
+    rows = len(batch.get("source", batch["label"]))
+
+    def keys(number):
+        return rng.row_keys(jax.random.fold_in(rng.base_key(0), number), rows)
+
+    def crop_and_flip(number, batch):
+        canvas, size = batch["canvas"], batch["size"]
+        if "source" in batch:
+            canvas, size = canvas[batch["source"]], size[batch["source"]]
+        return crop_fn(keys(number), canvas, size)
+
+    def normalise_and_erase(number, pixels):
+        return random_erasing(
+            pipeline.draw_keys(keys(number), pipeline.ERASE_DRAW),
+            pipeline.normalise(pixels, mean, std),
+            prob=options["erasing_prob"], mode=options["erasing_mode"],
+            max_count=options["erasing_count"],
+        )  # fmt: skip
+
+    def mixed(number, image, label):
+        target = mix.smoothed_one_hot(label, CLASSES, options["smoothing"])
+        key = jax.random.fold_in(rng.base_key(1), number)
+        return mix.mix_groups(key, image, target, options=checked, mesh=None)
+
+    whole = augment.make_augment(
+        image_size=image_size, num_classes=CLASSES, **options | {"mix_group": mix_group}
+    )
+    shape = (rows, image_size, image_size, 3)
+    pixels = jax.random.bits(jax.random.key(2), shape, jnp.uint8)
+    image = pipeline.normalise(pixels, mean, std)
+    stages = {
+        "crop and flip": (crop_and_flip, (batch,)),
+        "operations": (lambda number, pixels: color_fn(keys(number), pixels), (pixels,)),
+        "normalise and erase": (normalise_and_erase, (pixels,)),
+        "mix": (mixed, (image, jnp.arange(rows) % CLASSES)),
+        "whole": (lambda number, batch: whole(jax.random.fold_in(rng.base_key(0), number), batch),
+                  (batch,)),
+    }  # fmt: skip
+    if checked is None:
+        del stages["mix"]
+    return {name: (jax.jit(stage), arrays) for name, (stage, arrays) in stages.items()}
+
+
+def run(stage: Callable, arrays: tuple, first: int, calls: int) -> float:
+    """Seconds of `calls` calls with the numbers from `first` on."""
+    start = time.perf_counter()
+    for number in range(first, first + calls):
+        out = stage(number, *arrays)
+    jax.block_until_ready(out)
+    return time.perf_counter() - start
+
+
+def measure(options: dict, flags: argparse.Namespace, repeats: int) -> dict:
+    """Microseconds per image of every stage for one number of repeats."""
+    batch = make_batch(flags, repeats)
+    limit = options.pop("mix_group_limit")
+    mixing = options["mixup"] or options["cutmix"] or options["cutmix_minmax"]
+    group = None
+    if mixing:
+        group = augment.resolve_mix_group(
+            flags.batch_size, repeats, options["mix_group"], mix_group_limit=limit
+        )
+    stages = make_stages(options, flags.image_size, batch, group)
+    cases, first_call = {}, {}
+    for name, (stage, arrays) in stages.items():
+        first_call[name] = round(run(stage, arrays, 0, 1), 2)
+        run(stage, arrays, 1, flags.warmup)
+        calls = iter(range(100, 10**9, flags.calls))
+        scale = 1e6 / (flags.calls * flags.batch_size)
+        cases[name] = lambda stage=stage, arrays=arrays, calls=calls, scale=scale: (
+            scale * run(stage, arrays, next(calls), flags.calls)
+        )
+    rounds = common.in_turns(cases, flags.rounds)
+    return {
+        "canvases": len(batch["label"]),
+        "mix_group": group,
+        "us_per_image": {name: common.summary(values) for name, values in rounds.items()},
+        "first_call_s": first_call,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", default=str(common.ROOT / "configs" / "deit.py") + ":b")
+    parser.add_argument("--data_dir", help="tfds data_dir with imagenet2012; noise without")
+    parser.add_argument("--batch_size", type=int, default=1024)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--canvas", type=int, default=512)
+    parser.add_argument("--repeats", default="3,1")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=20, help="calls of a round")
+    parser.add_argument("--warmup", type=int, default=10, help="calls before the rounds")
+    parser.add_argument("--output", help="JSON file")
+    flags, overrides = parser.parse_known_args()
+    resolved = config.load_config(
+        flags.config, config.split_overrides(overrides), sections=sections.SECTIONS, top=sections.TOP
+    )
+    options = resolved.augment.to_dict()
+    result = {
+        "what": "device microseconds per image of the training augmentation",
+        "input": "photos" if flags.data_dir else "noise",
+        "settings": {key: getattr(flags, key) for key in
+                     ("batch_size", "image_size", "canvas", "rounds", "calls", "warmup")},
+        "augment": options,
+        "matmul": resolve_matmul(options["matmul"]),
+        "repeats": {
+            repeats: measure(dict(options), flags, int(repeats))
+            for repeats in flags.repeats.split(",")
+        },
+        "peak_memory_gib": hardware.peak_memory_gib(),
+        "environment": common.environment(),
+    }  # fmt: skip
+    common.report(result, flags.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What the device benchmarks share: rounds in turns, medians and spread, hardware and versions."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm", "triton")
+
+
+def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """`rounds` results of every case, one of each after the other (A B A B ...).
+
+    A machine that slows down or is shared then slows all of them.
+    """
+    results: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, run in cases.items():
+            results[name].append(run())
+    return results
+
+
+def summary(values: list[float]) -> dict:
+    """Median, range, and the range as a percentage of the median, of one case's rounds."""
+    median = statistics.median(values)
+    spread = 100 * (max(values) - min(values)) / median if median else 0.0
+    return {
+        "median": _rounded(median),
+        "least": _rounded(min(values)),
+        "most": _rounded(max(values)),
+        "spread_percent": round(spread, 1),
+        "rounds": [_rounded(value) for value in values],
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that this interpreter has installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict:
+    """Hardware, versions and the settings that speed depends on."""
+    import jax
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "cpu": _processor(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "versions": versions(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+    }
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def report(result: dict, output: str | None) -> None:
+    """Prints the result as JSON and writes it to `output`, when there is one."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if output:
+        path = pathlib.Path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
