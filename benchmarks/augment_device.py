@@ -12,7 +12,6 @@ reported are medians and spread over the rounds. DIR is a tfds data_dir with ima
 """
 
 import argparse
-import functools
 import time
 from collections.abc import Callable
 
@@ -64,27 +63,13 @@ def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
     return jax.device_put(batch)
 
 
-def make_stages(
-    options: dict, image_size: int, batch: dict, mix_group: int | None
-) -> dict[str, tuple[Callable, tuple]]:
-    """Jitted stages of `(call number, *arrays)`, each with the arrays that it works on."""
-    mean, std = options["mean"], options["std"]
+def row_stages(options: dict, image_size: int, rows: int) -> dict[str, Callable]:
+    """What is done to each of `rows` images: functions of (call number, batch or pixels)."""
     name = options["auto_augment"]
     crop_options = {key: options[key] for key in ("crop", "scale", "ratio", "hflip", "vflip")}
-    mix_options = {
-        key: options[key]
-        for key in ("mix_mode", "mixup", "cutmix", "cutmix_minmax", "mix_prob", "switch_prob")
-    }
-    checked = mix.check_mix(mix_group=mix_group, **mix_options)
-    crop_fn = functools.partial(
-        pipeline.cropped, image_size=image_size, matmul=resolve_matmul(options["matmul"]), **crop_options
-    )
-    color_fn = functools.partial(
-        pipeline.colored, policy=policies.parse(name) if name else None,
-        three_augment=options["three_augment"], color_jitter=options["color_jitter"],
-        fill=pipeline.fill_color(mean),
-    )  # fmt: skip
-    rows = len(batch.get("source", batch["label"]))
+    policy = policies.parse(name) if name else None
+    fill = pipeline.fill_color(options["mean"])
+    erasing = {"mode": options["erasing_mode"], "max_count": options["erasing_count"]}
 
     def keys(number):
         return rng.row_keys(jax.random.fold_in(rng.base_key(0), number), rows)
@@ -93,38 +78,65 @@ def make_stages(
         canvas, size = batch["canvas"], batch["size"]
         if "source" in batch:
             canvas, size = canvas[batch["source"]], size[batch["source"]]
-        return crop_fn(keys(number), canvas, size)
+        return pipeline.cropped(
+            keys(number), canvas, size, image_size=image_size,
+            matmul=resolve_matmul(options["matmul"]), **crop_options,
+        )  # fmt: skip
+
+    def operations(number, pixels):
+        return pipeline.colored(
+            keys(number), pixels, policy=policy, three_augment=options["three_augment"],
+            color_jitter=options["color_jitter"], fill=fill,
+        )  # fmt: skip
 
     def normalise_and_erase(number, pixels):
-        return random_erasing(
-            pipeline.draw_keys(keys(number), pipeline.ERASE_DRAW),
-            pipeline.normalise(pixels, mean, std),
-            prob=options["erasing_prob"], mode=options["erasing_mode"],
-            max_count=options["erasing_count"],
-        )  # fmt: skip
+        image = pipeline.normalise(pixels, options["mean"], options["std"])
+        row_keys = pipeline.draw_keys(keys(number), pipeline.ERASE_DRAW)
+        return random_erasing(row_keys, image, prob=options["erasing_prob"], **erasing)
+
+    return {
+        "crop and flip": crop_and_flip,
+        "operations": operations,
+        "normalise and erase": normalise_and_erase,
+    }
+
+
+def batch_stages(options: dict, image_size: int, mix_group: int | None) -> dict[str, Callable]:
+    """The mix, a function of (call number, image, label), if any, and all of it of (.., batch)."""
+    names = ("mix_mode", "mixup", "cutmix", "cutmix_minmax", "mix_prob", "switch_prob")
+    checked = mix.check_mix(mix_group=mix_group, **{key: options[key] for key in names})
+    augment_fn = augment.make_augment(
+        image_size=image_size, num_classes=CLASSES, **options | {"mix_group": mix_group}
+    )
 
     def mixed(number, image, label):
         target = mix.smoothed_one_hot(label, CLASSES, options["smoothing"])
         key = jax.random.fold_in(rng.base_key(1), number)
         return mix.mix_groups(key, image, target, options=checked, mesh=None)
 
-    whole = augment.make_augment(
-        image_size=image_size, num_classes=CLASSES, **options | {"mix_group": mix_group}
-    )
+    def whole(number, batch):
+        return augment_fn(jax.random.fold_in(rng.base_key(0), number), batch)
+
+    return {"whole": whole} if checked is None else {"mix": mixed, "whole": whole}
+
+
+def make_stages(
+    options: dict, image_size: int, batch: dict, mix_group: int | None
+) -> dict[str, tuple[Callable, tuple]]:
+    """Jitted stages, each with the arrays that it works on."""
+    rows = len(batch.get("source", batch["label"]))
     shape = (rows, image_size, image_size, 3)
     pixels = jax.random.bits(jax.random.key(2), shape, jnp.uint8)
-    image = pipeline.normalise(pixels, mean, std)
-    stages = {
-        "crop and flip": (crop_and_flip, (batch,)),
-        "operations": (lambda number, pixels: color_fn(keys(number), pixels), (pixels,)),
-        "normalise and erase": (normalise_and_erase, (pixels,)),
-        "mix": (mixed, (image, jnp.arange(rows) % CLASSES)),
-        "whole": (lambda number, batch: whole(jax.random.fold_in(rng.base_key(0), number), batch),
-                  (batch,)),
-    }  # fmt: skip
-    if checked is None:
-        del stages["mix"]
-    return {name: (jax.jit(stage), arrays) for name, (stage, arrays) in stages.items()}
+    image = pipeline.normalise(pixels, options["mean"], options["std"])
+    arrays = {
+        "crop and flip": (batch,),
+        "operations": (pixels,),
+        "normalise and erase": (pixels,),
+        "mix": (image, jnp.arange(rows) % CLASSES),
+        "whole": (batch,),
+    }
+    stages = row_stages(options, image_size, rows) | batch_stages(options, image_size, mix_group)
+    return {name: (jax.jit(stage), arrays[name]) for name, stage in stages.items()}
 
 
 def run(stage: Callable, arrays: tuple, first: int, calls: int) -> float:
