@@ -88,7 +88,8 @@ class BadSteps:
     metadata: Mapping[str, Any]
     total: int = 0
     in_a_row: int = 0
-    _dumped: bool = False
+    _dumped_step: int = -1
+    _note: str = ""
 
     def good(self) -> None:
         """A step was finite."""
@@ -97,30 +98,30 @@ class BadSteps:
     def met(self, step: int, state: TrainState, scalars: Mapping[str, float]) -> tuple[bool, str]:
         """A step was not finite; (whether to stop, the sentences to say).
 
-        The first one of a start and the one that ends the run are dumped, see `dump`.
+        The first one of a start is dumped, see `dump`, and the one that ends the run, unless
+        the first is of the same row: then nothing but the step's number has changed since.
         `state` is the state after the step, as `halting` keeps it.
         """
         self.total += 1
         self.in_a_row += 1
         stops = self.in_a_row >= self.policy.limit
-        note = ""
-        if stops or not self._dumped:
-            self._dumped = True
+        same_row = self._dumped_step > step - self.in_a_row
+        if self._dumped_step < 0 or (stops and not same_row):
             dumped = dump.write_dump(
                 self.folder, step=step, state=state, scalars=scalars, metadata=self.metadata
             )
-            if dumped:
-                note = f" `deit-jax replay --dump={dumped}` names the gradients."
+            self._dumped_step = step
+            self._note = f" `deit-jax replay --dump={dumped}` names the gradients." if dumped else ""
         what = (
             f"loss or gradient is not finite at step {step:,} (loss {scalars['loss']}, gradient "
             f"norm {scalars['grad_norm']})"
         )
         if not stops:
             return False, (f"skipped: {what}; {self.total} so far, {self.in_a_row} in a row, at "
-                           f"{self.policy.limit} the run stops.{note}")
+                           f"{self.policy.limit} the run stops.{self._note}")
         row = f", the last of {self.in_a_row} in a row" if self.in_a_row > 1 else ""
         return True, (
-            f"{what}{row}: the update was not made and the run stops.{note} A lower "
+            f"{what}{row}: the update was not made and the run stops.{self._note} A lower "
             "config.schedule.base_lr, config.optim.clip_norm=1.0 or float32 may help; "
             "config.nonfinite.action=skip passes over single ones"
         )

@@ -1,5 +1,6 @@
 """Steps that are not finite: left out, counted, dumped exactly, repeated from the dump."""
 
+import dataclasses
 import json
 
 import jax
@@ -68,6 +69,24 @@ def test_steps_after_a_skipped_one_are_taken_as_if_nothing_had_been(bad):
     assert state.params == sum(step * step for step in range(1, 7) if step not in bad)
 
 
+def test_the_step_is_compiled_once():
+    copies = sharding.replicated(sharding.make_mesh())
+    state = jax.device_put(TrainState(jnp.int32(0), jnp.float32(0), {}, None, None, ()), copies)
+    traced = []
+
+    def step(*args):
+        traced.append(1)
+        return adding(*args)
+
+    flight = inflight.Steps(step, state=state, teacher=None, copies=copies)
+    for number, value in enumerate([1, NAN, 3, 4], start=1):
+        flight.dispatch(number, jnp.float32(value))
+        for _, finite, _ in flight.take(keep=1):
+            if not finite:
+                flight.again()
+    assert len(traced) == 1
+
+
 def test_policies():
     assert nonfinite.make_policy().limit == 1
     assert nonfinite.make_policy(action="skip", max_in_a_row=7).limit == 7
@@ -80,9 +99,18 @@ def test_policies():
 def options(compilation_cache, *overrides):
     return runs.tiny(
         "quickstart.py:plain", compilation_cache, "train.total_steps=5", "train.eval_every_steps=0",
-        "model.depth=1", "log.tensorboard=False", "checkpoint.keep_latest=9",
+        "model.depth=1", "log.tensorboard=False", "train.checkpoint_every_steps=0",
         "nonfinite.action=skip", *overrides,
     )
+
+
+@pytest.fixture
+def cheap_runs(monkeypatch):
+    """One device and no curves: compiling for eight and drawing take seconds a run."""
+    one = jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1],
+                        axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: one)
+    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
 
 
 @pytest.fixture
@@ -94,19 +122,15 @@ def bad_second_step(monkeypatch):
 
         def train_step(state, teacher, batch):
             factor = jnp.where(state.step == 1, jnp.nan, 1.0)
-            params = state.params | {"head": jax.tree.map(lambda x: x * factor, state.params["head"])}
-            return step(TrainState(state.step, params, state.batch_stats, state.ema_params,
-                                   state.ema_batch_stats, state.opt_state), teacher, batch)
+            head = jax.tree.map(lambda x: x * factor, state.params["head"])
+            poisoned = dataclasses.replace(state, params=state.params | {"head": head})
+            new, metrics = step(poisoned, teacher, batch)
+            # What the step leaves as it was still has the poison in it.
+            finite = metrics["finite"] == 1
+            new = jax.tree.map(lambda old, now: jnp.where(finite, now, old), state, new)
+            return dataclasses.replace(new, step=state.step + 1), metrics
 
-        def kept(state, teacher, batch):
-            new, metrics = train_step(state, teacher, batch)
-            new = jax.tree.map(
-                lambda old, now: jnp.where(metrics["finite"] == 1, now, old), state, new
-            )
-            return TrainState(state.step + 1, new.params, new.batch_stats, new.ema_params,
-                              new.ema_batch_stats, new.opt_state), metrics
-
-        return kept
+        return train_step
 
     monkeypatch.setattr(experiment.steps, "make_train_step", poisoned)
 
@@ -116,15 +140,17 @@ def leaves(folder):
 
 
 def test_a_skipped_step_is_counted_and_resume_stays_exact(
-    bad_second_step, tmp_path, compilation_cache, capsys
+    bad_second_step, cheap_runs, tmp_path, compilation_cache, capsys
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    runs.train(options(compilation_cache, "train.checkpoint_every_steps=0"), whole)
+    runs.train(options(compilation_cache), whole)
     out = capsys.readouterr().out
     assert "skipped: loss or gradient is not finite at step 2 (loss nan" in out
     assert "1 so far" in out and "skipped 1" in out
-    for stop in (2, 5):
-        runs.train(options(compilation_cache, f"train.stop_at_step={stop}"), parts)
+    first = ("train.stop_at_step=2", "train.checkpoint_every_steps=1", "checkpoint.keep_latest=3")
+    rest = ("checkpoint.keep_latest=3",)
+    for some in (first, rest):
+        runs.train(options(compilation_cache, *some), parts)
     # The optimizer's clocks, the counts and the draws are those of the unbroken run.
     assert leaves(whole / "checkpoints" / "5") == leaves(parts / "checkpoints" / "5")
     # Three steps had been dispatched when the bad one was seen.
@@ -138,17 +164,22 @@ def test_a_skipped_step_is_counted_and_resume_stays_exact(
         assert all(np.isfinite(lines[step]["train/loss"]) for step in (1, 3, 4, 5))
 
 
-def test_a_diverged_run_stops_and_its_dump_repeats_the_step(tmp_path, compilation_cache, capsys):
+def test_a_diverged_run_stops_and_its_dump_repeats_the_step(
+    cheap_runs, tmp_path, compilation_cache, capsys
+):
     config = options(compilation_cache, "schedule.base_lr=1e38", "nonfinite.max_in_a_row=3")
     with pytest.raises(loop.NonFiniteError) as caught:
         runs.train(config, tmp_path)
     said = str(caught.value)
     assert "not finite at step 4" in said and "the last of 3 in a row" in said
-    assert "checkpoint of step 3 is intact" in said and "nonfinite-step-4" in said
     dump = tmp_path / "nonfinite-step-2"
+    assert "nothing was saved yet" in said and f"--dump={dump}" in said
+    # The state before step 4 is the one before step 2.
+    assert not (tmp_path / "nonfinite-step-4").exists()
     told = json.loads((dump / "nonfinite.json").read_text())
     capsys.readouterr()
-    assert cli.main(["replay", f"--dump={dump}"]) == 0
+    with runs.quick_compile():
+        assert cli.main(["replay", f"--dump={dump}"]) == 0
     out = capsys.readouterr().out
     assert f"step 2: loss {told['metrics']['loss']}, gradient norm" in out
     assert "not finite, as in the run" in out

@@ -1,5 +1,6 @@
 """Running shipped recipes in a form small enough for tests."""
 
+import contextlib
 import pathlib
 
 import jax
@@ -30,9 +31,16 @@ def tiny(spec: str, *overrides: str):
 
 
 def train(config, workdir):
-    """One start of a run, in this process. Compiling counts here, not speed."""
+    """One start of a run, in this process."""
+    with quick_compile():
+        return loop.train(config, workdir=str(workdir))
+
+
+@contextlib.contextmanager
+def quick_compile():
+    """Around what compiles much and computes little."""
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        return loop.train(config, workdir=str(workdir))
+        yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
