@@ -1,4 +1,7 @@
-"""What the device benchmarks share: rounds in turns, medians and spread, hardware and versions."""
+"""What the device benchmarks share: rounds in turns, worker processes, hardware and versions.
+
+Needs nothing but the standard library until `environment` is called.
+"""
 
 import importlib.metadata
 import json
@@ -89,9 +92,76 @@ def _processor() -> str:
 
 def report(result: dict, output: str | None) -> None:
     """Prints the result as JSON and writes it to `output`, when there is one."""
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(json.dumps(result, indent=1))
     if output:
-        path = pathlib.Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        write(result, output)
+
+
+def write(result: dict, output: str) -> None:
+    """The result as JSON in the file `output`."""
+    path = pathlib.Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+class WorkerFailed(RuntimeError):
+    """A worker process ended or told an error; the message is its own."""
+
+
+class Worker:
+    """A process that answers requests: one JSON object a line, in and out.
+
+    The command's last argument is its case as JSON; its first answer tells that it is ready.
+    """
+
+    def __init__(self, command: list[str], case: dict, environment: dict[str, str]):
+        self._process = subprocess.Popen(
+            [*command, json.dumps(case)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | environment,
+        )  # fmt: skip
+        try:
+            self.ready = self._answer()
+        except WorkerFailed:
+            self.close()
+            raise
+
+    def ask(self, **request: int | str) -> dict:
+        """The worker's answer to one request."""
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict:
+        for line in self._process.stdout:
+            # Libraries may print to the same stream.
+            if line.startswith("{"):
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise WorkerFailed(answer["error"])
+                return answer
+        raise WorkerFailed(f"the worker ended with status {self._process.wait()}")
+
+    def close(self) -> None:
+        """Ends the process and waits for it: its memory is free then."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def serve(open_case: Callable[[dict], tuple[dict, Mapping[str, Callable[..., dict]]]]) -> None:
+    """The worker's side: `open_case(case)` gives the first answer and what answers requests.
+
+    A request is `{"do": name, ...}`; the rest are keywords of the function of that name.
+    """
+    try:
+        ready, handlers = open_case(json.loads(sys.argv[-1]))
+        print(json.dumps(ready), flush=True)
+        for line in sys.stdin:
+            request = json.loads(line)
+            print(json.dumps(handlers[request.pop("do")](**request)), flush=True)
+    except Exception as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {str(error)[:2000]}"}), flush=True)
+        raise SystemExit(1) from error

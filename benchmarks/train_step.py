@@ -1,0 +1,199 @@
+"""Training steps of DeiT: images/s, share of peak, memory, time to the first step; and timm's.
+
+    python benchmarks/train_step.py --output=train_step.json
+    python benchmarks/train_step.py --cases=b:224:256 --timm_python=PYTHON --ema=0
+    python benchmarks/train_step.py --cases=b:224:256 --teacher=regnety_160 --timm_python=PYTHON
+    python benchmarks/train_step.py --cases=b:224:256 --input=recipe    # with augmentation
+
+A case is size:pixels:batch. Protocol: random uint8 images on the device, normalised inside the
+step; bf16 compute, f32 parameters; soft-target cross-entropy, AdamW, stochastic depth 0.1,
+without and with EMA. Each side (this library with XLA's and with cuDNN's attention; timm under
+torch.compile where PYTHON has torch and timm) is a process of its own, started once with an
+empty compilation cache (cold), and again with the filled one (warm), which is measured:
+warm-up steps, then rounds in turns, in each a matmul of 8192 x 8192 in bf16 and the timed
+steps, waited for once. Where all sides do not fit into memory together, --one_at_a_time gives
+each its rounds alone. Memory per image is what a side needs beyond parameters, optimizer state
+and average, over the batch.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import os
+import sys
+import tempfile
+
+import common
+
+HERE = common.ROOT / "benchmarks"
+CASES = "ti:224:256,ti:224:1024,s:224:256,s:224:1024,b:224:256,b:224:1024,s:384:256,b:384:256"
+
+
+def read_cases(flags: argparse.Namespace) -> list[dict]:
+    """Every case with and without EMA, as the workers take it."""
+    cases = []
+    for text, ema in itertools.product(flags.cases.split(","), flags.ema.split(",")):
+        size, image_size, batch_size = text.split(":")
+        cases.append(
+            {"size": size, "image_size": int(image_size), "batch_size": int(batch_size),
+             "ema": bool(int(ema)), "teacher": flags.teacher, "dtype": flags.dtype,
+             "input": flags.input, "canvas": flags.canvas, "compile": flags.timm_compile}
+        )  # fmt: skip
+    return cases
+
+
+def sides(flags: argparse.Namespace, case: dict) -> dict[str, tuple[list[str], dict]]:
+    """Command and case of every side."""
+    found = {}
+    for attention in flags.attention.split(","):
+        command = [sys.executable, str(HERE / "train_step_jax.py")]
+        found[f"ours {attention}"] = command, case | {"attention": attention}
+    if flags.timm_python and flags.input == "image":
+        found["timm"] = [flags.timm_python, str(HERE / "train_step_timm.py")], case
+    return found
+
+
+def start(command: list[str], case: dict, cold: bool) -> tuple[common.Worker, dict]:
+    """A worker that is ready, and its starting times; `cold` starts it twice."""
+    with tempfile.TemporaryDirectory() as cache:
+        # Memory is taken as it is needed: the sides share the device.
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": f"{cache}/jax",
+            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch",
+            "TRITON_CACHE_DIR": f"{cache}/triton",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
+        times = {}
+        for kind in ("cold", "warm") if cold else ("cold",):
+            worker = common.Worker(command, case, environment)
+            times[kind] = {key: x for key, x in worker.ready.items() if key.endswith("_s")}
+            if cold and kind == "cold":
+                worker.close()
+    return worker, times
+
+
+def measure_round(worker: common.Worker, flags: argparse.Namespace) -> tuple[float, float]:
+    """(seconds a step, FLOP/s of the matmul)."""
+    matmul = worker.ask(do="calibrate", side=flags.matmul_side, count=flags.matmuls)["flops"]
+    return worker.ask(do="run", steps=flags.steps)["seconds"] / flags.steps, matmul
+
+
+def told(rounds: list[tuple], case: dict, ready: dict, memory: dict, flops: float | None) -> dict:
+    """What one side's rounds say."""
+    batch = case["batch_size"]
+    seconds = common.summary([second for second, _ in rounds])
+    result = {
+        "images_per_s": common.summary([batch / second for second, _ in rounds]),
+        "step_ms": 1e3 * seconds["median"],
+        "matmul_tflops": common.summary([matmul / 1e12 for _, matmul in rounds]),
+        "loss_of_first_step": ready["loss"],
+        "memory": memory,
+    }
+    most = memory["peak_gib"] or memory["program_gib"]
+    if most:
+        result["mib_per_image"] = round(1024 * (most - memory["state_gib"]) / batch, 3)
+    if flops:
+        shares = common.summary([flops / second / matmul for second, matmul in rounds])
+        result["tflops"] = round(flops / seconds["median"] / 1e12, 2)
+        result["share_of_matmul"] = shares["median"]
+    if flops and ready.get("peak_flops"):
+        result["share_of_peak"] = round(flops / seconds["median"] / ready["peak_flops"], 4)
+    return result
+
+
+def measure(case: dict, flags: argparse.Namespace) -> dict:
+    """All sides of one case. A side that fails is told with its error; the others go on."""
+    results: dict[str, dict] = {}
+    workers: dict[str, common.Worker] = {}
+    rounds: dict[str, list[tuple[float, float]]] = {}
+    flops = None
+    commands = sides(flags, case)
+    waves = [[name] for name in commands] if flags.one_at_a_time else [list(commands)]
+    for wave in waves:
+        for name in wave:
+            try:
+                workers[name], results_start = start(*commands[name], flags.cold_start)
+                results[name] = {"first_step": results_start}
+                workers[name].ask(do="run", steps=flags.warmup)
+                flops = flops or workers[name].ready.get("flops_per_step")
+                rounds[name] = []
+            except common.WorkerFailed as error:
+                results[name] = {"error": str(error)}
+        for name in [*wave] * flags.rounds:
+            if "error" in results[name]:
+                continue
+            try:
+                rounds[name].append(measure_round(workers[name], flags))
+            except common.WorkerFailed as error:
+                results[name] = {"error": str(error)}
+        for name in wave:
+            worker = workers.get(name)
+            if worker and "error" not in results[name]:
+                memory = worker.ask(do="memory")
+                results[name] |= told(rounds[name], case, worker.ready, memory, flops)
+                results[name] |= {
+                    key: worker.ready[key] for key in ("versions", "environment", "device")
+                    if key in worker.ready
+                }  # fmt: skip
+            if worker:
+                worker.close()
+    return {"case": case, "flops_per_step": flops, "sides": results}
+
+
+def line(case: dict, name: str, side: dict) -> str:
+    """One row for the terminal."""
+    label = f"{case['size']}:{case['image_size']}:{case['batch_size']} ema {int(case['ema'])} {name}"
+    if "error" in side:
+        return f"{label:36s} {side['error'][:120]}"
+    share = side.get("share_of_peak")
+    return (
+        f"{label:36s} {side['images_per_s']['median']:>9.1f} images/s"
+        f"  {side.get('tflops', 0):>7.2f} TFLOP/s"
+        f"  of peak {'-' if share is None else f'{share:.1%}'}"
+        f"  of matmul {side.get('share_of_matmul', 0):.1%}"
+        f"  MiB/image {side.get('mib_per_image', '-')}"
+    )
+
+
+def parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", default=CASES, help="size:pixels:batch, comma separated")
+    parser.add_argument("--attention", default="xla,cudnn")
+    parser.add_argument("--ema", default="0,1", help="0 without, 1 with averaged weights")
+    parser.add_argument("--teacher", default="", help="distil from it, such as regnety_160")
+    parser.add_argument("--input", default="image", choices=["image", "recipe"])
+    parser.add_argument("--canvas", type=int, default=512, help="of --input=recipe")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--timm_python", help="interpreter with torch and timm; - for this one")
+    parser.add_argument("--timm_compile", default="default", help="torch.compile's mode, or none")
+    parser.add_argument("--warmup", type=int, default=20, help="steps before the rounds")
+    parser.add_argument("--steps", type=int, default=50, help="timed steps of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--matmul_side", type=int, default=8192)
+    parser.add_argument("--matmuls", type=int, default=50, help="products of a round")
+    parser.add_argument("--cold_start", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--one_at_a_time", action="store_true")
+    parser.add_argument("--output", help="JSON file")
+    flags = parser.parse_args()
+    if flags.timm_python == "-":
+        flags.timm_python = sys.executable if importlib.util.find_spec("timm") else None
+    return flags
+
+
+def main() -> None:
+    flags = parse_flags()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    measured = []
+    for case in read_cases(flags):
+        measured.append(measure(case, flags))
+        for name, side in measured[-1]["sides"].items():
+            print(line(case, name, side), file=sys.stderr, flush=True)
+        # What is done stays, should a later case end the program.
+        result = {"what": "training steps", "settings": vars(flags), "cases": measured}
+        if flags.output:
+            common.write(result, flags.output)
+    common.report(result, flags.output)
+
+
+if __name__ == "__main__":
+    main()
