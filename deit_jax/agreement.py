@@ -29,11 +29,12 @@ def differences(choices: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def table(results: Mapping[str, float]) -> str:
+def table(results: Mapping[str, float], *, title: str = "differ on, % of images") -> str:
     """The matrix as text, in percent of the images; readers that are not there are left out.
 
     Args:
       results: shares under `differ/A/B`, either order of A and B; other keys are ignored.
+      title: for the corner.
     """
     shares = {}
     for key, value in results.items():
@@ -42,13 +43,12 @@ def table(results: Mapping[str, float]) -> str:
             shares[a, b] = shares[b, a] = value
     names = [name for name in READERS if any(name in pair for pair in shares)]
     titles = [READERS[name] for name in names]
-    first = "differ on, % of images"
-    left = max(len(title) for title in [first, *titles])
-    lines = ["  ".join([first.ljust(left), *titles])]
-    for name, title in zip(names, titles, strict=True):
+    left = max(map(len, [title, *titles]))
+    lines = ["  ".join([title.ljust(left), *titles])]
+    for name in names:
         cells = [
             f"{100 * shares.get((name, other), 0.0):.2f}".rjust(len(READERS[other]))
             for other in names
         ]
-        lines.append("  ".join([title.ljust(left), *cells]))
+        lines.append("  ".join([READERS[name].ljust(left), *cells]))
     return "\n".join(lines)

@@ -286,8 +286,8 @@ class _Run:
         self.writer.write(step, self.results)
         for name, sums in results.items():
             _say(f"{name:<9}{evaluate.summary(sums)}")
-        if step == self.plan.stop_at and self.teacher is not None:
-            _say(agreement.table(results["eval"]))
+            if step == self.plan.stop_at and self.teacher is not None:
+                _say(agreement.table(sums, title=f"{name}: differ, % of images"))
 
     def _finish(self) -> None:
         if jax.process_index() == 0:

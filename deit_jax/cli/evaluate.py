@@ -81,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
         }
         results[one.name] = {weights: _score(p, one) for weights, p in predictions.items()}
         print(table({one.name: results[one.name]}), flush=True)
+        for weights, predicted in predictions.items():
+            if "dist" in predicted.choices:
+                print(_agreement(weights, predicted, one), flush=True)
         if one is sets[0]:
             for path in _write_csv(args, one, next(iter(predictions.values()))):
                 print(f"wrote {path}")
@@ -222,6 +225,18 @@ def _score(predicted: Any, one: Any) -> dict[str, Any]:
         return {"count": len(predicted.label)} | predictions.accuracies(predicted)
     heads, count = predictions.real_accuracies(predicted, one.label_sets)
     return {"count": count} | heads
+
+
+def _agreement(weights: str, predicted: Any, one: Any) -> str:
+    """Who differs from whom, as text; without the label where images have several."""
+    from deit_jax import agreement
+
+    choices = {head: best[:, 0] for head, best in predicted.choices.items()}
+    if one.label_sets is None:
+        choices["label"] = predicted.label
+    return agreement.table(
+        agreement.differences(choices), title=f"{one.name}, {weights}: differ, % of images"
+    )
 
 
 def _write_csv(args: argparse.Namespace, one: Any, predicted: Any) -> list[pathlib.Path]:
