@@ -83,6 +83,8 @@ def test_recipe_runs_and_goes_on(spec, tmp_path, compilation_cache, tiny_teacher
     assert metadata["class_names"] == [str(digit) for digit in range(10)]
     out, err = capfd.readouterr()
     assert "Total:" in out and "images/s" in out and "ETA" in out
+    distilled = runs.load(spec).loss.distillation != "none"
+    assert ("eval_ema: differ, % of images" in out) == distilled
     assert err == "", "nothing but the run's own lines on the terminal"
 
 

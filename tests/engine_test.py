@@ -1,0 +1,141 @@
+"""What one start of a run tells: profile, time to the first step, windows of the log, agreement."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from deit_jax import agreement, loop, profiling, sharding, startup
+from deit_jax.errors import ConfigError
+from deit_jax.metrics import read_jsonl
+from deit_jax.window import Window
+
+
+@pytest.mark.parametrize("text, span", [("", None), ("3:3", (3, 3)), (" 2 : 10 ", (2, 10))])
+def test_spans(text, span):
+    assert profiling.parse_span(text, total_steps=10) == span
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("5", "'5' is not first:last"), ("a:b", "is not first:last"), ("2:", "is not first:last"),
+     ("-1:3", "is not first:last"), ("0:3", "steps 1 to 10"), ("4:3", "first cannot be after"),
+     ("4:11", "steps 1 to 10")],
+)
+def test_spans_that_no_run_has(text, said):
+    with pytest.raises(ConfigError, match=said):
+        profiling.parse_span(text, total_steps=10)
+
+
+def test_a_span_that_is_over_is_told_and_left_out():
+    told = []
+    profiler = profiling.Profiler(
+        profiling.Span(3, 5), folder=pathlib.Path("unused"), start_step=4, say=told.append
+    )
+    assert "goes on after step 4" in told[0] and "3:5" in told[0]
+    assert not any(profiler.begins(step) or profiler.ends(step) for step in range(1, 9))
+    profiler.stop()
+
+
+def test_windows_average_what_was_finite():
+    window = Window()
+    assert not window
+    window.add({"loss": 1.0})
+    window.skip()
+    window.add({"loss": 2.0})
+    assert window.take() == {"loss": 1.5, "averaged_steps": 2}
+    assert not window
+    window.skip()
+    assert window and window.take() == {"averaged_steps": 0}
+
+
+def test_cold_and_warm_starts():
+    times = {"seconds": 21.26, "trace_seconds": 3.0, "compile_seconds": 12.0, "run_seconds": 0.5,
+             "programs": 4.0}
+    assert "21.3 s after the start" in startup.describe(times | {"programs_cached": 4.0})
+    assert "warm: 4 of 4" in startup.describe(times | {"programs_cached": 4.0})
+    assert "cold: 3 of 4" in startup.describe(times | {"programs_cached": 3.0})
+    none = times | {"programs": 0.0, "programs_cached": 0.0}
+    assert "no compilation cache" in startup.describe(none)
+
+
+def test_the_clock_tells_tracing_compiling_and_running_apart(quick_compile):
+    def step(x):
+        for _ in range(50):
+            x = x @ x
+        return x
+
+    with startup.StartClock() as clock:
+        times = clock.first_step(lambda: jax.jit(step)(jax.numpy.eye(100)))
+    assert times["compile_seconds"] > 0 and times["trace_seconds"] > 0
+    parts = times["trace_seconds"] + times["compile_seconds"] + times["run_seconds"]
+    assert parts <= times["seconds"] * 1.01
+    before = clock.compile_seconds
+    jax.jit(lambda x: x * 3)(1.0)
+    assert clock.compile_seconds == before, "it no longer listens"
+
+
+def test_the_agreement_matrix():
+    choices = {"class": [1, 2, 3, 4], "dist": [1, 2, 3, 5], "mean": [1, 2, 3, 4],
+               "softmax_sum": [1, 2, 3, 4], "teacher": [1, 2, 0, 5], "label": [1, 1, 1, 1]}
+    shares = agreement.differences({name: np.array(row) for name, row in choices.items()})
+    assert shares["differ/class/dist"] == 0.25 and shares["differ/teacher/label"] == 0.75
+    head, *rows = agreement.table(shares | {"count": 4}, title="of 4").splitlines()
+    assert head == "  ".join(["of 4".ljust(17), *agreement.READERS.values()])
+    table = {row[:17].strip(): row[17:].split() for row in rows}
+    assert list(table) == ["label", "teacher", "class head", "distillation head", "both heads"]
+    assert table["teacher"] == ["75.00", "0.00", "50.00", "25.00", "50.00"]
+    assert [row[4] for row in table.values()] == table["both heads"]
+    alone = agreement.table({"differ/class/label": 0.5}).splitlines()
+    assert len(alone) == 3, "readers that are not there have no row"
+
+
+def traced_steps(folder):
+    """Numbers of the steps in a profile, as the loop annotates them."""
+    (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+    data = jax.profiler.ProfileData.from_file(str(file))
+    return sorted(
+        dict(event.stats)["step_num"]
+        for plane in data.planes for line in plane.lines for event in line.events
+        if event.name == "train"
+    )
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Compiling for eight takes seconds."""
+    mesh = jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1],
+                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
+
+
+def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(
+    one_device, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
+    options = [
+        "train.total_steps=6", "train.log_every_steps=4", "train.eval_every_steps=0",
+        "train.checkpoint_every_steps=0", "log.tensorboard=False", "model.depth=1",
+        f"compilation_cache={tmp_path / 'cache'}",
+    ]
+    load = lambda *more: runs.tiny("quickstart.py:plain", *options, *more)
+    runs.train(load("train.stop_at_step=1"), tmp_path / "run")
+    cold = capsys.readouterr().out
+    assert "compiled, first step done" in cold and "cold: 0 of" in cold
+
+    runs.train(load("profile=3:4"), tmp_path / "run")
+    warm = capsys.readouterr().out
+    assert "warm: " in warm
+    assert f"profile of steps 3:4 in {tmp_path / 'run' / 'profile'}" in warm
+    assert traced_steps(tmp_path / "run" / "profile") == [3, 4]
+    lines = list(read_jsonl(tmp_path / "run" / "metrics.jsonl"))
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 4, 6]
+    first, goes_on, *rest = (line for line in lines if "train/loss" in line)
+    assert first["start/programs_cached"] == 0 and first["start/programs"] > 0
+    assert goes_on["start/programs_cached"] == goes_on["start/programs"] > 0
+    assert 0 < goes_on["start/compile_seconds"] < goes_on["start/seconds"]
+    assert goes_on["train/averaged_steps"] == 3, "steps 2 to 4: what this start did"
+    assert not any(key.startswith("start/") for line in rest for key in line)
+    assert not {"train/mfu", "train/memory_gib"} & set(goes_on), "not known on a CPU"
