@@ -17,9 +17,9 @@ and average, over the batch.
 """
 
 import argparse
-import importlib.util
 import itertools
 import os
+import pathlib
 import sys
 import tempfile
 
@@ -53,22 +53,23 @@ def sides(flags: argparse.Namespace, case: dict) -> dict[str, tuple[list[str], d
     return found
 
 
-def start(command: list[str], case: dict, cold: bool) -> tuple[common.Worker, dict]:
-    """A worker that is ready, and its starting times; `cold` starts it twice."""
-    with tempfile.TemporaryDirectory() as cache:
+def start(
+    command: list[str], case: dict, cache: pathlib.Path, warm: bool
+) -> tuple[common.Worker, dict]:
+    """A worker that is ready, and its starting times; `warm` starts it twice."""
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
         # Memory is taken as it is needed: the sides share the device.
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": f"{cache}/jax",
-            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch",
-            "TRITON_CACHE_DIR": f"{cache}/triton",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        }
-        times = {}
-        for kind in ("cold", "warm") if cold else ("cold",):
-            worker = common.Worker(command, case, environment)
-            times[kind] = {key: x for key, x in worker.ready.items() if key.endswith("_s")}
-            if cold and kind == "cold":
-                worker.close()
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    times = {}
+    for kind in ("cold", "warm") if warm else ("cold",):
+        worker = common.Worker(command, case, environment)
+        times[kind] = {key: x for key, x in worker.ready.items() if key.endswith("_s")}
+        if warm and kind == "cold":
+            worker.close()
     return worker, times
 
 
@@ -101,8 +102,11 @@ def told(rounds: list[tuple], case: dict, ready: dict, memory: dict, flops: floa
     return result
 
 
-def measure(case: dict, flags: argparse.Namespace) -> dict:
-    """All sides of one case. A side that fails is told with its error; the others go on."""
+def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dict:
+    """All sides of one case. A side that fails is told with its error; the others go on.
+
+    scratch: an empty folder, for the compilation caches.
+    """
     results: dict[str, dict] = {}
     workers: dict[str, common.Worker] = {}
     rounds: dict[str, list[tuple[float, float]]] = {}
@@ -112,8 +116,9 @@ def measure(case: dict, flags: argparse.Namespace) -> dict:
     for wave in waves:
         for name in wave:
             try:
-                workers[name], results_start = start(*commands[name], flags.cold_start)
-                results[name] = {"first_step": results_start}
+                cache = scratch / name.replace(" ", "_")
+                workers[name], times = start(*commands[name], cache, flags.warm_start)
+                results[name] = {"first_step": times}
                 workers[name].ask(do="run", steps=flags.warmup)
                 flops = flops or workers[name].ready.get("flops_per_step")
                 rounds[name] = []
@@ -164,20 +169,17 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--input", default="image", choices=["image", "recipe"])
     parser.add_argument("--canvas", type=int, default=512, help="of --input=recipe")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--timm_python", help="interpreter with torch and timm; - for this one")
+    parser.add_argument("--timm_python", help="interpreter with torch and timm")
     parser.add_argument("--timm_compile", default="default", help="torch.compile's mode, or none")
     parser.add_argument("--warmup", type=int, default=20, help="steps before the rounds")
     parser.add_argument("--steps", type=int, default=50, help="timed steps of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--matmul_side", type=int, default=8192)
     parser.add_argument("--matmuls", type=int, default=50, help="products of a round")
-    parser.add_argument("--cold_start", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--warm_start", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--one_at_a_time", action="store_true")
     parser.add_argument("--output", help="JSON file")
-    flags = parser.parse_args()
-    if flags.timm_python == "-":
-        flags.timm_python = sys.executable if importlib.util.find_spec("timm") else None
-    return flags
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -185,7 +187,8 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     measured = []
     for case in read_cases(flags):
-        measured.append(measure(case, flags))
+        with tempfile.TemporaryDirectory() as scratch:
+            measured.append(measure(case, flags, pathlib.Path(scratch)))
         for name, side in measured[-1]["sides"].items():
             print(line(case, name, side), file=sys.stderr, flush=True)
         # What is done stays, should a later case end the program.
