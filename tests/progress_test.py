@@ -80,6 +80,14 @@ def test_nothing_is_printed_on_other_processes(clock):
     assert stream.getvalue() == ""
 
 
+def test_share_of_the_peak_and_notes(clock):
+    meter, stream = make(clock, ideal_step_seconds=0.05)
+    clock.now += 10.0
+    assert meter.report(50, {"loss": 1.0}, notes=["memory 3.2 GiB"])["mfu"] == pytest.approx(0.25)
+    assert "320 images/s  MFU 25.0%  data wait 0%" in stream.getvalue()
+    assert stream.getvalue().endswith("ETA 3m10s  memory 3.2 GiB\n")
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [(0, "0s"), (-3, "0s"), (59.6, "1m00s"), (200, "3m20s"), (18420, "5h07m"), (183600, "2d03h")],
