@@ -95,10 +95,7 @@ def _prepare(
         print(report.parameter_table(built.abstract_params))
         print(report.resolved_recipe(built), *notices, sep="\n", flush=True)
         workdir_lib.store_config(folder, config)
-    cache = config.compilation_cache or str(folder / "compilation_cache")
-    jax.config.update("jax_compilation_cache_dir", cache)
-    # Small programs too: together they cost seconds of every start.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    startup.use_compilation_cache(config.compilation_cache, workdir=folder)
     return _Setting(built, policy, span, guard, clock), folder
 
 

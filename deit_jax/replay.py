@@ -15,11 +15,13 @@ from deit_jax import (
     data,
     dump,
     experiment,
+    inflight,
     initial,
     param_groups,
     rng,
     sections,
     sharding,
+    startup,
     steps,
 )
 from deit_jax.checkpoint import layout
@@ -35,6 +37,7 @@ class Replay:
       step: its number, counted from 1.
       then: metrics that the run read.
       now: the same metrics of the repetition.
+      finite: whether the repetition was finite.
       parameters, gradients: name -> how many values are not finite, of how many; only
         where there are any.
     """
@@ -42,6 +45,7 @@ class Replay:
     step: int
     then: dict[str, float]
     now: dict[str, float]
+    finite: bool
     parameters: dict[str, tuple[int, int]]
     gradients: dict[str, tuple[int, int]]
 
@@ -60,26 +64,35 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
         sections=sections.SECTIONS, top=sections.TOP,
     )
     built = experiment.build(resolved)
+    startup.use_compilation_cache(resolved.compilation_cache, workdir=folder.absolute().parent)
     with checkpoint.Checkpointer(folder) as saver:
         state = saver.restore(initial.abstract_state(built)).state
     rows = sharding.batch_sharding(built.mesh)
     batch = _batch(built, step, rows)
-    teacher = built.teacher and jax.device_put(
-        built.teacher.variables, sharding.replicated(built.mesh)
+    copies = sharding.replicated(built.mesh)
+    teacher = built.teacher and jax.device_put(built.teacher.variables, copies)
+    parameters = not_finite(state.params)
+
+    def on_rows(f):
+        def f_on_rows(state: PyTree, teacher: PyTree, batch: PyTree):
+            return f(state, teacher, jax.lax.with_sharding_constraint(batch, rows))
+
+        return f_on_rows
+
+    # The optimizer leaves no gradients to look at, so they are computed apart.
+    *_, grads = jax.jit(on_rows(_gradients(built)))(state, teacher, batch)
+    # The run's own program, which takes the state with it.
+    flight = inflight.Steps(
+        on_rows(built.make_train_step()), state=state, teacher=teacher, copies=copies
     )
-    on_rows = lambda f: jax.jit(
-        lambda state, teacher, batch: f(
-            state, teacher, jax.lax.with_sharding_constraint(batch, rows)
-        )
-    )
-    # The run's own step for its numbers; the optimizer leaves no gradients to look at.
-    _, metrics = on_rows(built.make_train_step())(state, teacher, batch)
-    *_, grads = on_rows(_gradients(built))(state, teacher, batch)
+    flight.dispatch(step, batch)
+    _, finite, metrics = next(flight.take())
     return Replay(
         step=step,
         then=then,
-        now={key: float(value) for key, value in jax.device_get(metrics).items()},
-        parameters=not_finite(state.params),
+        now=metrics,
+        finite=finite,
+        parameters=parameters,
         gradients=not_finite(grads),
     )
 
@@ -95,10 +108,9 @@ def not_finite(tree: PyTree) -> dict[str, tuple[int, int]]:
 def describe(told: Replay) -> list[str]:
     """The lines of `deit-jax replay`."""
     now, then = told.now, told.then
-    finite = bool(now["finite"])
     lines = [
         f"step {told.step}: loss {now['loss']}, gradient norm {now['grad_norm']}: "
-        + ("finite" if finite else "not finite, as in the run"),
+        + ("finite" if told.finite else "not finite, as in the run"),
         f"in the run: loss {then['loss']}, gradient norm {then['grad_norm']}",
     ]
     for what, found in (("parameters", told.parameters), ("gradients", told.gradients)):

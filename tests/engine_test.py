@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import runs
 
-from deit_jax import agreement, loop, profiling, sharding, startup
+from deit_jax import agreement, profiling, startup
+from deit_jax.checkpoint import SaveFailedError, layout, manager
 from deit_jax.errors import ConfigError
 from deit_jax.metrics import read_jsonl
 from deit_jax.window import Window
@@ -104,17 +105,13 @@ def traced_steps(folder):
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-    """Compiling for eight takes seconds."""
-    mesh = jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1],
-                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
+def cheap_runs(monkeypatch):
+    runs.make_cheap(monkeypatch)
 
 
 def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(
-    one_device, tmp_path, capsys, monkeypatch
+    cheap_runs, tmp_path, capsys
 ):
-    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
     options = [
         "train.total_steps=6", "train.log_every_steps=4", "train.eval_every_steps=0",
         "train.checkpoint_every_steps=0", "log.tensorboard=False", "model.depth=1",
@@ -139,3 +136,29 @@ def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(
     assert goes_on["train/averaged_steps"] == 3, "steps 2 to 4: what this start did"
     assert not any(key.startswith("start/") for line in rest for key in line)
     assert not {"train/mfu", "train/memory_gib"} & set(goes_on), "not known on a CPU"
+
+
+def test_a_folder_that_becomes_read_only_ends_the_run_with_an_intact_checkpoint(
+    cheap_runs, tmp_path, compilation_cache, monkeypatch, caplog
+):
+    """The steps go on until so many saves have failed; what was saved before can be gone on from."""
+    config = runs.tiny(
+        "quickstart.py:plain", compilation_cache, "train.total_steps=5", "model.depth=1",
+        "train.eval_every_steps=0", "log.tensorboard=False", "checkpoint.max_failures=3",
+    )
+    begin = manager.begin_save
+
+    def refusing(folder, *rest):
+        if int(folder.name) > 1:
+            raise OSError(30, "Read-only file system", str(folder))
+        return begin(folder, *rest)
+
+    monkeypatch.setattr(manager, "begin_save", refusing)
+    with pytest.raises(SaveFailedError, match="3 checkpoints in a row.*Read-only") as caught:
+        runs.train(config, tmp_path)
+    assert caught.value.exit_code == 1
+    told = [r.getMessage() for r in caplog.records if "checkpoint not saved" in r.getMessage()]
+    assert len(told) == 3 and "the last one saved is of step 1" in told[0]
+    steps = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert steps[:4] == [1, 2, 3, 4]
+    assert layout.steps_in(tmp_path / "checkpoints") == [1]

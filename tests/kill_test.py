@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import time
 
@@ -82,6 +83,26 @@ def test_asked_to_stop_while_compiling_saving_or_evaluating(unbroken, tmp_path):
     run.join()
     assert run.exitcode == 0, text()
     assert _leaves(workdir) == _leaves(unbroken)
+
+
+def test_a_disk_that_fills_stops_the_run_and_loses_nothing(unbroken, tmp_path):
+    """Files of the running process can no longer grow, as on a full disk."""
+    workdir = tmp_path / "run"
+    run = _start(workdir, unbroken)
+    while run.is_alive() and not layout.steps_in(workdir / "checkpoints"):
+        time.sleep(0.001)
+    # More than the log and the metrics need, less than a checkpoint.
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (32_768, resource.RLIM_INFINITY))
+    run.join()
+    log = child_runs.log_file(workdir).read_text()
+    assert run.exitcode == 1, log
+    assert "stopped: 3 checkpoints in a row could not be saved" in log
+    assert "File too large" in log and "MB free" in log
+    run = _start(workdir, unbroken)
+    run.join()
+    assert run.exitcode == 0, child_runs.log_file(workdir).read_text()
+    assert _leaves(workdir) == _leaves(unbroken)
+    _check_rest(workdir, unbroken)
 
 
 def _wait_for_a_moment(run, folder, dice):

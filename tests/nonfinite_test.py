@@ -106,11 +106,7 @@ def options(compilation_cache, *overrides):
 
 @pytest.fixture
 def cheap_runs(monkeypatch):
-    """One device and no curves: compiling for eight and drawing take seconds a run."""
-    one = jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1],
-                        axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    monkeypatch.setattr(sharding, "make_mesh", lambda **_: one)
-    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
+    runs.make_cheap(monkeypatch)
 
 
 @pytest.fixture

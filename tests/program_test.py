@@ -29,9 +29,9 @@ def lower_step(model, augment_fn, batch, *, teacher=None, **loss):
 
 @functools.cache
 def flops_of(name, teacher=None):
-    """(FLOPs that XLA counts, FLOPs of the formula) of a model of three blocks, real widths."""
-    model = models.create_model(name, dtype="bfloat16", depth=3)
-    teacher = teacher and models.create_model(teacher, dtype="bfloat16", depth=3)
+    """(FLOPs that XLA counts, FLOPs of the formula) of a model of two blocks, real widths."""
+    model = models.create_model(name, dtype="bfloat16", depth=2)
+    teacher = teacher and models.create_model(teacher, dtype="bfloat16", depth=2)
 
     def augment_fn(key, batch):
         return batch | {"target": jax.nn.one_hot(batch["label"], 1000)}

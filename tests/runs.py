@@ -6,7 +6,7 @@ import pathlib
 import jax
 from configs import common
 from deit_jax import config as config_lib
-from deit_jax import loop, sections
+from deit_jax import loop, sections, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = ("data.source=digits",)
@@ -44,3 +44,15 @@ def quick_compile():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make_cheap(monkeypatch):
+    """Runs of this process use one device, and neither evaluate nor draw curves.
+
+    Compiling for eight devices, compiling the evaluation and drawing take seconds a start.
+    """
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    one = jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1], axis_types=auto)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: one)
+    monkeypatch.setattr(loop.evaluate, "evaluate", lambda *_: {"eval": {"count": 1}})
+    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
