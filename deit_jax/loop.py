@@ -1,4 +1,18 @@
-"""The training loop: start or go on, step, look, evaluate, save, stop."""
+"""The training loop: start or go on, step, look, evaluate, save, stop.
+
+What it writes, beside the results of evaluation (`eval/...`, `eval_ema/...`):
+
+    train/...   every `train.log_every_steps` steps: means of the step's own metrics over the
+                finite steps since the last line of this start (`averaged_steps` of them),
+                `skipped_steps` since the run began; `images_per_second`, `step_time` (s),
+                `data_wait` (0..1), `eta` (s), of the same interval; where they are known,
+                `mfu` (0..1, see `hardware`) and `memory_gib` (peak of the fullest device)
+    start/...   once a start, with its first line: seconds to the first step, what they went
+                into, programs and how many of them the compilation cache had (`startup`)
+
+A run that is asked to stop writes the line of the interval it is in, and the next start
+begins an interval of its own.
+"""
 
 import dataclasses
 import math
@@ -215,7 +229,8 @@ class _Run:
 
     def _not_finite(self, step: int, scalars: dict[str, float]) -> None:
         self.window.skip()
-        stops, told = self.bad.met(step, self.steps.state, scalars)
+        with self.meter.paused():
+            stops, told = self.bad.met(step, self.steps.state, scalars)
         if not stops:
             _say(told)
             self.steps.again()

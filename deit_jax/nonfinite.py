@@ -120,10 +120,11 @@ class BadSteps:
             return False, (f"skipped: {what}; {self.total} so far, {self.in_a_row} in a row, at "
                            f"{self.policy.limit} the run stops.{self._note}")
         row = f", the last of {self.in_a_row} in a row" if self.in_a_row > 1 else ""
+        skip = "; config.nonfinite.action=skip passes over single ones"
         return True, (
             f"{what}{row}: the update was not made and the run stops.{self._note} A lower "
-            "config.schedule.base_lr, config.optim.clip_norm=1.0 or float32 may help; "
-            "config.nonfinite.action=skip passes over single ones"
+            "config.schedule.base_lr, config.optim.clip_norm=1.0 or float32 may help"
+            + (skip if self.policy.limit == 1 else "")
         )
 
     def as_metadata(self) -> dict[str, Any]:

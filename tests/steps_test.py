@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from deit_jax import losses, models, rng, sharding, steps
+from deit_jax import losses, models, optim, rng, sharding, steps
+from deit_jax.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -103,6 +104,26 @@ def test_nothing_is_updated_by_a_batch_that_is_not_finite():
     assert metrics["finite"] == 0 and new.step == 1
     assert_trees_close(new.params, state.params)
     assert_trees_close(new.ema_params, state.ema_params)
+
+
+def test_the_learning_rate_follows_the_step_and_not_the_updates_that_were_made():
+    """Two updates were left out: the optimizer's own clock stands at 3, the state's at 5."""
+    tx = optim.make_optimizer(
+        params={"head": {"kernel": jnp.zeros((2, 2))}}, schedule=lambda step: 0.1 * step,
+        name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0,
+    )
+    params = {"head": {"kernel": jnp.ones((2, 2))}}
+    clock = lambda part: isinstance(part, optax.ScaleByScheduleState)
+    lagging = jax.tree.map(
+        lambda part: part._replace(count=jnp.int32(3)) if clock(part) else part,
+        tx.init(params), is_leaf=clock,
+    )
+    assert any(map(clock, jax.tree.leaves(lagging, is_leaf=clock)))
+    state = TrainState(jnp.int32(5), params, {}, None, None, lagging)
+    new = steps._updated(state, params, {}, tx, 0.0)
+    np.testing.assert_allclose(new.params["head"]["kernel"], 1 - 0.1 * 5, rtol=1e-6)
+    assert [int(part.count) for part in jax.tree.leaves(new.opt_state, is_leaf=clock)
+            if clock(part)] == [6]
 
 
 def test_hard_teacher_moves_the_distillation_head_alone():
