@@ -2,7 +2,9 @@
 
 `Image.transform` uses Keys' kernel with a = -1 (its resize has a = -0.5), does
 not antialias, truncates, clamps the neighbours at the border and fills where the
-centre of a pixel comes from outside (Geometry.c).
+centre of a pixel comes from outside (Geometry.c). It works in float64; here places
+are fixed-point numbers (see `fixed_point`), and levels are interpolated in float32 as
+differences to a pixel nearby, which leaves a few values in a million one level off.
 
 The three channels of a pixel travel in one uint32 word, which makes every move
 of pixels a third of the work.
@@ -10,6 +12,9 @@ of pixels a third of the work.
 
 import jax
 import jax.numpy as jnp
+
+from deit_jax.augment import fixed_point
+from deit_jax.augment.fixed_point import BITS, ONE, Fixed
 
 LINE_OPERATIONS = SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = range(4)
 
@@ -37,8 +42,18 @@ def _cubic(v1: jax.Array, v2: jax.Array, v3: jax.Array, v4: jax.Array, d: jax.Ar
     return v2 + d * (p2 + d * (p3 + d * p4))
 
 
-def _to_words(channels: list[jax.Array]) -> jax.Array:
-    red, green, blue = (jnp.clip(c, 0.0, 255.0).astype(jnp.uint32) for c in channels)
+def _less(channels: list[jax.Array], near: list[jax.Array]) -> list[jax.Array]:
+    return [channel - base for channel, base in zip(channels, near)]
+
+
+def _to_words(near: list[jax.Array], changes: list[jax.Array]) -> jax.Array:
+    """uint32 of the levels near + changes, rounded down and clipped, as Pillow truncates.
+
+    Interpolated are differences to a pixel nearby: in float32 the sum with its level would
+    now and then be rounded up to the next whole number.
+    """
+    levels = (base + jnp.floor(change) for base, change in zip(near, changes))
+    red, green, blue = (jnp.clip(level, 0.0, 255.0).astype(jnp.uint32) for level in levels)
     return red | (green << 8) | (blue << 16)
 
 
@@ -50,60 +65,98 @@ def _transposed_where(words: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.where(where[:, None, None], jnp.swapaxes(words, 1, 2), words)
 
 
+def _inside(doubled_high: jax.Array, side: int) -> jax.Array:
+    """Whether a coordinate, doubled, of which this is the upper word, is in [0, side)."""
+    return (doubled_high >= 0) & (doubled_high < 2 * side * ONE)
+
+
+def _check_side(side: int) -> None:
+    if side > fixed_point.MAX_SIDE:
+        raise ValueError(
+            f"images of side {side} cannot be moved: at most {fixed_point.MAX_SIDE} pixels"
+        )
+
+
 def move_lines(
     pixels: jax.Array, kind: jax.Array, amount: jax.Array, *, fill: tuple[int, int, int]
 ) -> jax.Array:
     """Shear or translate: kind int32 [n] of LINE_OPERATIONS, amount float32 [n].
 
-    amount: the slope of a shear, the share of the side of a translation. Every
-    line moves by a shift of its own, so one contiguous slice and four taps per
-    line do it; the vertical ones are done on the transposed image. Square images.
+    amount: the slope of a shear, the share of the side of a translation; times the side
+    below 4096. Every line moves by a shift of its own, so one contiguous slice and four
+    taps per line do it; the vertical ones are done on the transposed image. Square images.
+    Raises ValueError for sides above 1024.
     """
     n, side = pixels.shape[:2]
+    _check_side(side)
     vertical = (kind == SHEAR_Y) | (kind == TRANSLATE_Y)
     words = _transposed_where(pack(pixels), vertical)
     sheared = (kind == SHEAR_X) | (kind == SHEAR_Y)
-    line = jnp.arange(side, dtype=jnp.float32)[None, :] + 0.5
-    shift = jnp.where(sheared[:, None], amount[:, None] * line, amount[:, None] * side)
-    whole = jnp.floor(shift)
-    part = (shift - whole)[:, :, None]
+    odd = 2 * jnp.arange(side, dtype=jnp.int32) + 1  # centres of pixels, doubled
+    doubled_line = jnp.where(sheared[:, None], odd[None, :], 2 * side).astype(jnp.float32)
+    doubled_shift = fixed_point.product(amount[:, None], doubled_line)
+    whole, part = fixed_point.split_half(doubled_shift)
+    part = part[:, :, None]
     # Beyond one side everything is fill.
-    whole = jnp.clip(whole.astype(jnp.int32), -side, side)
+    whole = jnp.clip(whole, -side, side)
     margin = side + 2
     padded = jnp.pad(words, ((0, 0), (0, 0), (margin, margin)), mode="edge")
     take = jax.vmap(jax.vmap(lambda row, start: jax.lax.dynamic_slice(row, (start,), (side + 3,))))
     slices = take(padded, margin + whole - 1)
     taps = [_channels(slices[:, :, i : i + side]) for i in range(4)]
-    moved = _to_words([_cubic(*channel, part) for channel in zip(*taps)])
-    centre = jnp.arange(side, dtype=jnp.float32)[None, None, :] + 0.5 + shift[:, :, None]
-    words = jnp.where((centre >= 0) & (centre < side), moved, _fill_word(fill))
+    near = taps[1]
+    taps = [_less(tap, near) for tap in taps]
+    moved = _to_words(near, [_cubic(*channel, part) for channel in zip(*taps)])
+    centre = (odd << BITS)[None, None, :] + doubled_shift.high[:, :, None]
+    words = jnp.where(_inside(centre, side), moved, _fill_word(fill))
     return unpack(_transposed_where(words, vertical))
 
 
-def rotate(pixels: jax.Array, degrees: jax.Array, *, fill: tuple[int, int, int]) -> jax.Array:
-    """`Image.rotate(degrees)` about the centre, degrees float32 [n], counter-clockwise."""
-    n, height, width = pixels.shape[:3]
-    words = pack(pixels).reshape(n, height * width)
-    angle = -jnp.deg2rad(degrees)[:, None, None]
-    cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    y = (jnp.arange(height, dtype=jnp.float32) + (0.5 - height / 2.0))[None, :, None]
-    x = (jnp.arange(width, dtype=jnp.float32) + (0.5 - width / 2.0))[None, None, :]
-    from_x = cosine * x + sine * y + width / 2.0
-    from_y = cosine * y - sine * x + height / 2.0
-    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
-    left, top = jnp.floor(from_x - 0.5), jnp.floor(from_y - 0.5)
-    part_x, part_y = from_x - 0.5 - left, from_y - 0.5 - top
-    left, top = left.astype(jnp.int32) - 1, top.astype(jnp.int32) - 1
+def _turned(cosine: Fixed, along: jax.Array, sine: Fixed, across: jax.Array, side: int) -> Fixed:
+    """Doubled coordinate about the centre of `side`: cosine * along + sine * across."""
+    high, low = (a[:, None, None] * along + b[:, None, None] * across for a, b in zip(cosine, sine))
+    return fixed_point.carried(high + side * ONE, low)
 
-    def line(i: int) -> list[jax.Array]:
+
+def turned_from(degrees: jax.Array, height: int, width: int) -> tuple[Fixed, Fixed]:
+    """Where the pixels of images turned by float32 [n] come from: doubled x, y, each [n, h, w]."""
+    cosine, sine = fixed_point.cosine_and_sine(degrees)
+    minus_sine = fixed_point.carried(-sine.high, -sine.low)
+    # Centres of pixels from the image's centre, doubled.
+    y = (2 * jnp.arange(height, dtype=jnp.int32) + 1 - height)[None, :, None]
+    x = (2 * jnp.arange(width, dtype=jnp.int32) + 1 - width)[None, None, :]
+    from_x = _turned(cosine, x, minus_sine, y, width)
+    return from_x, _turned(cosine, y, sine, x, height)
+
+
+def rotate(pixels: jax.Array, degrees: jax.Array, *, fill: tuple[int, int, int]) -> jax.Array:
+    """`Image.rotate(degrees)` about the centre, degrees float32 [n], counter-clockwise.
+
+    Raises ValueError for sides above 1024.
+    """
+    n, height, width = pixels.shape[:3]
+    _check_side(max(height, width))
+    words = pack(pixels).reshape(n, height * width)
+    from_x, from_y = turned_from(degrees, height, width)
+    inside = _inside(from_x.high, width) & _inside(from_y.high, height)
+    left, part_x = fixed_point.split_half(from_x._replace(high=from_x.high - ONE))
+    top, part_y = fixed_point.split_half(from_y._replace(high=from_y.high - ONE))
+    left, top = left - 1, top - 1
+
+    def line(i: int) -> list[list[jax.Array]]:
         start = jnp.clip(top + i, 0, height - 1) * width
         taps = []
         for j in range(4):
             index = (start + jnp.clip(left + j, 0, width - 1)).reshape(n, height * width)
             tap = jnp.take_along_axis(words, index, axis=1)
             taps.append(_channels(tap.reshape(n, height, width)))
-        return [_cubic(*channel, part_x) for channel in zip(*taps)]
+        return taps
 
-    lines = [line(i) for i in range(4)]
-    turned = _to_words([_cubic(*channel, part_y) for channel in zip(*lines)])
+    square = [line(i) for i in range(4)]
+    near = square[1][1]
+    lines = [
+        [_cubic(*channel, part_x) for channel in zip(*(_less(tap, near) for tap in taps))]
+        for taps in square
+    ]
+    turned = _to_words(near, [_cubic(*channel, part_y) for channel in zip(*lines)])
     return unpack(jnp.where(inside, turned, _fill_word(fill)))
