@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _ASKED = "/jax/compilation_cache/compile_requests_use_cache"
@@ -13,7 +14,11 @@ _HIT = "/jax/compilation_cache/cache_hits"
 
 def use_compilation_cache(folder: str, *, workdir: pathlib.Path) -> None:
     """Keeps compiled programs in `folder`, if empty in `<workdir>/compilation_cache`."""
-    jax.config.update("jax_compilation_cache_dir", folder or str(workdir / "compilation_cache"))
+    folder = folder or str(workdir / "compilation_cache")
+    if jax.config.jax_compilation_cache_dir != folder:
+        # A cache once opened stays open, whatever the option says.
+        compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", folder)
     # Small programs too: together they cost seconds of every start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
