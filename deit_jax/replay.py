@@ -40,6 +40,7 @@ class Replay:
       finite: whether the repetition was finite.
       parameters, gradients: name -> how many values are not finite, of how many; only
         where there are any.
+      largest: name of the parameter with the largest finite magnitude, and that.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Replay:
     finite: bool
     parameters: dict[str, tuple[int, int]]
     gradients: dict[str, tuple[int, int]]
+    largest: tuple[str, float]
 
 
 def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
@@ -71,7 +73,7 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
     batch = _batch(built, step, rows)
     copies = sharding.replicated(built.mesh)
     teacher = built.teacher and jax.device_put(built.teacher.variables, copies)
-    parameters = not_finite(state.params)
+    parameters, largest = not_finite(state.params), largest_value(state.params)
 
     def on_rows(f):
         def f_on_rows(state: PyTree, teacher: PyTree, batch: PyTree):
@@ -94,6 +96,7 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
         finite=finite,
         parameters=parameters,
         gradients=not_finite(grads),
+        largest=largest,
     )
 
 
@@ -105,6 +108,14 @@ def not_finite(tree: PyTree) -> dict[str, tuple[int, int]]:
     return {name: (int(bad), sizes[name]) for name, bad in counts.items() if bad}
 
 
+def largest_value(tree: PyTree) -> tuple[str, float]:
+    """Name and magnitude of the leaf with the largest finite value."""
+    magnitude = lambda x: jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0))
+    found = jax.device_get(jax.jit(lambda tree: jax.tree.map(magnitude, tree))(tree))
+    name, value = max(param_groups.named_leaves(found), key=lambda pair: pair[1])
+    return name, float(value)
+
+
 def describe(told: Replay) -> list[str]:
     """The lines of `deit-jax replay`."""
     now, then = told.now, told.then
@@ -113,6 +124,7 @@ def describe(told: Replay) -> list[str]:
         + ("finite" if told.finite else "not finite, as in the run"),
         f"in the run: loss {then['loss']}, gradient norm {then['grad_norm']}",
     ]
+    lines.append(f"largest parameter: {told.largest[1]:.3g} in {told.largest[0]}")
     for what, found in (("parameters", told.parameters), ("gradients", told.gradients)):
         lines.append(f"{what} that are not finite: {len(found) or 'none'}")
         lines += [f"  {name}: {bad:,} of {size:,} values" for name, (bad, size) in found.items()]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 
-from deit_jax import cli, experiment, inflight, loop, nonfinite, sharding
+from deit_jax import cli, experiment, inflight, loop, nonfinite, replay, sharding
 from deit_jax.checkpoint import layout
 from deit_jax.errors import ConfigError
 from deit_jax.metrics import read_jsonl
@@ -180,9 +181,16 @@ def test_a_diverged_run_stops_and_its_dump_repeats_the_step(
     assert f"step 2: loss {told['metrics']['loss']}, gradient norm" in out
     assert "not finite, as in the run" in out
     assert "parameters that are not finite: none" in out
+    assert re.search(r"largest parameter: \S+e\+3[78] in \w+", out)
     assert "head/kernel: " in out.split("gradients that are not finite: ")[1]
 
 
 def test_a_folder_that_is_no_dump(tmp_path, capsys):
     assert cli.main(["replay", f"--dump={tmp_path}"]) == 2
     assert "holds no dump" in capsys.readouterr().err
+
+
+def test_values_that_are_not_finite_are_counted_by_name():
+    tree = {"a": {"b": jnp.array([1.0, NAN, jnp.inf])}, "c": jnp.array([-3.0, 2.0])}
+    assert replay.not_finite(tree) == {"a/b": (2, 3)}
+    assert replay.largest_value(tree) == ("c", 3.0)
