@@ -79,10 +79,17 @@ def test_rows_differ_and_do_not_depend_on_the_rest_of_the_batch():
     np.testing.assert_array_equal(few[:4], images[:4])
 
 
-def test_deit_3_options_run():
-    out = run(make_batch(8), auto_augment=None, three_augment=True, crop="src", mixup=0.0,
-              mix_group=4, erasing_prob=0.0, mix_mode="elem")  # fmt: skip
-    assert np.isfinite(out["image"]).all()
+def test_deit_3_options_on_one_device_and_on_eight(quick_compile):
+    batch = make_batch(16)
+    options = {"auto_augment": None, "three_augment": True, "crop": "src", "mixup": 0.0,
+               "mix_group": 4, "erasing_prob": 0.0, "mix_mode": "elem"}  # fmt: skip
+    alone = run(batch, **options)
+    mesh = sharding.make_mesh(data=8)
+    shared = jax.device_put(batch, sharding.batch_sharding(mesh))
+    together = run(shared, **options, mesh=mesh)
+    for name in alone:
+        np.testing.assert_array_equal(alone[name], together[name])
+    assert np.isfinite(alone["image"]).all()
 
 
 def test_source_names_the_canvas_of_every_row():

@@ -93,8 +93,9 @@ def move_lines(
     words = _transposed_where(pack(pixels), vertical)
     sheared = (kind == SHEAR_X) | (kind == SHEAR_Y)
     odd = 2 * jnp.arange(side, dtype=jnp.int32) + 1  # centres of pixels, doubled
-    doubled_line = jnp.where(sheared[:, None], odd[None, :], 2 * side).astype(jnp.float32)
-    doubled_shift = fixed_point.product(amount[:, None], doubled_line)
+    doubled_line = jnp.where(sheared[:, None], odd[None, :], 2 * side)
+    amount = fixed_point.fixed(amount)
+    doubled_shift = fixed_point.carried(*(word[:, None] * doubled_line for word in amount))
     whole, part = fixed_point.split_half(doubled_shift)
     part = part[:, :, None]
     # Beyond one side everything is fill.
