@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import runs
 
-from deit_jax import agreement, profiling, startup
+from deit_jax import agreement, profiling, startup, workdir
 from deit_jax.checkpoint import SaveFailedError, layout, manager
 from deit_jax.errors import ConfigError
 from deit_jax.metrics import read_jsonl
@@ -91,6 +91,14 @@ def test_the_agreement_matrix():
     assert [row[4] for row in table.values()] == table["both heads"]
     alone = agreement.table({"differ/class/label": 0.5}).splitlines()
     assert len(alone) == 3, "readers that are not there have no row"
+
+
+def test_what_does_not_change_the_past_may_change_between_starts(tmp_path):
+    """After a run has stopped at a bad step one wants to skip it, or to look at a profile."""
+    folder, _ = workdir.open_workdir(tmp_path, runs.load("quickstart.py:plain"))
+    workdir.store_config(folder, runs.load("quickstart.py:plain"))
+    other = ("nonfinite.action=skip", "profile=1:2", "compilation_cache=elsewhere")
+    assert workdir.open_workdir(tmp_path, runs.load("quickstart.py:plain", *other)) == (folder, [])
 
 
 def traced_steps(folder):

@@ -83,6 +83,9 @@ def test_asked_to_stop_while_compiling_saving_or_evaluating(unbroken, tmp_path):
     run.join()
     assert run.exitcode == 0, text()
     assert _leaves(workdir) == _leaves(unbroken)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    averaged = [line["train/averaged_steps"] for line in lines if "train/loss" in line]
+    assert sum(averaged) == STEPS, "every step is in one mean, also those before a stop"
 
 
 def test_a_disk_that_fills_stops_the_run_and_loses_nothing(unbroken, tmp_path):
