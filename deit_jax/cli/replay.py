@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-from typing import Any
 
 DESCRIPTION = """\
 A run that meets a loss or gradient that is not finite writes the state before that step to
