@@ -127,7 +127,10 @@ class Worker:
 
     def ask(self, **request: int | str) -> dict:
         """The worker's answer to one request."""
-        print(json.dumps(request), file=self._process.stdin, flush=True)
+        try:
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise WorkerFailed(f"the worker ended with status {self._process.wait()}") from None
         return self._answer()
 
     def _answer(self) -> dict:
@@ -142,7 +145,10 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process and waits for it: its memory is free then."""
-        self._process.stdin.close()
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:

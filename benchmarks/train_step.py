@@ -133,15 +133,19 @@ def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dic
                 results[name] = {"error": str(error)}
         for name in wave:
             worker = workers.get(name)
-            if worker and "error" not in results[name]:
-                memory = worker.ask(do="memory")
-                results[name] |= told(rounds[name], case, worker.ready, memory, flops)
-                results[name] |= {
-                    key: worker.ready[key] for key in ("versions", "environment", "device")
-                    if key in worker.ready
-                }  # fmt: skip
-            if worker:
-                worker.close()
+            if worker is None:
+                continue
+            try:
+                if "error" not in results[name]:
+                    memory = worker.ask(do="memory")
+                    results[name] |= told(rounds[name], case, worker.ready, memory, flops)
+                    results[name] |= {
+                        key: worker.ready[key] for key in ("versions", "environment", "device")
+                        if key in worker.ready
+                    }  # fmt: skip
+            except common.WorkerFailed as error:
+                results[name] = {"error": str(error)}
+            worker.close()
     return {"case": case, "flops_per_step": flops, "sides": results}
 
 
