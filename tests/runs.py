@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = ("data.source=digits",)
 # What costs most to compile, off.
 NO_AUGMENTATION = (
-    "augment.randaugment=", "augment.erasing_prob=0", "augment.mixup=0", "augment.cutmix=0",
+    "augment.randaugment=", "augment.three_augment=false", "augment.color_jitter=0",
+    "augment.erasing_prob=0", "augment.mixup=0", "augment.cutmix=0",
 )
 
 
