@@ -4,13 +4,16 @@
         --config.data.data_dir=DIR
 
 Trains one teacher, then every row of `--rows` with every seed, by calling train.py; what is
-done already is not done again, and what was stopped goes on. Further `--config.a.b=c` are
+done already is not done again, and what was stopped goes on. `--jobs=2` trains two at a time
+(small models leave a second core idle) and sends what they print to a file each. Further `--config.a.b=c` are
 handed to every run. Writes table3.md and table3.json into `--runs`: top-1 on the test images
 after the last step, mean and spread (standard deviation, n - 1) over the seeds, hardware,
 versions and minutes. The row of the token gives three lines: its heads and their mean.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -42,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--form", choices=("full", "short"), default="full")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--teacher", help="a trained one (workdir); default: trained first")
     args, overrides = parser.parse_known_args(argv)
     wrong = [text for text in overrides if not text.startswith("--config.")]
@@ -54,17 +58,29 @@ def main(argv: list[str] | None = None) -> int:
     teacher = args.teacher or str(args.runs / "teacher")
     if not args.teacher:
         train(f"teacher{suffix}", args.runs / "teacher", overrides)
-    for seed in args.seeds.split(","):
-        for row in args.rows.split(","):
-            extra = [f"--config.seed={seed}"]
-            if row != "none":
-                extra.append(f"--config.teacher.init={teacher}")
-            train(f"{row}{suffix}", args.runs / f"{row}_{seed}", [*overrides, *extra])
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        begun = []
+        for seed in args.seeds.split(","):
+            for row in args.rows.split(","):
+                extra = [f"--config.seed={seed}"]
+                if row != "none":
+                    extra.append(f"--config.teacher.init={teacher}")
+                workdir = args.runs / f"{row}_{seed}"
+                log = workdir.with_suffix(".log") if args.jobs > 1 else None
+                begun.append(
+                    pool.submit(train, f"{row}{suffix}", workdir, [*overrides, *extra], log=log)
+                )
+        for run in concurrent.futures.as_completed(begun):
+            if run.exception():
+                pool.shutdown(cancel_futures=True)
+            run.result()
             write(args.runs, report(args, teacher))
     return 0
 
 
-def train(variant: str, workdir: pathlib.Path, overrides: list[str]) -> None:
+def train(
+    variant: str, workdir: pathlib.Path, overrides: list[str], *, log: pathlib.Path | None = None
+) -> None:
     """One run to its end; its minutes are kept beside it. Exits with the run's status if it fails."""
     record = workdir / "minutes.json"
     if record.is_file():
@@ -76,7 +92,10 @@ def train(variant: str, workdir: pathlib.Path, overrides: list[str]) -> None:
         sys.executable, str(ROOT / "train.py"), f"--config={ROOT / 'configs/cifar10.py'}:{variant}",
         f"--workdir={workdir}", *overrides,
     ]  # fmt: skip
-    status = subprocess.run(command, check=False).returncode
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(log.open("a")) if log else None
+        done = subprocess.run(command, check=False, stdout=out, stderr=out and subprocess.STDOUT)
+    status = done.returncode
     if status:
         sys.exit(status)
     minutes = (time.perf_counter() - begun) / 60

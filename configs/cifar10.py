@@ -94,8 +94,8 @@ def _short() -> dict:
         },
         "schedule": {"warmup_epochs": 1.0},
         "train": {
-            "batch_size": 128, "total_epochs": 6.0, "eval_every_epochs": 3.0,
-            "checkpoint_every_epochs": 3.0,
+            "batch_size": 128, "total_epochs": 4.0, "eval_every_epochs": 2.0,
+            "checkpoint_every_epochs": 2.0,
         },
         "eval": {"batch_size": 500},
     }  # fmt: skip

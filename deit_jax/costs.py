@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from deit_jax import models, param_groups
+from deit_jax import models, param_groups, trees
 
 # Values per token and unit of width that one block saves for the backward pass, in f32 and
 # in half precision (whose LayerNorms save f32, counted double): residuals of `jax.vjp`.
@@ -72,7 +72,7 @@ def step_memory(
       fsdp: devices that share parameters and optimizer state.
       teacher_parameters: numbers of a teacher, kept in f32 on every device.
     """
-    sizes = {path: math.prod(leaf.shape) for path, leaf in param_groups.named_leaves(params)}
+    sizes = {path: math.prod(leaf.shape) for path, leaf in trees.named_leaves(params).items()}
     numbers = sum(sizes.values())
     trained = sum(size for path, size in sizes.items() if masks.trainable[path])
     side = model.image_size[0] * model.image_size[1]
@@ -109,7 +109,7 @@ def activation_bytes(model: models.Model) -> float:
 def _convolution_outputs(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
             total += math.prod(equation.outvars[0].aval.shape)
         for inner in core.jaxprs_in_params(equation.params):
             total += _convolution_outputs(inner)

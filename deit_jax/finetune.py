@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from deit_jax import trees
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, VisionTransformer, init_variables
 from deit_jax.models.position import resize_position
@@ -68,9 +69,9 @@ def initialise(
       ConfigError: lists every missing, unexpected and misshapen array.
     """
     abstract = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
-    wanted = _flatten(abstract)
-    fresh = _flatten(template) if template is not None else {}
-    have = _flatten(loaded.variables)
+    wanted = trees.named_leaves(abstract)
+    fresh = trees.named_leaves(template) if template is not None else {}
+    have = trees.named_leaves(loaded.variables)
     old_model = loaded.create_model()
     dropped, notes = [], []
     if drop_head:
@@ -101,7 +102,7 @@ def initialise(
     values = {path: have.get(path, fresh.get(path)) for path in wanted}
     kept = tuple(path for path in wanted if path in have and path not in resized)
     report = Report(kept, tuple(resized), tuple(dropped), tuple(absent), tuple(notes))
-    return Initialised(_unflatten(values), report)
+    return Initialised(trees.nested(values), report)
 
 
 def _check(loaded: "Loaded", wanted: dict, have: dict, missing: list[str]) -> None:
@@ -139,21 +140,3 @@ def _position(
     moved = old.grid != new.grid
     patches = resize_position(patches, old.grid, new.grid)
     return np.concatenate([rows, patches], axis=1), moved
-
-
-def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "/".join(key.key for key in keys): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deit_jax import errors, param_groups
+from deit_jax import errors, trees
 from deit_jax.param_groups import Masks, decay_groups, format_groups
 from deit_jax.schedules import Schedule
 
@@ -83,7 +83,7 @@ def make_optimizer(
 def _train_only(masks: Masks, tx: optax.GradientTransformation, params: PyTree):
     if all(masks.trainable.values()):
         return tx
-    labels = param_groups.map_with_name(
+    labels = trees.map_with_name(
         lambda path, _: "trained" if masks.trainable[path] else "frozen", params
     )
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
@@ -136,7 +136,7 @@ def scale_by_trust_ratio(masks: Masks, weight_decay: float) -> optax.GradientTra
         return update * ratio
 
     def update_fn(updates: PyTree, params: PyTree) -> PyTree:
-        return param_groups.map_with_name(scale, updates, params)
+        return trees.map_with_name(scale, updates, params)
 
     return optax.stateless(update_fn)
 
@@ -152,12 +152,12 @@ def _scale_by_layer(masks: Masks) -> optax.GradientTransformation:
     def scale(path: str, update: jax.Array) -> jax.Array:
         return update * masks.lr_scale[path]
 
-    return optax.stateless(lambda updates, _: param_groups.map_with_name(scale, updates))
+    return optax.stateless(lambda updates, _: trees.map_with_name(scale, updates))
 
 
 def _mask(chosen: dict[str, bool]):
     # By name and not by tree: under partition the frozen leaves are absent.
-    return lambda tree: param_groups.map_with_name(lambda path, _: chosen[path], tree)
+    return lambda tree: trees.map_with_name(lambda path, _: chosen[path], tree)
 
 
 def _check(weight_decay, layer_decay, clip_norm, lamb_clip_norm, beta1, beta2, momentum) -> None:

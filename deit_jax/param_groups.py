@@ -3,12 +3,9 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
-import jax
-
-from deit_jax import errors
+from deit_jax import errors, trees
 
 PyTree = Any
 
@@ -76,24 +73,25 @@ def decay_groups(
         layer_decay=layer_decay,
         trainable=trainable,
     )
-    members: dict[tuple, list[tuple[str, int]]] = {}
-    for path, leaf in named_leaves(params):
+    leaves = trees.named_leaves(params)
+    by_kind: dict[tuple, list[tuple[str, int]]] = {}
+    for path, leaf in leaves.items():
         frozen = not masks.trainable[path]
         decay = weight_decay if masks.decayed[path] and not frozen else 0.0
         lr_scale = 0.0 if frozen else masks.lr_scale[path]
-        members.setdefault((frozen, lr_scale, decay), []).append((path, math.prod(leaf.shape)))
+        by_kind.setdefault((frozen, lr_scale, decay), []).append((path, math.prod(leaf.shape)))
     groups = [
         Group(
             decay=decay,
             lr_scale=lr_scale,
             frozen=frozen,
-            paths=tuple(path for path, _ in leaves),
-            numbers=sum(size for _, size in leaves),
+            paths=tuple(path for path, _ in members),
+            numbers=sum(size for _, size in members),
         )
-        for (frozen, lr_scale, decay), leaves in members.items()
+        for (frozen, lr_scale, decay), members in by_kind.items()
     ]
     placed = [path for group in groups for path in group.paths]
-    if sorted(placed) != sorted(path for path, _ in named_leaves(params)):
+    if sorted(placed) != sorted(leaves):
         raise AssertionError("a parameter is in no group or in two")
     return sorted(groups, key=lambda g: (g.frozen, -g.lr_scale, -g.decay))
 
@@ -159,10 +157,9 @@ class Masks:
         layer_decay: float | None,
         trainable: str,
     ) -> "Masks":
-        leaves = named_leaves(params)
-        if not leaves:
+        paths = list(trees.named_leaves(params))
+        if not paths:
             raise errors.ConfigError("there are no parameters to optimise")
-        paths = [path for path, _ in leaves]
         blocks = [int(match[1]) for path in paths if (match := _BLOCK.match(path))]
         depth = max(blocks, default=-1) + 1
         return cls(
@@ -170,23 +167,6 @@ class Masks:
             trainable=_trainable(paths, trainable),
             lr_scale={path: _lr_scale(path, depth, layer_decay) for path in paths},
         )
-
-
-def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """`[('blocks_0/norm1/scale', leaf), ...]` of a nested dict, in tree order."""
-    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def map_with_name(function: Callable, tree: PyTree, *rest: PyTree) -> PyTree:
-    """`jax.tree.map` whose function takes the leaf's path name first."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
-    )
-
-
-def path_name(path: tuple) -> str:
-    """'blocks_0/norm1/scale' for the key path of a nested dict."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _decayed(path: str, decay_dist_token: bool) -> bool:

@@ -88,15 +88,15 @@ def schedule_warnings(
     batch_size: int,
     steps_per_epoch: int,
     total_steps: int,
-    kind: str = "cosine",
-    base_lr: float = 5e-4,
-    scale_by_batch: int | None = 512,
-    warmup_epochs: float = 5.0,
-    warmup_lr: float = 1e-6,
-    min_lr: float = 1e-5,
-    warmup_prefix: bool = False,
+    kind: str,
+    base_lr: float,
+    scale_by_batch: int | None,
+    warmup_epochs: float,
+    warmup_lr: float,
+    min_lr: float,
+    warmup_prefix: bool,
 ) -> list[str]:
-    """What is legal but seldom meant in these arguments of `make_schedule`, a line each."""
+    """What is legal but seldom meant in all of `make_schedule`'s arguments, a line each."""
     peak = peak_lr(base_lr=base_lr, scale_by_batch=scale_by_batch, batch_size=batch_size)
     warnings = []
     if kind != "constant" and min_lr > peak:

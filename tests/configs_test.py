@@ -1,4 +1,4 @@
-"""Every shipped recipe and variant is built and traced; those that differ in kind run and go on."""
+"""Every shipped recipe and variant, shrunk, runs and goes on; each kind also on eight devices."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 import runs
 
 from deit_jax import config as config_lib
-from deit_jax import experiment, steps
+from deit_jax import curves
 from deit_jax.checkpoint import read_variables
 from deit_jax.metrics import read_jsonl
 
@@ -44,25 +44,46 @@ def options_of(spec, tiny_teacher) -> list[str]:
     return [*runs.DIGITS, f"teacher.init={tiny_teacher}", "teacher.name=regnety_002"]
 
 
-@pytest.mark.parametrize("spec", shipped())
-def test_recipe_is_built_and_traced(spec, tiny_teacher):
-    """The whole training step of every variant, shrunk, without compiling it."""
-    config = runs.tiny(spec, *options_of(spec, tiny_teacher))
-    built = experiment.build(config)
+def shrunk() -> list[tuple[str, tuple[str, ...]]]:
+    """Every recipe's name and overrides for one device.
 
-    def init(key):
-        return steps.init_state(built.model, built.tx, key, ema=config.step.ema_decay > 0)
+    Recipes that are the same when shrunk share a run. Each augmentation is run with the
+    first recipe that has it and left out of the others: compiling it is most of the time.
+    """
+    runs_of, augmentations = {}, set()
+    for spec in shipped():
+        config = runs.tiny(spec, *runs.DIGITS)
+        runs_of.setdefault(config_lib.to_json(config), []).append(spec)
+    found = []
+    for specs in runs_of.values():
+        section = json.dumps(runs.load(specs[0]).augment.to_dict(), default=str)
+        off = runs.NO_AUGMENTATION if section in augmentations else ()
+        augmentations.add(section)
+        found.append(pytest.param(specs[0], off, id=",".join(specs)))
+    return found
 
-    state = jax.eval_shape(init, jax.random.key(0))
-    with built.train_batches() as batches:
-        batch = next(batches)
-    teacher = built.teacher and built.teacher.variables
-    after, scalars = jax.eval_shape(built.make_train_step(), state, teacher, batch)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
-    )
-    assert ("distillation_loss" in scalars) == (config.loss.distillation != "none")
-    assert len(batch["label"]) < 16 if config.input.repeats > 1 else len(batch["label"]) == 16
+
+@pytest.mark.parametrize("spec, augmentation", shrunk())
+def test_every_variant_runs_and_goes_on(
+    spec, augmentation, tmp_path, compilation_cache, tiny_teacher, monkeypatch
+):
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+    monkeypatch.setattr(curves, "plot_curves", lambda *_: None)
+    options = [
+        *options_of(spec, tiny_teacher), *augmentation, compilation_cache,
+        "train.total_steps=2", "eval.batch_size=120",
+    ]  # fmt: skip
+    config = runs.tiny(spec, *options)
+    for stop in (1, 2):
+        results = runs.train(runs.tiny(spec, *options, f"train.stop_at_step={stop}"), tmp_path)
+        assert results["eval/count"] == 355
+        assert ("eval_ema/count" in results) == (config.step.ema_decay > 0)
+        assert ("eval/dist/top1" in results) == bool(config.model.get("distilled"))
+    records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "train/loss" in r]
+    assert [r["step"] for r in records] == [1, 2], "goes on after step 1"
+    distils = config.loss.distillation != "none"
+    assert all(("train/distillation_loss" in r) == distils for r in records)
+    assert all(np.isfinite(r["train/loss"]) for r in records)
 
 
 @pytest.mark.parametrize("spec", kinds())

@@ -1,5 +1,7 @@
 """Learning-rate curves against timm's scheduler and the official training loop."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +117,9 @@ def test_wrong_values_are_named(change, words):
     ],
 )
 def test_warnings_name_what_is_seldom_meant(change, words):
-    recipe = {"batch_size": 1024, "steps_per_epoch": 10, "total_steps": 100}
+    published = inspect.signature(schedules.make_schedule).parameters.values()
+    defaults = {p.name: p.default for p in published if p.default is not p.empty}
+    recipe = defaults | {"batch_size": 1024, "steps_per_epoch": 10, "total_steps": 100}
     assert schedules.schedule_warnings(**recipe) == []
     (line,) = schedules.schedule_warnings(**recipe | change)
     assert words in line

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import trajectory_data as data
 
-from deit_jax import losses, models, optim, param_groups, steps
+from deit_jax import losses, models, optim, steps, trees
 
 TOLERANCE = 1e-3
 
@@ -108,7 +108,7 @@ def train(stored, variant):
         state, metrics = step(state, teacher_variables, {"image": image, "target": target})
         parts = ("loss", "label_loss", "distillation_loss")
         history.append([float(metrics.get(part, 0.0)) for part in parts])
-    return np.array(history), dict(param_groups.named_leaves(state.params))
+    return np.array(history), trees.named_leaves(state.params)
 
 
 @pytest.mark.parametrize("variant", data.VARIANTS)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deit_jax.trees import named_leaves
+
 PyTree = Any
 
 _MIX = 0x9E3779B1  # odd; 2**32 / golden ratio
@@ -22,18 +24,12 @@ _IN_FLIGHT = 8
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
-def leaf_paths(tree: PyTree) -> dict[str, Any]:
-    """Leaves by name, `params/blocks_0/attn/qkv/kernel`, in tree order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def digest_tree(tree: PyTree) -> dict[str, int]:
     """The digest of every leaf, as unsigned ints, computed where the arrays live.
 
     All processes must call it, and all get the whole answer.
     """
-    leaves = leaf_paths(tree)
+    leaves = named_leaves(tree)
     if not leaves:
         return {}
     sums: list[jax.Array] = []

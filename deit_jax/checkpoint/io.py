@@ -18,11 +18,12 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from deit_jax.checkpoint import layout
-from deit_jax.checkpoint.digest import digest_array, digest_tree, leaf_paths
+from deit_jax.checkpoint.digest import digest_array, digest_tree
 from deit_jax.checkpoint.layout import DamagedCheckpointError, StructureError
-from deit_jax.checkpoint.parts import filled, nested, state_parts
+from deit_jax.checkpoint.parts import filled, state_parts
 from deit_jax.errors import ConfigError
 from deit_jax.state import TrainState
+from deit_jax.trees import named_leaves, nested
 
 PyTree = Any
 
@@ -47,7 +48,7 @@ def begin_save(
 
     Computes and stores the manifest that `read_state` verifies against.
     """
-    manifest = layout.make_manifest(leaf_paths(parts), digest_tree(parts), metadata)
+    manifest = layout.make_manifest(named_leaves(parts), digest_tree(parts), metadata)
     with _context():
         return ocp.save_checkpointables_async(
             folder, parts | {layout.MANIFEST: manifest, layout.METADATA: dict(metadata)}
@@ -62,7 +63,7 @@ def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restore
       StructureError: it is another model, optimizer or state.
     """
     described = layout.read_description(folder)
-    names = leaf_paths(state_parts(abstract))
+    names = named_leaves(state_parts(abstract))
     lines = layout.structural_differences(
         described, names, described.parts() | {name.split("/", 1)[0] for name in names}
     )
@@ -76,7 +77,7 @@ def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restore
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
         for name, leaf in names.items()
     }
-    loaded = leaf_paths(_load(folder, nested(wanted)))
+    loaded = named_leaves(_load(folder, nested(wanted)))
     bad = layout.differing_digests(described, digest_tree(nested(loaded)))
     if bad:
         raise DamagedCheckpointError(_changed(folder, bad))
@@ -119,7 +120,7 @@ def read_variables(
         for name, leaf in described.leaves.items()
         if name.split("/", 1)[0] in parts
     }
-    loaded = leaf_paths(_load(folder, nested(hosts)))
+    loaded = named_leaves(_load(folder, nested(hosts)))
     bad = layout.differing_digests(
         described, {name: digest_array(loaded[name]) for name in hosts}
     )

@@ -15,13 +15,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deit_jax.checkpoint import layout
-from deit_jax.checkpoint.digest import leaf_paths
 from deit_jax.checkpoint.io import Restored, begin_save, quiet_orbax, read_state
 from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, SaveFailedError
 from deit_jax.checkpoint.lock import FolderLock
 from deit_jax.checkpoint.parts import state_parts
 from deit_jax.checkpoint.retention import Retention
 from deit_jax.state import TrainState
+from deit_jax.trees import named_leaves
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Checkpointer:
             "checkpoint": {"step": step, "metrics": metrics, **selection}
         }
         parts = state_parts(state)
-        leaves = leaf_paths(parts)
+        leaves = named_leaves(parts)
         begun = time.monotonic()
         try:
             response = begin_save(self._directory / str(step), parts, record)

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from deit_jax.checkpoint.digest import leaf_paths
 from deit_jax.state import TrainState
+from deit_jax.trees import named_leaves, nested
 
 PyTree = Any
 
@@ -17,7 +17,7 @@ def state_parts(state: TrainState) -> dict[str, PyTree]:
     `params`, `batch_stats`, `ema/{params,batch_stats}`, `train/{step,opt_state}`; what has
     no arrays is left out.
     """
-    return nested(leaf_paths(_named(state)))
+    return nested(named_leaves(_named(state)))
 
 
 def _named(state: TrainState) -> dict[str, PyTree]:
@@ -33,7 +33,7 @@ def filled(abstract: TrainState, leaves: Mapping[str, Any]) -> TrainState:
     """`abstract` with its leaves replaced by name."""
     named = _named(abstract)
     treedef = jax.tree.structure(named)
-    parts = jax.tree.unflatten(treedef, [leaves[name] for name in leaf_paths(named)])
+    parts = jax.tree.unflatten(treedef, [leaves[name] for name in named_leaves(named)])
     return TrainState(
         step=parts["train"]["step"],
         params=parts["params"],
@@ -42,15 +42,3 @@ def filled(abstract: TrainState, leaves: Mapping[str, Any]) -> TrainState:
         ema_batch_stats=parts["ema"]["batch_stats"],
         opt_state=parts["train"]["opt_state"],
     )
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
-    """`{"a/b": x}` as `{"a": {"b": x}}`."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree

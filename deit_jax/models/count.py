@@ -1,5 +1,6 @@
 """Sizes and costs, read off the model itself."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ class Size(NamedTuple):
     macs: int
 
 
+@functools.lru_cache
 def count(model: VisionTransformer | RegNet) -> Size:
     """Counts by tracing; nothing is computed."""
     if isinstance(model, RegNet):

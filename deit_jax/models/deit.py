@@ -42,7 +42,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, capture: bool) -> tuple[jax.Array, jax.Array | None]:
         rows, tokens, dim = x.shape
-        qkv = _dense(3 * dim, self.dtype, "qkv")(x)
+        qkv = layers.Dense(3 * dim, self.dtype, name="qkv")(x)
         qkv = qkv.reshape(rows, tokens, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         weights = layers.attention_weights(query, key) if capture else None
@@ -53,7 +53,7 @@ class Attention(nn.Module):
             value,
             implementation=layers.resolve_attention(self.implementation, self.dtype),
         )
-        return _dense(dim, self.dtype, "proj")(x.reshape(rows, tokens, dim)), weights
+        return layers.Dense(dim, self.dtype, name="proj")(x.reshape(rows, tokens, dim)), weights
 
 
 class Mlp(nn.Module):
@@ -66,9 +66,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         dim = x.shape[-1]
-        x = nn.gelu(_dense(self.hidden, self.dtype, "fc1")(x), approximate=False)
+        x = nn.gelu(layers.Dense(self.hidden, self.dtype, name="fc1")(x), approximate=False)
         x = layers.dropout(x, layers.fold_keys(keys, _HIDDEN_DROP), self.dropout_rate)
-        return _dense(dim, self.dtype, "fc2")(x)
+        return layers.Dense(dim, self.dtype, name="fc2")(x)
 
 
 class Block(nn.Module):
@@ -210,10 +210,10 @@ class VisionTransformer(nn.Module):
         if capture:
             features["norm"] = x
         # Heads in f32: bf16 logits would carry only three digits into the loss.
-        logits = _dense(self.num_classes, jnp.float32, "head")(x[:, 0])
+        logits = layers.Dense(self.num_classes, jnp.float32, name="head")(x[:, 0])
         if not (self.distilled and self.dist_head):
             return Output(logits, None), features
-        return Output(logits, _dense(self.num_classes, jnp.float32, "head_dist")(x[:, 1])), features
+        return Output(logits, layers.Dense(self.num_classes, jnp.float32, name="head_dist")(x[:, 1])), features
 
     def _embed(self, image: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Patches with tokens and positions, [B, T, D]."""
@@ -286,7 +286,3 @@ class VisionTransformer(nn.Module):
         rates = jnp.asarray(self.drop_rates(), jnp.float32)
         draws = None if draws is None else draws.swapaxes(0, 1)
         return jax.lax.scan(body, x, (jnp.arange(self.depth), rates, draws, stacked))[0]
-
-
-def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=_normal, name=name)

@@ -79,6 +79,32 @@ def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
+def matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., D] times [D, features] -> [..., features], as one product of two matrices.
+
+    All leading axes are one axis of the product. With several, XLA's CPU backend makes the
+    gradient of the kernel by transposing whole activations, and the backward pass takes
+    more than twice as long; GPU and TPU compile both to the same.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Dense(nn.Module):
+    """[..., D] -> [..., features]: a matrix product and a bias."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", initializers.normal(0.02), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
+        return matrix_product(x.astype(self.dtype), kernel) + bias.reshape(
+            (1,) * (x.ndim - 1) + (-1,)
+        )
+
+
 class PatchEmbed(nn.Module):
     """Image f32 [B, h, w, 3] -> tokens [B, (h/P)(w/P), D], row by row.
 
@@ -101,9 +127,8 @@ class PatchEmbed(nn.Module):
         grid_h, grid_w = height // size, width // size
         x = image.astype(self.dtype).reshape(rows, grid_h, size, grid_w, size, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(rows, grid_h * grid_w, -1)
-        return x @ kernel.astype(self.dtype).reshape(-1, dim) + bias.astype(self.dtype).reshape(
-            1, 1, -1
-        )
+        x = matrix_product(x, kernel.astype(self.dtype).reshape(-1, dim))
+        return x + bias.astype(self.dtype).reshape(1, 1, -1)
 
 
 class BatchNorm(nn.Module):

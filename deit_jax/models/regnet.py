@@ -40,7 +40,10 @@ def stage_design(
 
 
 class Conv(nn.Module):
-    """Convolution on NHWC with torch's symmetric padding k // 2; `kernel` HWIO [k, k, I/groups, O]."""
+    """Convolution on NHWC with torch's symmetric padding k // 2; `kernel` HWIO [k, k, I/groups, O].
+
+    A size of 1 is a matrix product, which every backend does at least as fast.
+    """
 
     features: int
     size: int
@@ -54,16 +57,21 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         fan_out = self.size * self.size * self.features // self.groups
         kernel = self.param("kernel", initializers.normal(math.sqrt(2.0 / fan_out)), shape)
-        # 'SAME' would pad (0, 1) at stride 2 and even sizes: half a pixel off.
-        pad = self.size // 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            feature_group_count=self.groups,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.size == 1 and self.groups == 1:
+            x = x[:, :: self.stride, :: self.stride]
+            y = layers.matrix_product(x, kernel.reshape(shape[2:]))
+        else:
+            # 'SAME' would pad (0, 1) at stride 2 and even sizes: half a pixel off.
+            pad = self.size // 2
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=((pad, pad), (pad, pad)),
+                feature_group_count=self.groups,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
