@@ -1,4 +1,4 @@
-"""Every shipped recipe and variant, shrunk, runs and goes on; each kind also on eight devices."""
+"""Every shipped recipe and variant, shrunk, runs and goes on; the quickstart on eight devices."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 import runs
 
 from deit_jax import config as config_lib
-from deit_jax import curves
+from deit_jax import loop
 from deit_jax.checkpoint import read_variables
 from deit_jax.metrics import read_jsonl
 
@@ -23,19 +23,6 @@ def shipped() -> list[str]:
         exec(compile(file.read_text(), str(file), "exec"), names)
         found += [f"{file.name}:{variant}" for variant in names.get("VARIANTS", [""])]
     return found
-
-
-def kinds() -> list[str]:
-    """The first recipe of each kind: compiling all of them would take an hour."""
-    first = {}
-    quickstart = [spec for spec in shipped() if spec.startswith("quickstart.py")]
-    for spec in [*quickstart, *shipped()]:
-        config = runs.load(spec)
-        family = config.model.name.split("_")[0].rstrip("3")
-        kind = (family, config.optim.name) if config.step.train_mode else (family, "eval mode")
-        first.setdefault(spec if spec in quickstart else kind, spec)
-        first.setdefault(kind, spec)
-    return list(dict.fromkeys(first.values()))
 
 
 def options_of(spec, tiny_teacher) -> list[str]:
@@ -67,13 +54,15 @@ def shrunk() -> list[tuple[str, tuple[str, ...]]]:
 def test_every_variant_runs_and_goes_on(
     spec, augmentation, tmp_path, compilation_cache, tiny_teacher, monkeypatch
 ):
-    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-    monkeypatch.setattr(curves, "plot_curves", lambda *_: None)
+    runs.on_one_device(monkeypatch)
+    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
     options = [
         *options_of(spec, tiny_teacher), *augmentation, compilation_cache,
         "train.total_steps=2", "eval.batch_size=120",
     ]  # fmt: skip
     config = runs.tiny(spec, *options)
+    if "depth" in config.model:
+        options.append("model.depth=1")
     for stop in (1, 2):
         results = runs.train(runs.tiny(spec, *options, f"train.stop_at_step={stop}"), tmp_path)
         assert results["eval/count"] == 355
@@ -86,8 +75,11 @@ def test_every_variant_runs_and_goes_on(
     assert all(np.isfinite(r["train/loss"]) for r in records)
 
 
-@pytest.mark.parametrize("spec", kinds())
-def test_recipe_runs_and_goes_on(spec, tmp_path, compilation_cache, tiny_teacher, capfd):
+@pytest.mark.parametrize("variant", ["teacher", "student", "plain"])
+def test_quickstart_runs_and_goes_on_eight_devices(
+    variant, tmp_path, compilation_cache, tiny_teacher, capfd
+):
+    spec = f"quickstart.py:{variant}"
     options = [*options_of(spec, tiny_teacher), compilation_cache]
     first = runs.train(runs.tiny(spec, *options, "train.stop_at_step=1"), tmp_path)
     results = runs.train(runs.tiny(spec, *options), tmp_path)
@@ -136,8 +128,9 @@ def test_finished_run_has_nothing_to_do(tmp_path, compilation_cache, capsys):
 
 @pytest.mark.parametrize("recipe", ["deit.py:ti", "deit_distilled.py:ti"])
 def test_imagenet_photos_through_the_shipped_configs(
-    recipe, tfds_dir, tmp_path, compilation_cache
+    recipe, tfds_dir, tmp_path, compilation_cache, monkeypatch
 ):
+    runs.on_one_device(monkeypatch)
     photos = [f"data.data_dir={tfds_dir}", compilation_cache]
     if "distilled" in recipe:
         teacher = runs.tiny(

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import time
 
 # Before jax is imported. Twice the device count of worker threads: with fewer,
 # collectives on virtual devices can starve each other and hang; the time-outs
@@ -61,9 +62,20 @@ def compilation_cache(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory, compilation_cache) -> pathlib.Path:
-    """Workdir of a teacher of the ten digits, trained for two steps."""
+    """Workdir of a teacher of the ten digits, trained once for all workers."""
     import runs
 
-    workdir = tmp_path_factory.mktemp("teacher")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    workdir, ready = shared / "teacher", shared / "teacher-ready"
+    try:
+        (shared / "teacher-begun").touch(exist_ok=False)
+    except FileExistsError:
+        deadline = time.monotonic() + 300
+        while not ready.exists():
+            assert time.monotonic() < deadline, "the teacher that another worker trains"
+            time.sleep(0.2)
+        return workdir
     runs.train(runs.tiny("quickstart.py:teacher", compilation_cache), workdir)
+    ready.touch()
     return workdir

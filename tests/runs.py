@@ -47,13 +47,15 @@ def quick_compile():
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def make_cheap(monkeypatch):
-    """Runs of this process use one device, and neither evaluate nor draw curves.
-
-    Compiling for eight devices, compiling the evaluation and drawing take seconds a start.
-    """
+def on_one_device(monkeypatch):
+    """Runs of this process use one device: compiling for eight takes longer."""
     auto = (jax.sharding.AxisType.Auto,) * 2
     one = jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1], axis_types=auto)
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: one)
+
+
+def make_cheap(monkeypatch):
+    """Runs of this process use one device, and neither evaluate nor draw curves."""
+    on_one_device(monkeypatch)
     monkeypatch.setattr(loop.evaluate, "evaluate", lambda *_: {"eval": {"count": 1}})
     monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
