@@ -108,7 +108,8 @@ def test_workdir_that_cannot_be_written(tmp_path, capsys):
     assert "cannot be written" in str(caught.value) and "num_heads" in str(caught.value)
 
 
-def test_workdir_of_another_run(tmp_path, compilation_cache, capsys):
+def test_workdir_of_another_run(tmp_path, compilation_cache, capsys, monkeypatch):
+    runs.make_cheap(monkeypatch)
     runs.train(runs.tiny("quickstart.py:plain", compilation_cache), tmp_path)
     other = runs.tiny("quickstart.py:plain", compilation_cache, "schedule.base_lr=0.5", "seed=3")
     with pytest.raises(ConfigError) as caught:
@@ -125,6 +126,8 @@ def test_workdir_of_another_run(tmp_path, compilation_cache, capsys):
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monkeypatch):
     """The bad update is not made, and the checkpoint before it stays."""
+    runs.make_cheap(monkeypatch)
+
     def poisoned(**kwargs):
         schedule = kwargs["schedule"]
         step = make_train_step(**kwargs)
