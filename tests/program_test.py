@@ -63,9 +63,6 @@ IN_FLOAT32 = {
     "_weighted_levels": "crop weights, which must round to the levels that Pillow gives",
     "head": "logits and the loss are in f32; one token of each image",
     "head_dist": "the same",
-    # Only where jax's own attention is used: on CPU and TPU, not with cuDNN on GPUs. A TPU
-    # rounds f32 operands to bf16.
-    "transpose(BTNH,BSNH->BNTS)": "jax's attention hands the f32 scores' gradient on as it is",
 }
 
 
@@ -92,9 +89,6 @@ def exception_of(names):
     for key in IN_FLOAT32:
         if key in path or key in names:
             return key
-        if key.startswith("transpose(") and "transpose(" in names[0]:
-            if any(key.removeprefix("transpose(")[:-1] in part for part in path):
-                return key
     return None
 
 

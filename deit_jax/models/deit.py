@@ -46,13 +46,8 @@ class Attention(nn.Module):
         qkv = qkv.reshape(rows, tokens, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         weights = layers.attention_weights(query, key) if capture else None
-        # No mask and no bias: only then does cuDNN take odd lengths (197, 577).
-        x = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            implementation=layers.resolve_attention(self.implementation, self.dtype),
-        )
+        implementation = layers.resolve_attention(self.implementation, self.dtype)
+        x = layers.attend(query, key, value, implementation=implementation)
         return layers.Dense(dim, self.dtype, name="proj")(x.reshape(rows, tokens, dim)), weights
 
 

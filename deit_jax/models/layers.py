@@ -68,10 +68,37 @@ def resolve_attention(implementation: str, dtype: Any) -> str:
     return "cudnn" if half and jax.default_backend() == "gpu" else "xla"
 
 
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str) -> jax.Array:
+    """Attention of [B, T, H, d] three times -> [B, T, H, d]; `implementation` xla or cudnn."""
+    if implementation == "cudnn":
+        # No mask and no bias: only then does cuDNN take odd lengths (197, 577).
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    weights = attention_weights(query, key).astype(value.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, value)
+
+
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
     """softmax(query key' / sqrt(head)): [B, T, H, d] twice -> f32 [B, H, T, T]."""
-    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1)
+    return jax.nn.softmax(_scores(query, key) * query.shape[-1] ** -0.5, axis=-1)
+
+
+@jax.custom_vjp
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    """query key', f32 [B, H, T, T], of operands in the compute type."""
+    return jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+
+
+def _scores_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    # As fused kernels do: left in f32, the gradient would make both products f32 ones.
+    query, key = saved
+    gradient = gradient.astype(query.dtype)
+    return (
+        jnp.einsum("bhts,bshd->bthd", gradient, key),
+        jnp.einsum("bhts,bthd->bshd", gradient, query),
+    )
+
+
+_scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_backward)
 
 
 def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
