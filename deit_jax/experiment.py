@@ -15,6 +15,7 @@ from deit_jax import (
     models,
     optim,
     pretrained,
+    recipe,
     rng,
     schedules,
     sharding,
@@ -162,7 +163,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     _check_heads(problems, config, model)
     if mesh:
         _check_divisible(problems, config, mesh)
-    mix_group = check("augment", _mix_group, config)
+    mix_group = check("augment", recipe.mix_group, config)
     augment_fn = None
     options = dict(config.augment) | {"mix_group": mix_group or None}
     del options["mix_group_limit"]
@@ -226,20 +227,6 @@ def _schedule(config: ml_collections.ConfigDict, plan: Plan) -> Callable:
         steps_per_epoch=plan.steps_per_epoch,
         total_steps=plan.total_steps,
         **config.schedule,
-    )
-
-
-def _mix_group(config: ml_collections.ConfigDict) -> int:
-    """Rows that share a mix; 0 when nothing is mixed."""
-    options = config.augment
-    mixing = options.mixup or options.cutmix or options.cutmix_minmax
-    if not mixing or not options.mix_prob:
-        return 0
-    return augment.resolve_mix_group(
-        config.train.batch_size,
-        config.input.repeats,
-        options.mix_group,
-        mix_group_limit=options.mix_group_limit,
     )
 
 

@@ -51,17 +51,6 @@ def make_recipe(
     """
     model = models.create_model(num_classes=num_classes, **config.model)
     abstract = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))
-    mixes = config.augment.mix_prob > 0 and (
-        config.augment.mixup > 0 or config.augment.cutmix > 0 or config.augment.cutmix_minmax
-    )
-    group = None
-    if mixes:
-        group = augment.resolve_mix_group(
-            config.train.batch_size,
-            config.input.repeats,
-            config.augment.mix_group,
-            mix_group_limit=config.augment.mix_group_limit,
-        )
     teacher = None
     if config.loss.distillation != "none" and config.teacher.name:
         size = config.teacher.input_size or model.image_size[0]
@@ -76,8 +65,22 @@ def make_recipe(
         model=model,
         params=abstract["params"],
         plan=make_plan(records=records, **config.train),
-        mix_group=group,
+        mix_group=mix_group(config) or None,
         teacher=teacher,
+    )
+
+
+def mix_group(config: ml_collections.ConfigDict) -> int:
+    """Rows that share a mix; 0 when nothing is mixed."""
+    options = config.augment
+    mixing = options.mixup or options.cutmix or options.cutmix_minmax
+    if not mixing or not options.mix_prob:
+        return 0
+    return augment.resolve_mix_group(
+        config.train.batch_size,
+        config.input.repeats,
+        options.mix_group,
+        mix_group_limit=options.mix_group_limit,
     )
 
 
