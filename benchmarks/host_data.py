@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 
+import common
 import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -216,7 +217,7 @@ def main() -> None:
         return
     if not flags.data_dir:
         parser.error("--data_dir (or DEIT_JAX_TFDS) must name a tfds data_dir with imagenet2012")
-    result = {}
+    result = {"environment": common.environment()}
     if "cost" in flags.what:
         result["cost"] = cost(
             flags.data_dir, flags.timm_python, flags.rounds, flags.samples, flags.core
@@ -225,10 +226,7 @@ def main() -> None:
         result["memory"] = child(ours("measure_memory", flags.data_dir, flags.memory_samples))
     if "sequence" in flags.what:
         result["sequence"] = sequence(flags.data_dir, flags.steps)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if flags.output:
-        pathlib.Path(flags.output).write_text(text + "\n")
+    common.report(result, flags.output)
 
 
 if __name__ == "__main__":
