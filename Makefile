@@ -22,7 +22,7 @@ $(READY): setup.cfg pyproject.toml
 	@touch $(READY)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --durations 15
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
 
 quickstart: $(READY)
 	@$(BIN)/python train.py --config=configs/quickstart.py:teacher --workdir=$(RUNS)/teacher

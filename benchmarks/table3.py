@@ -118,6 +118,7 @@ def report(args: argparse.Namespace, teacher: str) -> dict:
             lines.append({"row": row, "head": head, "words": words, "top1": top1})
     return {
         "form": args.form,
+        "jobs": args.jobs,
         "teacher": {"workdir": teacher, "top1": _teacher_top1(pathlib.Path(teacher))},
         "lines": lines,
         "minutes": minutes,
@@ -157,7 +158,8 @@ def table(told: dict) -> str:
     return (
         f"{text}\n\nCIFAR-10, configs/cifar10.py ({told['form']} form), top-1 in % on the test "
         f"images. Teacher: {teacher}. {told['hardware']}; {versions}; "
-        f"{sum(told['minutes'].values()):.0f} minutes for the {len(told['minutes'])} runs.\n"
+        f"{sum(told['minutes'].values()):.0f} minutes in all for the {len(told['minutes'])} runs, "
+        f"{told['jobs']} at a time.\n"
     )
 
 
