@@ -17,12 +17,12 @@ from deit_jax import (
     experiment,
     inflight,
     initial,
-    param_groups,
     rng,
     sections,
     sharding,
     startup,
     steps,
+    trees,
 )
 from deit_jax.checkpoint import layout
 
@@ -103,8 +103,8 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
 def not_finite(tree: PyTree) -> dict[str, tuple[int, int]]:
     """Name -> (values that are NaN or infinite, all values), of the leaves that have any."""
     count = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), tree))
-    counts = dict(param_groups.named_leaves(jax.device_get(count(tree))))
-    sizes = {name: leaf.size for name, leaf in param_groups.named_leaves(tree)}
+    counts = trees.named_leaves(jax.device_get(count(tree)))
+    sizes = {name: leaf.size for name, leaf in trees.named_leaves(tree).items()}
     return {name: (int(bad), sizes[name]) for name, bad in counts.items() if bad}
 
 
@@ -112,7 +112,7 @@ def largest_value(tree: PyTree) -> tuple[str, float]:
     """Name and magnitude of the leaf with the largest finite value."""
     magnitude = lambda x: jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0))
     found = jax.device_get(jax.jit(lambda tree: jax.tree.map(magnitude, tree))(tree))
-    name, value = max(param_groups.named_leaves(found), key=lambda pair: pair[1])
+    name, value = max(trees.named_leaves(found).items(), key=lambda pair: pair[1])
     return name, float(value)
 
 
