@@ -87,8 +87,10 @@ def test_deit_3_options_on_one_device_and_on_eight(quick_compile):
     mesh = sharding.make_mesh(data=8)
     shared = jax.device_put(batch, sharding.batch_sharding(mesh))
     together = run(shared, **options, mesh=mesh)
-    for name in alone:
+    for name in ("image", "label"):
         np.testing.assert_array_equal(alone[name], together[name])
+    # Sums of a few weights, which two programs may add up in another order.
+    np.testing.assert_allclose(alone["target"], together["target"], rtol=1e-6)
     assert np.isfinite(alone["image"]).all()
 
 

@@ -80,6 +80,8 @@ def tiny_teacher(tmp_path_factory, compilation_cache) -> pathlib.Path:
             assert time.monotonic() < deadline, "the teacher that another worker trains"
             time.sleep(0.2)
         return workdir
-    runs.train(runs.tiny("quickstart.py:teacher", compilation_cache), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        runs.on_one_device(patch)
+        runs.train(runs.tiny("quickstart.py:teacher", compilation_cache), workdir)
     ready.touch()
     return workdir

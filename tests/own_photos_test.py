@@ -31,7 +31,8 @@ def options(photos, compilation_cache):
             "train.batch_size=8", "eval.batch_size=8", *runs.NO_AUGMENTATION)
 
 
-def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys):
+def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys, monkeypatch):
+    runs.on_one_device(monkeypatch)
     config = runs.tiny("finetune.py", *options(photos, compilation_cache))
     results = runs.train(config, tmp_path / "run")
     assert results["eval/count"] == 6
@@ -44,9 +45,14 @@ def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys)
     assert str(photo) in out and all(name in out for name in CLASSES)
 
 
-def test_weights_of_another_task_start_it(photos, tmp_path, compilation_cache, capsys):
+def test_weights_of_another_task_start_it(
+    photos, tmp_path, compilation_cache, capsys, monkeypatch
+):
     """Ten classes of digits, another resolution: the head starts afresh only when asked."""
-    runs.train(runs.tiny("quickstart.py:plain", compilation_cache), tmp_path / "digits")
+    runs.make_cheap(monkeypatch)
+    monkeypatch.setattr(runs.loop.evaluate, "summary", lambda *_: "")
+    digits = runs.tiny("quickstart.py:plain", compilation_cache, *runs.NO_AUGMENTATION)
+    runs.train(digits, tmp_path / "digits")
     start = (f"init={tmp_path / 'digits'}", "model.image_size=48")
     with pytest.raises(ConfigError, match="drop_head"):
         runs.train(
