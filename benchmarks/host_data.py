@@ -217,7 +217,7 @@ def main() -> None:
         return
     if not flags.data_dir:
         parser.error("--data_dir (or DEIT_JAX_TFDS) must name a tfds data_dir with imagenet2012")
-    result = {"environment": common.environment()}
+    result = {}
     if "cost" in flags.what:
         result["cost"] = cost(
             flags.data_dir, flags.timm_python, flags.rounds, flags.samples, flags.core
@@ -226,7 +226,8 @@ def main() -> None:
         result["memory"] = child(ours("measure_memory", flags.data_dir, flags.memory_samples))
     if "sequence" in flags.what:
         result["sequence"] = sequence(flags.data_dir, flags.steps)
-    common.report(result, flags.output)
+    # Last: jax starts threads, after which processes should not fork.
+    common.report({"environment": common.environment()} | result, flags.output)
 
 
 if __name__ == "__main__":
