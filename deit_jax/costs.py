@@ -13,8 +13,9 @@ from deit_jax import models, param_groups, trees
 # Values per token and unit of width that one block saves for the backward pass, in f32 and
 # in half precision (whose LayerNorms save f32, counted double): residuals of `jax.vjp`.
 _SAVED_PER_BLOCK = {"none": (28.0, 34.0), "dots": (9.0, 9.0), "full": (1.0, 1.0)}
-# Convolution outputs are kept before and after BatchNorm and after the activation.
-_KEPT_PER_CONVOLUTION = 3.0
+# Outputs of convolutions (those of size 1 are matrix products) are kept before and after
+# BatchNorm and after the activation.
+_KEPT_PER_LAYER = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +104,14 @@ def activation_bytes(model: models.Model) -> float:
     shapes = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))
     image = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda v, x: models.apply(model, v, x).logits)(shapes, image).jaxpr
-    return _KEPT_PER_CONVOLUTION * _convolution_outputs(jaxpr) * itemsize
+    return _KEPT_PER_LAYER * _layer_outputs(jaxpr) * itemsize
 
 
-def _convolution_outputs(jaxpr: Any) -> int:
+def _layer_outputs(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
             total += math.prod(equation.outvars[0].aval.shape)
         for inner in core.jaxprs_in_params(equation.params):
-            total += _convolution_outputs(inner)
+            total += _layer_outputs(inner)
     return total

@@ -68,6 +68,13 @@ class Experiment:
     evaluation: Evaluation
     abstract_params: Any
 
+    @property
+    def canvases(self) -> int:
+        """Rows of the host batch over all processes; fewer than the batch when images repeat."""
+        return data.canvas_count(
+            self.plan.batch_size, self.config.input.repeats, self.mesh.size
+        )
+
     def make_train_step(self) -> Callable:
         """`step(state, teacher variables, batch) -> (state, metrics)`, see `steps`."""
         return steps.make_train_step(

@@ -17,7 +17,6 @@ begins an interval of its own.
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,7 +48,6 @@ from deit_jax.experiment import Experiment
 from deit_jax.nonfinite import NonFiniteError
 from deit_jax.problems import Problems
 
-PyTree = Any
 
 class Interrupted(RunStopped):
     """A signal asked the run to stop; its state is saved."""
@@ -144,9 +142,10 @@ class _Run:
         copies = sharding.replicated(built.mesh)
         self.teacher = built.teacher and jax.device_put(built.teacher.variables, copies)
         self.steps = inflight.Steps(
-            self._on_rows(built.make_train_step()), state=state, teacher=self.teacher, copies=copies
+            sharding.on_rows(built.make_train_step(), self.rows),
+            state=state, teacher=self.teacher, copies=copies,
         )
-        self.eval_step = jax.jit(self._on_rows(built.make_eval_step()))
+        self.eval_step = jax.jit(sharding.on_rows(built.make_eval_step(), self.rows))
         self.window = window.Window()
         self.start_times: dict[str, float] = {}
         self.results: dict[str, float] = {}
@@ -176,7 +175,7 @@ class _Run:
         self._finish()
         return self.results
 
-    def _first_step(self, step: int, batch: PyTree) -> None:
+    def _first_step(self, step: int, batch: dict[str, jax.Array]) -> None:
         """Compiles and takes the first step, on a clock of its own."""
         with self.meter.paused(steps=1):
             times = self.setting.clock.first_step(lambda: self.steps.dispatch(step, batch))
@@ -200,19 +199,8 @@ class _Run:
         self._take_metrics(keep=0)
         jax.block_until_ready(self.steps.state)
 
-    def _on_rows(self, step: Callable) -> Callable:
-        """`step` with every array of its batch cut by rows, wherever it was put."""
-
-        def on_rows(state: PyTree, teacher: PyTree, batch: PyTree):
-            return step(state, teacher, jax.lax.with_sharding_constraint(batch, self.rows))
-
-        return on_rows
-
     def _train_batches(self, start: int) -> data.prefetch_to_device:
-        canvases = data.canvas_count(
-            self.plan.batch_size, self.built.config.input.repeats, self.built.mesh.size
-        )
-        held = sharding.local_rows(self.rows, canvases)
+        held = sharding.local_rows(self.rows, self.built.canvases)
         host = self.built.train_batches(start_step=start, rows=held)
         return data.prefetch_to_device(host, lambda b: sharding.to_global(self.rows, b))
 

@@ -12,7 +12,6 @@ import ml_collections
 from deit_jax import (
     checkpoint,
     config,
-    data,
     dump,
     experiment,
     inflight,
@@ -75,17 +74,12 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
     teacher = built.teacher and jax.device_put(built.teacher.variables, copies)
     parameters, largest = not_finite(state.params), largest_value(state.params)
 
-    def on_rows(f):
-        def f_on_rows(state: PyTree, teacher: PyTree, batch: PyTree):
-            return f(state, teacher, jax.lax.with_sharding_constraint(batch, rows))
-
-        return f_on_rows
-
     # The optimizer leaves no gradients to look at, so they are computed apart.
-    *_, grads = jax.jit(on_rows(_gradients(built)))(state, teacher, batch)
+    *_, grads = jax.jit(sharding.on_rows(_gradients(built), rows))(state, teacher, batch)
     # The run's own program, which takes the state with it.
     flight = inflight.Steps(
-        on_rows(built.make_train_step()), state=state, teacher=teacher, copies=copies
+        sharding.on_rows(built.make_train_step(), rows),
+        state=state, teacher=teacher, copies=copies,
     )
     flight.dispatch(step, batch)
     _, finite, metrics = next(flight.take())
@@ -139,10 +133,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _batch(built: experiment.Experiment, step: int, rows: jax.sharding.NamedSharding) -> PyTree:
-    canvases = data.canvas_count(
-        built.plan.batch_size, built.config.input.repeats, built.mesh.size
-    )
-    held = sharding.local_rows(rows, canvases)
+    held = sharding.local_rows(rows, built.canvases)
     with built.train_batches(start_step=step - 1, rows=held) as batches:
         return sharding.to_global(rows, next(batches))
 

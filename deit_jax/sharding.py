@@ -5,7 +5,7 @@ The only place that builds a mesh. Axes are Auto: under Explicit axes (the defau
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,6 +55,15 @@ def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis (rows of the batch) over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def on_rows(step: Callable, rows: NamedSharding) -> Callable:
+    """`step(state, teacher_variables, batch)` with every array of its batch cut by `rows`."""
+
+    def constrained(state: PyTree, teacher_variables: PyTree, batch: PyTree):
+        return step(state, teacher_variables, jax.lax.with_sharding_constraint(batch, rows))
+
+    return constrained
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -85,7 +85,6 @@ def make_train_step(
         teacher_fn=teacher_fn, accum_steps=accum_steps, train_mode=train_mode,
     )
 
-
     def step(state: TrainState, teacher_variables: PyTree, batch: PyTree):
         loss, stats, terms, grads = gradients(state, teacher_variables, batch)
         new = _updated(state, grads, stats, tx, ema_decay)

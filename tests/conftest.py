@@ -51,9 +51,10 @@ def tfds_dir() -> pathlib.Path:
 @pytest.fixture
 def quick_compile():
     """For tests that compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    import runs
+
+    with runs.quick_compile():
+        yield
 
 
 @pytest.fixture(scope="session")

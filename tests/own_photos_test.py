@@ -50,7 +50,6 @@ def test_weights_of_another_task_start_it(
 ):
     """Ten classes of digits, another resolution: the head starts afresh only when asked."""
     runs.make_cheap(monkeypatch)
-    monkeypatch.setattr(runs.loop.evaluate, "summary", lambda *_: "")
     digits = runs.tiny("quickstart.py:plain", compilation_cache, *runs.NO_AUGMENTATION)
     runs.train(digits, tmp_path / "digits")
     start = (f"init={tmp_path / 'digits'}", "model.image_size=48")

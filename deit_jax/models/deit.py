@@ -208,7 +208,8 @@ class VisionTransformer(nn.Module):
         logits = layers.Dense(self.num_classes, jnp.float32, name="head")(x[:, 0])
         if not (self.distilled and self.dist_head):
             return Output(logits, None), features
-        return Output(logits, layers.Dense(self.num_classes, jnp.float32, name="head_dist")(x[:, 1])), features
+        dist_head = layers.Dense(self.num_classes, jnp.float32, name="head_dist")
+        return Output(logits, dist_head(x[:, 1])), features
 
     def _embed(self, image: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Patches with tokens and positions, [B, T, D]."""

@@ -111,7 +111,7 @@ def matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     All leading axes are one axis of the product. With several, XLA's CPU backend makes the
     gradient of the kernel by transposing whole activations, and the backward pass takes
-    more than twice as long; GPU and TPU compile both to the same.
+    more than twice as long.
     """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 

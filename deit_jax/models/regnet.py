@@ -42,7 +42,7 @@ def stage_design(
 class Conv(nn.Module):
     """Convolution on NHWC with torch's symmetric padding k // 2; `kernel` HWIO [k, k, I/groups, O].
 
-    A size of 1 is a matrix product, which every backend does at least as fast.
+    A size of 1 is a matrix product: convolutions have slow gradients on CPU.
     """
 
     features: int
