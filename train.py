@@ -1,12 +1,9 @@
 """Trains, distils or fine-tunes as a config says: python train.py --config=configs/deit.py:s --workdir=DIR"""
 
 import argparse
-import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-from deit_jax import config, distributed, errors  # noqa: E402
+from deit_jax import config, distributed, errors
 
 USAGE = (
     "python train.py --config=FILE[:variant] --workdir=DIR [--config.section.key=value ...]"

@@ -1,5 +1,6 @@
 """The recipe as it will run, told in words: pure functions of a resolved config and data sizes."""
 
+import math
 from typing import Any
 
 from deit_jax import costs, data, models, optim, recipe as recipe_lib, schedules
@@ -221,18 +222,25 @@ def _loss(recipe: Recipe) -> list[str]:
 def _cost(recipe: Recipe, images_per_second: float | None) -> list[str]:
     plan = recipe.plan
     macs = costs.step_macs(recipe.model, batch_size=plan.batch_size, teacher=recipe.teacher)
-    told = ", ".join(f"{who} {count / 1e12:,.2f} T" for who, count in macs.items())
+    told = ", ".join(f"{who} {_si(count)}" for who, count in macs.items())
+    whole_run = sum(macs.values()) * plan.total_steps
     memory = recipe_lib.estimate_memory(recipe)
-    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.parts.items())
-    total_exa = sum(macs.values()) * plan.total_steps / 1e18
+    unit, one = ("GiB", 2**30) if memory.total >= 2**30 else ("MiB", 2**20)
+    parts = ", ".join(f"{name} {size / one:.2f}" for name, size in memory.parts.items())
     pairs = {
-        "a step": f"{told} multiply-accumulates; the run {total_exa:,.3g} E",
-        "memory": f"at most about {memory.total / 2**30:.1f} GiB a device: {parts}",
+        "a step": f"{told} multiply-accumulates; the run {_si(whole_run)}",
+        "memory": f"at most about {memory.total / one:.1f} {unit} a device: {parts}",
     }
     if images_per_second:
         hours = plan.total_steps * plan.batch_size / images_per_second / 3600
         pairs["time"] = f"{hours:,.3g} hours at {images_per_second:,.0f} images a second"
     return _columns(pairs)
+
+
+def _si(count: float) -> str:
+    """Three digits and a prefix, `54.2 T`."""
+    power = min(max(int(math.log10(count)) // 3, 0), 6) if count >= 1 else 0
+    return f"{float(f'{count / 1000**power:.3g}'):g} {' kMGTPE'[power]}".rstrip()
 
 
 def _percent(share: float) -> str:

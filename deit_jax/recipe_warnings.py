@@ -74,10 +74,11 @@ def _weight_average(recipe: Recipe) -> Iterator[str]:
     decay, steps = recipe.config.step.ema_decay, recipe.plan.total_steps
     left = decay**steps if decay else 0.0
     if left > 0.01:
+        most = f"at most {1 - 5 / steps:.6g}, or 0 for none" if steps > 5 else "0, for none"
         yield (
             f"step.ema_decay={decay:g} averages over {1 / (1 - decay):,.0f} steps and the run has "
             f"{steps:,}: {100 * left:.0f} % of the average would still be the first weights; use "
-            f"at most {max(0, 1 - 5 / steps):.6g}, or 0 for none"
+            f"{most}"
         )
 
 

@@ -26,9 +26,13 @@ def shipped() -> list[str]:
 
 
 def options_of(spec, tiny_teacher) -> list[str]:
-    if runs.load(spec).loss.distillation == "none":
+    config = runs.load(spec)
+    if config.loss.distillation == "none":
         return [*runs.DIGITS]
-    return [*runs.DIGITS, f"teacher.init={tiny_teacher}", "teacher.name=regnety_002"]
+    teacher = [f"teacher.init={tiny_teacher}", "teacher.name=regnety_002"]
+    if config.teacher.get("input_size"):
+        teacher.append("teacher.input_size=48")
+    return [*runs.DIGITS, *teacher]
 
 
 def kind_of(config) -> tuple:
@@ -74,7 +78,7 @@ def test_every_variant_runs_and_starts_again(
     monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
     options = [
         *options_of(spec, tiny_teacher), *augmentation, compilation_cache,
-        "train.total_steps=2", "eval.batch_size=120",
+        "train.total_steps=2", "train.checkpoint_every_steps=0", "eval.batch_size=120",
     ]  # fmt: skip
     config = runs.tiny(spec, *options)
     if "depth" in config.model:

@@ -1,7 +1,10 @@
 """Decoding and resizing against Pillow, every comparison to the last bit."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -184,3 +187,14 @@ def centre_crop(image, size):
     """torchvision's CenterCrop: the offset is rounded, half to even."""
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
+
+
+def test_tensorflow_says_nothing():
+    """In a process of its own: it speaks, if at all, when it is first imported."""
+    program = "from deit_jax.data._tensorflow import tensorflow; tensorflow()"
+    plain = {name: text for name, text in os.environ.items() if not name.startswith("TF_")}
+    told = subprocess.run(
+        [sys.executable, "-c", program], check=True, env=plain, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (told.stdout, told.stderr) == ("", "")

@@ -51,7 +51,7 @@ def published():
         "at 224 pixels",
         "decay 0.99996 = 25,000 steps",
         # 3 x 1.261 G and 15.90 G multiply-accumulates (recipes of the paper) x 1,024 images
-        "student 3.87 T, teacher 16.29 T multiply-accumulates",
+        "student 3.87 T, teacher 16.3 T multiply-accumulates",
         "21.4 hours at 5,000 images a second",
     ],
 )

@@ -28,6 +28,8 @@ def require_tensorflow() -> None:
 def tensorflow() -> types.ModuleType:
     """The tensorflow module; a ConfigError that says what to install when there is none."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TensorFlow tells at any log level that it uses oneDNN, which decoding has no use for.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
     except ImportError as error:

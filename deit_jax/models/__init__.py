@@ -5,6 +5,7 @@
 """
 
 import fnmatch
+import functools
 from typing import Any
 
 import jax
@@ -87,10 +88,12 @@ def create_model(
     return model
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def init_variables(model: Model, key: jax.Array) -> dict[str, Any]:
     """Freshly initialised `variables`, as published; can be jitted and given out_shardings."""
+    # Jitted here so that a model is traced once, however often its shapes are asked for.
     image = jnp.zeros((1, *model.image_size, 3), jnp.float32)
-    return jax.jit(lambda key: model.init({"params": key}, image))(key)
+    return model.init({"params": key}, image)
 
 
 def apply(
