@@ -78,7 +78,7 @@ def test_sub_policies_are_timms(vectors, name):
         np.testing.assert_array_equal(np.asarray(got)[whole], expected[whole])
 
 
-def test_a_policy_does_what_it_draws(stored, quick_compile):
+def test_a_policy_does_what_it_draws(stored):
     policy = policies.parse("v0")
     pixels = np.concatenate([stored["source"]] * 20)
     keys = jax.random.split(jax.random.key(3), len(pixels))

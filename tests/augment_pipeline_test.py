@@ -51,7 +51,7 @@ def test_everything_off_only_normalises():
     np.testing.assert_array_equal(out["target"], np.eye(CLASSES)[batch["label"]])
 
 
-def test_the_published_recipe_on_one_device_and_on_eight():
+def test_the_published_recipe_on_one_device_and_on_eight(optimised):
     batch = make_batch(16)
     batch["source"] = (np.arange(32, dtype=np.int32) * 5) % 16
     alone = run(batch, mix_group=4)
@@ -79,7 +79,7 @@ def test_rows_differ_and_do_not_depend_on_the_rest_of_the_batch():
     np.testing.assert_array_equal(few[:4], images[:4])
 
 
-def test_deit_3_options_on_one_device_and_on_eight(quick_compile):
+def test_deit_3_options_on_one_device_and_on_eight():
     batch = make_batch(16)
     options = {"auto_augment": None, "three_augment": True, "crop": "src", "mixup": 0.0,
                "mix_group": 4, "erasing_prob": 0.0, "mix_mode": "elem"}  # fmt: skip

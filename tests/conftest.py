@@ -29,6 +29,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests compile much and compute little.
+jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -49,12 +51,11 @@ def tfds_dir() -> pathlib.Path:
 
 
 @pytest.fixture
-def quick_compile():
-    """For tests that compile much and compute little."""
-    import runs
-
-    with runs.quick_compile():
-        yield
+def optimised():
+    """For tests of what the compiler may change: programs are compiled as users' are."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def test_cold_and_warm_starts():
     assert "no compilation cache" in startup.describe(none)
 
 
-def test_the_clock_tells_tracing_compiling_and_running_apart(quick_compile):
+def test_the_clock_tells_tracing_compiling_and_running_apart():
     def step(x):
         for _ in range(50):
             x = x @ x

@@ -13,8 +13,6 @@ from deit_jax.errors import ConfigError
 from deit_jax.formats import names
 from deit_jax.models import layers
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 TIMM_SMALL = {"image_size": 48, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 7}
 

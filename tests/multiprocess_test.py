@@ -8,7 +8,9 @@ import time
 import child_runs
 import numpy as np
 import pytest
+import runs
 
+from deit_jax import replay
 from deit_jax.checkpoint import layout, read_variables
 from deit_jax.preemption import EXIT_RESTART
 
@@ -80,3 +82,20 @@ def test_a_signal_to_one_process_saves_on_both_and_one_process_goes_on(one, cach
 
     _finish([child_runs.start(workdir, *OPTIONS, cache)], workdir)
     _assert_same_training(workdir, one)
+
+
+def test_two_processes_leave_out_the_same_steps_and_stop_at_the_same(
+    cache, tmp_path, monkeypatch
+):
+    """The second update, the first after the warm-up, makes the parameters too large."""
+    workdir = tmp_path / "run"
+    bad = ("schedule.base_lr=1e38", "nonfinite.action=skip", "nonfinite.max_in_a_row=3")
+    processes = child_runs.start_two(workdir, *OPTIONS, *bad, cache, devices=1)
+    _finish(processes, workdir, 1)
+    for number in range(2):
+        told = child_runs.log_file(workdir, number).read_text().splitlines()[-1]
+        assert told.startswith("stopped: ") and "at step 5" in told, told
+    # One dump of whole arrays, made by both together, of the state before the first.
+    assert [path.name for path in workdir.glob("nonfinite-*")] == ["nonfinite-step-3"]
+    runs.on_one_device(monkeypatch)
+    assert replay.replay(workdir / "nonfinite-step-3").finite is False

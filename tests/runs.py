@@ -1,6 +1,5 @@
 """Running shipped recipes in a form small enough for tests."""
 
-import contextlib
 import pathlib
 
 import jax
@@ -33,18 +32,7 @@ def tiny(spec: str, *overrides: str):
 
 def train(config, workdir):
     """One start of a run, in this process."""
-    with quick_compile():
-        return loop.train(config, workdir=str(workdir))
-
-
-@contextlib.contextmanager
-def quick_compile():
-    """Around what compiles much and computes little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    return loop.train(config, workdir=str(workdir))
 
 
 def on_one_device(monkeypatch):

@@ -9,8 +9,6 @@ import pytest
 from deit_jax import losses, models, optim, rng, sharding, steps
 from deit_jax.state import TrainState
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CLASSES, ROWS, SIDE = 5, 16, 16
 
 
