@@ -53,8 +53,6 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [row for row in args.rows.split(",") if row not in ROWS]
     if wrong or unknown:
         parser.error(f"unknown {', '.join(wrong or unknown)}; rows: {', '.join(ROWS)}")
-    # One set of compiled programs: the seeds of a row differ in nothing that is compiled.
-    overrides = [f"--config.compilation_cache={args.runs / 'compiled'}", *overrides]
     suffix = "_short" if args.form == "short" else ""
     teacher = args.teacher or str(args.runs / "teacher")
     if not args.teacher:

@@ -1,6 +1,7 @@
 """Signals: the first asks, the second ends, also during a long call."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 import pytest
 
 from deit_jax.preemption import EXIT_INTERRUPTED, EXIT_RESTART, Preemption
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def until(condition):
@@ -71,3 +74,24 @@ def test_a_second_signal_stops_a_long_compilation_at_once(number):
         process.send_signal(number)
         assert process.wait(timeout=20) == 128 + number
         assert "stopping at once" in process.stderr.read()
+
+
+@pytest.mark.parametrize("status, comes_back", [(0, False), (EXIT_RESTART, True), (1, False)])
+def test_the_slurm_script_comes_back_after_a_save_and_nothing_else(status, comes_back, tmp_path):
+    """With commands of its own in place of Slurm's."""
+    commands = {"srun": 'exec "$@"', "scontrol": 'echo "scontrol $@"',
+                "python": f'echo "python $@"; exit {status}'}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+        "PYTHON": str(tmp_path / "python"),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "slurm.sbatch", "--config=a", "--workdir=b c"],
+        env=environment, capture_output=True, text=True, check=False, timeout=60,
+    )
+    assert done.returncode == status
+    told = ["python train.py --config=a --workdir=b c"]
+    assert done.stdout.splitlines() == told + ["scontrol requeue 17"] * comes_back
