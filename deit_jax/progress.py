@@ -119,8 +119,9 @@ class Progress:
             *(f"{name} {value:.4g}" for name, value in values.items()),
         ]
         if speed:
+            rate = speed["images_per_second"]
             parts += [
-                f"{speed['images_per_second']:,.0f} images/s",
+                f"{rate:,.{0 if rate >= 10 else 1}f} images/s",
                 *([f"MFU {speed['mfu']:.1%}"] if "mfu" in speed else []),
                 f"data wait {speed['data_wait']:.0%}",
                 f"ETA {format_duration(speed['eta'])}",

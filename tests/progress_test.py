@@ -88,6 +88,13 @@ def test_share_of_the_peak_and_notes(clock):
     assert stream.getvalue().endswith("ETA 3m10s  memory 3.2 GiB\n")
 
 
+def test_slow_machines_see_a_digit_more(clock):
+    meter, stream = make(clock)
+    clock.now += 2500.0
+    meter.report(50, {"loss": 1.0})
+    assert "loss 1  1.3 images/s" in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [(0, "0s"), (-3, "0s"), (59.6, "1m00s"), (200, "3m20s"), (18420, "5h07m"), (183600, "2d03h")],
