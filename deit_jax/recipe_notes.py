@@ -190,7 +190,8 @@ def _mixing(recipe: Recipe) -> str:
     if options.mix_mode != "batch":
         per = f"drawn by {options.mix_mode!r}"
     groups = recipe.plan.batch_size // group
-    return f"{' or '.join(kinds)}{often}; {groups} groups of {group} images, {per}"
+    told = f"{groups} group{'s' if groups > 1 else ''} of {group} images"
+    return f"{' or '.join(kinds)}{often}; {told}, {per}"
 
 
 def _loss(recipe: Recipe) -> list[str]:
