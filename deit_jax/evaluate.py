@@ -36,6 +36,11 @@ def head_scores(output: models.Output) -> dict[str, jax.Array]:
     return scores
 
 
+def heads(*, distilled: bool) -> tuple[str, ...]:
+    """Names of the readings of a model with or without distillation head."""
+    return (CLASS, DIST, MEAN, SOFTMAX) if distilled else (CLASS,)
+
+
 def make_eval_step(
     *,
     model: Any,

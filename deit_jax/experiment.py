@@ -146,6 +146,8 @@ def make_evaluation(
     """
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"config.eval.crop_ratio={crop_ratio} must be above 0 and at most 1")
+    if batch_size < 1:
+        raise ValueError(f"config.eval.batch_size={batch_size}; at least 1")
     canvas = max(canvas, math.ceil(image_size / crop_ratio))
     return Evaluation(batch_size, image_size, crop_ratio, canvas, agreement)
 
@@ -168,6 +170,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     teacher = _teacher(problems, config, num_classes, image_size)
     start = check("init", _start_weights, config, model) if config.init and model else None
     _check_heads(problems, config, model)
+    _check_values(problems, config)
     if mesh:
         _check_divisible(problems, config, mesh)
     mix_group = check("augment", recipe.mix_group, config)
@@ -262,6 +265,13 @@ def _check_divisible(problems: Problems, config: Any, mesh: jax.sharding.Mesh) -
                 f"{what}={rows} is not divisible by {of}; "
                 f"near ones: {', '.join(map(str, sorted(set(near))))}"
             )
+
+
+def _check_values(problems: Problems, config: Any) -> None:
+    """What no builder sees before the first step."""
+    problems.check("step", recipe.check_ema_decay, config.step.ema_decay)
+    if not 0 <= config.seed < 2**32:
+        problems.add(f"config.seed={config.seed}; 0 to {2**32 - 1}")
 
 
 def _check_heads(problems: Problems, config: Any, model: Any) -> None:

@@ -1,10 +1,12 @@
 """The state that a run starts or goes on from, and what is saved beside it."""
 
+import dataclasses
 from typing import Any
 
 import jax
 
 from deit_jax import checkpoint, evaluate, experiment, provenance, rng, sharding, steps
+from deit_jax.errors import unknown
 from deit_jax.experiment import Experiment
 from deit_jax.state import TrainState
 
@@ -74,9 +76,23 @@ def metadata(built: Experiment) -> dict[str, Any]:
 
 
 def checkpoint_options(built: Experiment) -> dict[str, Any]:
-    """The `checkpoint` section, with the metric that selects the best where none is named."""
+    """The `checkpoint` section, with the metric that selects the best where none is named.
+
+    Raises:
+      ConfigError: numbers that keep nothing, a metric that evaluation does not give.
+    """
     options = dict(built.config.checkpoint)
+    distilled = getattr(built.model, "distilled", False) and built.model.dist_head
     if options["best_metric"] is None:
-        head = evaluate.MEAN if getattr(built.model, "distilled", False) else evaluate.CLASS
+        head = evaluate.MEAN if distilled else evaluate.CLASS
         options["best_metric"] = f"eval/{head}/top1"
+    weights = ("eval", "eval_ema") if built.config.step.ema_decay else ("eval",)
+    known = [
+        f"{which}/{head}/{value}" for value in ("top1", "top5", "loss") for which in weights
+        for head in evaluate.heads(distilled=distilled)
+    ]
+    if options["best_metric"] not in known:
+        raise unknown("checkpoint.best_metric", options["best_metric"], known)
+    fields = {field.name for field in dataclasses.fields(checkpoint.Retention)}
+    checkpoint.Retention(**{name: value for name, value in options.items() if name in fields})
     return options

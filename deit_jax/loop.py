@@ -98,6 +98,8 @@ def _prepare(
     policy = problems.check("nonfinite", nonfinite.make_policy, **config.nonfinite)
     steps = built.plan.total_steps if built else math.inf
     span = problems.check("profile", profiling.parse_span, config.profile, total_steps=steps)
+    if built:
+        problems.check("checkpoint", initial.checkpoint_options, built)
     opened = problems.check(
         "", workdir_lib.open_workdir, workdir, config, force_resume=force_resume
     )

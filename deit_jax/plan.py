@@ -56,9 +56,12 @@ def make_plan(
         evaluates and saves.
 
     Raises:
-      ConfigError: a batch larger than the data, or a length that is not positive.
+      ConfigError: a batch that is empty or larger than the data, or a length that is not
+        positive.
     """
-    if batch_size < 1 or records < batch_size:
+    if batch_size < 1:
+        raise ConfigError(f"config.train.batch_size={batch_size}; at least 1")
+    if records < batch_size:
         raise ConfigError(
             f"config.train.batch_size={batch_size} needs at least that many training images; "
             f"the training split has {records}"
@@ -77,6 +80,8 @@ def make_plan(
     length = resolve("total", total_epochs, total_steps)
     if not length:
         raise ConfigError("config.train.total_epochs (or total_steps) must be positive")
+    if stop_at_step is not None and stop_at_step < 1:
+        raise ConfigError(f"config.train.stop_at_step={stop_at_step}; at least 1, or None")
     if log_every_steps < 1:
         raise ConfigError(f"config.train.log_every_steps={log_every_steps}; at least 1")
     return Plan(

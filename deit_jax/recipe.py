@@ -8,6 +8,7 @@ import jax
 import ml_collections
 
 from deit_jax import augment, costs, data, models, param_groups, schedules
+from deit_jax.errors import ConfigError
 from deit_jax.plan import Plan, make_plan
 
 # Batches of canvases that lie on the device at a time: the one in use and the next.
@@ -49,6 +50,7 @@ def make_recipe(
     Raises:
       ConfigError: the model, the plan or the mix groups cannot be had.
     """
+    check_ema_decay(config.step.ema_decay)
     model = models.create_model(num_classes=num_classes, **config.model)
     abstract = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))
     teacher = None
@@ -68,6 +70,12 @@ def make_recipe(
         mix_group=mix_group(config) or None,
         teacher=teacher,
     )
+
+
+def check_ema_decay(decay: float) -> None:
+    """Raises ConfigError unless a weight average with this decay moves."""
+    if not 0 <= decay < 1:
+        raise ConfigError(f"config.step.ema_decay={decay}; below 1, and 0 for no average")
 
 
 def mix_group(config: ml_collections.ConfigDict) -> int:

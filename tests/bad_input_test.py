@@ -30,6 +30,17 @@ def refused(spec: str, *overrides: str) -> str:
         ("deit.py:ti", ["data.source=tdfs"], ["unknown data source 'tdfs'", "tfds"]),
         ("deit.py:ti", [*DIGITS, "model.dtype=float33"], ["'float33'", "bfloat16"]),
         ("deit.py:ti", [*DIGITS, "model.attention=flash"], ["'flash'", "cudnn"]),
+        ("deit.py:ti", [*DIGITS, "model.attention=cudnn"], ["attention='cudnn' needs a GPU", "auto"]),
+        ("deit.py:ti", [*DIGITS, "model.patch_size=0"], ["patch_size=0; at least 1"]),
+        ("deit.py:ti", [*DIGITS, "model.drop_path_rate=1.5"], ["drop_path_rate=1.5", "below 1"]),
+        ("teachers.py:regnety_160", [*DIGITS, "model.group_sizes=112,112,112,0"],
+         ["group_sizes=(112, 112, 112, 0)"]),
+        ("deit.py:ti", [*DIGITS, "step.ema_decay=1.0"], ["config.step.ema_decay=1.0; below 1"]),
+        ("deit.py:ti", [*DIGITS, "seed=-1"], ["config.seed=-1; 0 to"]),
+        ("deit.py:ti", [*DIGITS, "train.batch_size=0"], ["config.train.batch_size=0; at least 1"]),
+        ("deit.py:ti", [*DIGITS, "train.stop_at_step=-1"], ["stop_at_step=-1"]),
+        ("deit.py:ti", [*DIGITS, "eval.batch_size=0"], ["config.eval.batch_size=0"]),
+        ("deit.py:ti", [*DIGITS, "input.max_corrupt_share=-1"], ["config.input: ", "in [0, 1]"]),
         ("deit.py:ti", [*DIGITS, "model.image_size=225"], ["225", "patch_size 16"]),
         ("deit.py:ti", ["data.source=digits", "train.batch_size=12"],
          ["config.train.batch_size=12", "8 devices", "8, 16"]),
@@ -56,6 +67,22 @@ def test_mistake_is_named_with_its_cure(spec, overrides, said):
     message = refused(spec, *overrides)
     for words in said:
         assert words in message
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["keep_latest=0"], ["keep_latest=0", "at least 1"]),
+        (["best_metric=eval/mean/top1"],
+         ["unknown checkpoint.best_metric 'eval/mean/top1'", "eval_ema/class/top1"]),
+    ],
+)
+def test_what_checkpoints_cannot_keep_is_told_before_training(overrides, said, tmp_path):
+    options = [f"checkpoint.{text}" for text in overrides]
+    with pytest.raises(ConfigError) as caught:
+        loop.train(runs.tiny("deit.py:ti", *DIGITS, *options), workdir=str(tmp_path))
+    for words in said:
+        assert words in str(caught.value)
 
 
 def test_mistakes_are_reported_together():

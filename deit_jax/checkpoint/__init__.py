@@ -15,6 +15,7 @@ from deit_jax.checkpoint.layout import (
     StructureError,
 )
 from deit_jax.checkpoint.manager import Best, Checkpointer
+from deit_jax.checkpoint.retention import Retention
 
 __all__ = [
     "Best",
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpointer",
     "DamagedCheckpointError",
     "Restored",
+    "Retention",
     "SaveFailedError",
     "StructureError",
     "read_variables",

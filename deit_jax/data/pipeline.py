@@ -67,6 +67,11 @@ def train_batches(
     Raises:
         ConfigError: sizes that do not go together (at once), corrupt share (when met).
     """
+    if prefetch < 0 or (threads is not None and threads < 1) or not 0 <= max_corrupt_share <= 1:
+        raise ConfigError(
+            f"threads={threads} must be at least 1 (None: one per core), prefetch={prefetch} at "
+            f"least 0, max_corrupt_share={max_corrupt_share} in [0, 1]"
+        )
     if window_shards is not None and source.shard_lengths is None:
         raise ConfigError("window_shards needs a source of files that hold many records each")
     order = TrainOrder(

@@ -153,6 +153,7 @@ class VisionTransformer(nn.Module):
     def check(self) -> None:
         """Raises ConfigError when the attributes do not fit together."""
         layers.resolve_attention(self.attention, self.dtype)
+        layers.check_values(self, sizes=("patch_size", "embed_dim", "depth", "num_heads"))
         if self.remat not in REMAT:
             raise unknown("remat", self.remat, REMAT)
         if self.drop_path_schedule not in DROP_PATH_SCHEDULES:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deit_jax.errors import unknown
+from deit_jax.errors import ConfigError, unknown
 from deit_jax.models import initializers
 
 ATTENTION = ("auto", "xla", "cudnn")
@@ -58,14 +58,31 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
     return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
+def check_values(model: Any, *, sizes: tuple[str, ...]) -> None:
+    """Raises ConfigError unless the attributes `sizes` are positive and rates in [0, 1)."""
+    for name in sizes:
+        values = getattr(model, name)
+        if min(values if isinstance(values, tuple) else (values,), default=1) < 1:
+            raise ConfigError(f"{name}={values}; at least 1")
+    for name in ("drop_path_rate", "dropout_rate"):
+        if not 0 <= getattr(model, name, 0.0) < 1:
+            raise ConfigError(f"{name}={getattr(model, name)}; at least 0 and below 1")
+
+
 def resolve_attention(implementation: str, dtype: Any) -> str:
     """`auto` is cuDNN's fused kernel on a GPU in bf16 or f16, XLA's otherwise."""
     if implementation not in ATTENTION:
         raise unknown("attention", implementation, ATTENTION)
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    fused = half and jax.default_backend() == "gpu"
+    if implementation == "cudnn" and not fused:
+        raise ConfigError(
+            f"attention='cudnn' needs a GPU and bfloat16; jax runs on {jax.default_backend()}, "
+            f"dtype is {jnp.dtype(dtype).name}; 'auto' takes cuDNN's kernel where it can be had"
+        )
     if implementation != "auto":
         return implementation
-    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    return "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+    return "cudnn" if fused else "xla"
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str) -> jax.Array:

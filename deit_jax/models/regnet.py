@@ -187,6 +187,7 @@ class RegNet(nn.Module):
         }
         if len(set(lengths.values())) != 1:
             raise ConfigError(f"one entry per stage each, got {lengths}")
+        layers.check_values(self, sizes=("stem_width", "stem_stride", *lengths))
         for width, group in zip(self.widths, self.group_sizes):
             if width % group:
                 raise ConfigError(f"width {width} is not a multiple of its group size {group}")
