@@ -1,6 +1,7 @@
 """Joining the other processes of a run: TPU pods, Slurm and MPI by themselves, others by address."""
 
 import os
+from collections.abc import Mapping
 
 import jax
 
@@ -9,6 +10,8 @@ from deit_jax.errors import ConfigError
 # A cluster that jax recognises sets these. Asking only then keeps a single process
 # single: under jax.distributed SIGTERM no longer ends it.
 _SLURM_TASKS = "SLURM_NTASKS"
+_SLURM_NODES = "SLURM_NNODES"
+_SLURM_GPUS = "SLURM_GPUS_ON_NODE"
 _MPI_TASKS = "OMPI_COMM_WORLD_SIZE"
 _TPU_WORKERS = "TPU_WORKER_HOSTNAMES"
 
@@ -18,6 +21,17 @@ def is_cluster(environment: dict[str, str] | None = None) -> bool:
     env = os.environ if environment is None else environment
     tasks = env.get(_SLURM_TASKS) or env.get(_MPI_TASKS) or "1"
     return int(tasks) > 1 or "," in env.get(_TPU_WORKERS, "")
+
+
+def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of a node for its only Slurm task, where jax would take the first alone.
+
+    None leaves the choice to jax: one GPU a task under Slurm and MPI, everything elsewhere.
+    """
+    tasks, gpus = environment.get(_SLURM_TASKS), environment.get(_SLURM_GPUS)
+    if not tasks or not gpus or tasks != environment.get(_SLURM_NODES):
+        return None
+    return list(range(int(gpus)))
 
 
 def initialise(
@@ -61,5 +75,6 @@ def initialise(
         coordinator_address=coordinator,
         num_processes=num_processes,
         process_id=process_id,
+        local_device_ids=local_gpus(os.environ) if coordinator is None else None,
         heartbeat_timeout_seconds=heartbeat_timeout_seconds,
     )

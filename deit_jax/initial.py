@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from deit_jax import checkpoint, evaluate, experiment, provenance, rng, sharding, steps
-from deit_jax.errors import unknown
+from deit_jax.errors import ConfigError, unknown
 from deit_jax.experiment import Experiment
 from deit_jax.state import TrainState
 
@@ -79,7 +79,8 @@ def checkpoint_options(built: Experiment) -> dict[str, Any]:
     """The `checkpoint` section, with the metric that selects the best where none is named.
 
     Raises:
-      ConfigError: numbers that keep nothing, a metric that evaluation does not give.
+      ConfigError: numbers that keep nothing, a metric that evaluation does not give, or one
+        whose worst would be kept.
     """
     options = dict(built.config.checkpoint)
     distilled = getattr(built.model, "distilled", False) and built.model.dist_head
@@ -92,7 +93,12 @@ def checkpoint_options(built: Experiment) -> dict[str, Any]:
         for head in evaluate.heads(distilled=distilled)
     ]
     if options["best_metric"] not in known:
-        raise unknown("checkpoint.best_metric", options["best_metric"], known)
+        raise unknown("best_metric", options["best_metric"], known)
+    if options["best_metric"].endswith("loss") == options["higher_is_better"]:
+        raise ConfigError(
+            f"best_metric={options['best_metric']!r} with higher_is_better="
+            f"{options['higher_is_better']} keeps the worst; turn higher_is_better round"
+        )
     fields = {field.name for field in dataclasses.fields(checkpoint.Retention)}
     checkpoint.Retention(**{name: value for name, value in options.items() if name in fields})
     return options

@@ -75,7 +75,7 @@ def make_recipe(
 def check_ema_decay(decay: float) -> None:
     """Raises ConfigError unless a weight average with this decay moves."""
     if not 0 <= decay < 1:
-        raise ConfigError(f"config.step.ema_decay={decay}; below 1, and 0 for no average")
+        raise ConfigError(f"config.step.ema_decay={decay}; below 1 and at least 0, which is no average")
 
 
 def mix_group(config: ml_collections.ConfigDict) -> int:

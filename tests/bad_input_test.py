@@ -73,8 +73,9 @@ def test_mistake_is_named_with_its_cure(spec, overrides, said):
     "overrides, said",
     [
         (["keep_latest=0"], ["keep_latest=0", "at least 1"]),
+        (["best_metric=eval/class/loss"], ["keeps the worst", "turn higher_is_better round"]),
         (["best_metric=eval/mean/top1"],
-         ["unknown checkpoint.best_metric 'eval/mean/top1'", "eval_ema/class/top1"]),
+         ["config.checkpoint: unknown best_metric 'eval/mean/top1'", "eval_ema/class/top1"]),
     ],
 )
 def test_what_checkpoints_cannot_keep_is_told_before_training(overrides, said, tmp_path):

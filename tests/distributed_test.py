@@ -40,7 +40,7 @@ def test_flags_reach_the_processes(asked, capsys):
              "--heartbeat_timeout_seconds=17"]
     assert train.main([*FLAGS, *given]) == 2
     assert asked == [{"coordinator_address": "h:1", "num_processes": 2, "process_id": 1,
-                      "heartbeat_timeout_seconds": 17}]
+                      "local_device_ids": None, "heartbeat_timeout_seconds": 17}]
     assert "no config file" in capsys.readouterr().err
 
 
@@ -62,3 +62,24 @@ def test_defaults_are_those_of_the_function(asked, monkeypatch):
     assert asked[0] == asked[1]
     with pytest.raises(ConfigError):
         distributed.initialise(process_id=0)
+
+
+@pytest.mark.parametrize(
+    "tasks, nodes, gpus, expected",
+    [
+        ("2", "2", "8", list(range(8))),  # one task a node: all of its GPUs
+        ("16", "2", "8", None),  # one a GPU: jax's own choice
+        ("2", "2", None, None),  # no GPUs
+        (None, None, None, None),  # no Slurm
+    ],
+)
+def test_the_only_slurm_task_of_a_node_takes_all_gpus(
+    tasks, nodes, gpus, expected, asked, monkeypatch
+):
+    told = {"SLURM_NTASKS": tasks, "SLURM_NNODES": nodes, "SLURM_GPUS_ON_NODE": gpus}
+    present = {name: value for name, value in told.items() if value is not None}
+    assert distributed.local_gpus(present) == expected
+    for name, value in present.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialise()
+    assert [options["local_device_ids"] for options in asked] == ([expected] if tasks else [])

@@ -87,6 +87,7 @@ def test_heads_equal_a_plain_loop(monkeypatch, example):
 def test_mean_of_logits_and_sum_of_softmaxes_can_differ():
     logits = jnp.asarray([[[0.0, 6.0, 5.0], [9.0, 0.0, 5.0]]])
     scores = evaluate.head_scores(Output(logits[:, 0], logits[:, 1]))
+    assert tuple(scores) == evaluate.heads(distilled=True)
     assert int(scores["mean"].argmax()) == 2
     assert int(scores["softmax_sum"].argmax()) == 0
 
