@@ -36,10 +36,10 @@ def main(argv: list[str]) -> int:
             heartbeat_timeout_seconds=flags.heartbeat_timeout_seconds,
         )
         # After the processes have found each other: these look at the devices.
-        from deit_jax import loop, sections
+        from deit_jax.train import loop, schema
 
         resolved = config.load_config(
-            flags.config, overrides, sections=sections.SECTIONS, top=sections.TOP
+            flags.config, overrides, sections=schema.SECTIONS, top=schema.TOP
         )
         loop.train(resolved, workdir=flags.workdir, force_resume=flags.force_resume)
     except errors.ConfigError as error:

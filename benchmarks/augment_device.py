@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import augment, config, data, hardware, rng, sections
+from deit_jax import augment, config, data, rng
 from deit_jax.augment import mix, pipeline, policies
 from deit_jax.augment.erasing import random_erasing
 from deit_jax.augment.resample import resolve_matmul
+from deit_jax.recipe import hardware
+from deit_jax.train import schema
 
 CLASSES = 1000
 DISTINCT = 64
@@ -191,7 +193,7 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file")
     flags, overrides = parser.parse_known_args()
     resolved = config.load_config(
-        flags.config, config.split_overrides(overrides), sections=sections.SECTIONS, top=sections.TOP
+        flags.config, config.split_overrides(overrides), sections=schema.SECTIONS, top=schema.TOP
     )
     options = resolved.augment.to_dict()
     result = {

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from deit_jax import models, pretrained
-from deit_jax.convert import convert
 from deit_jax.errors import ConfigError
-from deit_jax.formats.torch_file import read_torch
+from deit_jax.pretrained.convert import convert
+from deit_jax.pretrained.formats.torch_file import read_torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SERVER = ROOT / "tests" / "reference" / "serve_models.py"

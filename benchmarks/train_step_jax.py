@@ -20,21 +20,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from deit_jax import (  # noqa: E402
-    config,
-    data,
-    experiment,
-    hardware,
-    losses,
-    models,
-    nonfinite,
-    rng,
-    sections,
-    sharding,
-    steps,
-)
+from deit_jax import config, data, losses, models, rng, sharding
 from deit_jax.augment import mix, pipeline  # noqa: E402
+from deit_jax.recipe import hardware
 from deit_jax.teacher import Teacher  # noqa: E402
+from deit_jax.train import experiment, nonfinite, schema
+from deit_jax.train import step as step_lib
 
 CLASSES = 1000
 
@@ -55,7 +46,7 @@ def load_recipe(case: dict, folder: str) -> tuple[Any, dict]:
         overrides += ["augment.mixup=0.0", "augment.cutmix=0.0"]
     spec = f"{common.ROOT / 'configs' / recipe}.py:{case['size']}"
     load = lambda extra: config.load_config(
-        spec, [*overrides, *extra], sections=sections.SECTIONS, top=sections.TOP
+        spec, [*overrides, *extra], sections=schema.SECTIONS, top=schema.TOP
     )
     return load(["loss.distillation=none"]), dict(load([]).loss)
 
@@ -114,7 +105,7 @@ def build(case: dict) -> tuple[experiment.Experiment, models.Model | None]:
 
 def first_state(built: experiment.Experiment, ema: bool) -> Any:
     """Random weights and optimizer state, on the mesh."""
-    init = lambda key: steps.init_state(built.model, built.tx, key, ema=ema)
+    init = lambda key: step_lib.init_state(built.model, built.tx, key, ema=ema)
     key = rng.base_key(0)
     where = sharding.tree_shardings(built.mesh, jax.eval_shape(init, key))
     return jax.jit(init, out_shardings=where)(key)

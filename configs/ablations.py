@@ -28,8 +28,9 @@ noise, one of the two that the official `--aa` names (the other is `v0`).
 Each took the authors 53 hours on 8 V100.
 """
 
-from configs import common, finetune
 from ml_collections import ConfigDict
+
+from configs import common, finetune
 
 # Variant -> what is changed.
 VARIANTS = {

@@ -21,8 +21,9 @@ erasing nor mixing, which need more epochs than that to pay. Accuracies of eithe
 no numbers of the paper, whose table is of ImageNet; the question is the order of the rows.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 ROWS = ("none", "soft", "hard", "token")
 VARIANTS = tuple(f"{row}{form}" for form in ("", "_short") for row in ("teacher", *ROWS))

@@ -7,8 +7,9 @@ Variants and published top-1 at 224 (ImageNet validation): ti 72.2, s 79.8, b 81
 and s under three days on 4.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 VARIANTS = {
     "ti": "deit_tiny_patch16_224",

@@ -24,8 +24,9 @@ theirs is that of s with the paper's stochastic depth. The commands' hardware: s
 of 8 GPUs, l, h four; hours are not given.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 MODELS = {
     "s": "deit3_small_patch16_224",

@@ -24,8 +24,9 @@ images; ti and s 4 of 256). The teacher's forward pass costs 12.7 forward passes
 of s, 0.9 of b.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 SIZES = {"ti": "tiny", "s": "small", "b": "base"}
 ROWS = ("token", "1000", "none", "soft", "hard")

@@ -37,8 +37,9 @@ trains the mean of both heads on the labels, which is what the official code doe
 refuses a teacher here. The 384 columns of Tables 2, 3 and 8 start from other runs.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 OWN_PHOTOS = {
     "s": "deit_small_patch16_224",

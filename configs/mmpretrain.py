@@ -15,8 +15,9 @@ the mirrored row; their cosine moves once an epoch, here with every step. 300 ep
 batch 1,024; no hours are published.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 VARIANTS = {
     "ti": "deit_tiny_patch16_224",

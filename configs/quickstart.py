@@ -11,8 +11,9 @@ without a teacher. `make quickstart` runs all three and compares them; the READM
 holds what it printed. Sizes are chosen for two CPU cores, not for accuracy.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 VARIANTS = ("teacher", "student", "plain")
 

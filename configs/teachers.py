@@ -24,8 +24,9 @@ the 16GF has been published (regnety_160-a5fe301d.pth); it ran 20 % slower than 
 took 53 hours on 8 V100.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 TEACHERS = ("regnety_160", "regnety_120", "regnety_080", "regnety_040")
 STUDENTS = {f"b_from_{name}": name for name in TEACHERS} | {

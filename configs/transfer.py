@@ -35,8 +35,9 @@ the floor of the cosine, which the authors left at 1e-5 (issue 117): the rate ri
 run. --config.schedule.min_lr=0 makes it fall. No hardware or hours are published.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 SGD = {
     "model": {"drop_path_rate": 0.0},

@@ -43,7 +43,7 @@ def load_config(
     Args:
       spec: path of a config file, optionally followed by `:variant`.
       overrides: `section.key=value` texts; values are parsed by the type of the default.
-      sections, top: what there is to set, see `sections.py`.
+      sections, top: what there is to set, see `train/schema.py`.
 
     Raises:
       ConfigError: every unknown key and wrong type at once, naming what would work.

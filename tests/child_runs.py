@@ -25,7 +25,7 @@ TINY = (
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["deit_jax.loop", "deit_jax.sections", "sklearn.datasets",
+    ["deit_jax.train.loop", "deit_jax.train.schema", "sklearn.datasets",
      "matplotlib.figure", "matplotlib.backends.backend_agg"]
 )
 
@@ -70,6 +70,7 @@ def _train(workdir: str, overrides: list[str], devices: int, batches: int,
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     import jax
+
     import train
 
     # Bits must be equal, not fast: compiling is most of so small a run.
@@ -96,11 +97,12 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
 
     import jax
 
-    from deit_jax import config, data, experiment, rng, sections, sharding
+    from deit_jax import config, data, rng, sharding
     from deit_jax.checkpoint.digest import digest_tree
+    from deit_jax.train import experiment, schema
 
     resolved = config.load_config(
-        CONFIG, overrides, sections=sections.SECTIONS, top=sections.TOP
+        CONFIG, overrides, sections=schema.SECTIONS, top=schema.TOP
     )
     built = experiment.build(resolved)
     augment_fn = jax.jit(built.augment_fn)

@@ -6,7 +6,7 @@ import pytest
 
 from deit_jax import config as config_lib
 from deit_jax.errors import ConfigError
-from deit_jax.sections import from_signature
+from deit_jax.train.schema import from_signature
 
 FILE = """
 from ml_collections import ConfigDict

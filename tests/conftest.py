@@ -69,7 +69,7 @@ def compilation_cache(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory, compilation_cache) -> pathlib.Path:
     """Workdir of a teacher of the ten digits, trained once for all workers."""
-    import runs
+    import tiny_runs
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -83,7 +83,7 @@ def tiny_teacher(tmp_path_factory, compilation_cache) -> pathlib.Path:
             time.sleep(0.2)
         return workdir
     with pytest.MonkeyPatch.context() as patch:
-        runs.on_one_device(patch)
-        runs.train(runs.tiny("quickstart.py:teacher", compilation_cache), workdir)
+        tiny_runs.on_one_device(patch)
+        tiny_runs.train(tiny_runs.tiny("quickstart.py:teacher", compilation_cache), workdir)
     ready.touch()
     return workdir

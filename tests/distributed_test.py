@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-import train
 
+import train
 from deit_jax import distributed
 from deit_jax.errors import ConfigError
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.augment import draws
+from deit_jax.augment import random_bits
 from deit_jax.augment.operations import (
     LEVEL_DENOMINATOR,
     NOTHING,
@@ -133,10 +133,10 @@ def parse(config: str) -> AutoAugmentSpec:
 def draw(keys: jax.Array, spec: AutoAugmentSpec) -> tuple[jax.Array, jax.Array]:
     """Operations int32 [n, 2] (NOTHING where not applied), arguments float32 [n, 2]."""
     numbers, probs, magnitudes = (jnp.asarray(table) for table in spec.tables)
-    words = draws.words(keys, 1 + 3 * 2)
-    chosen = draws.integer(words[:, 0], jnp.int32(len(numbers) - 1))
+    words = random_bits.words(keys, 1 + 3 * 2)
+    chosen = random_bits.integer(words[:, 0], jnp.int32(len(numbers) - 1))
     applied, magnitude, sign = jnp.split(words[:, 1:], 3, axis=1)
-    operations = jnp.where(draws.chance(applied, probs[chosen]), numbers[chosen], NOTHING)
+    operations = jnp.where(random_bits.chance(applied, probs[chosen]), numbers[chosen], NOTHING)
     magnitude = noisy_magnitude(
         magnitude, magnitudes[chosen], std=spec.magnitude_std, maximum=LEVEL_DENOMINATOR
     )

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment import draws
+from deit_jax.augment import random_bits
 from deit_jax.augment.resample import Axis
 from deit_jax.errors import ConfigError, unknown
 
@@ -55,8 +55,8 @@ def area_boxes(
 
     The area is uniform in `area_range` times `area`, log(width / height) uniform.
     """
-    areas = area * draws.between(word[:CROP_TRIES], *area_range)
-    ratios = jnp.exp(draws.between(word[CROP_TRIES:], math.log(ratio[0]), math.log(ratio[1])))
+    areas = area * random_bits.between(word[:CROP_TRIES], *area_range)
+    ratios = jnp.exp(random_bits.between(word[CROP_TRIES:], math.log(ratio[0]), math.log(ratio[1])))
     heights = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
     widths = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
     return heights, widths
@@ -92,8 +92,8 @@ def random_resized_box(
     central_h, central_w = _central_box(size, ratio)
     box_h = jnp.where(fits.any(), heights[first], central_h)
     box_w = jnp.where(fits.any(), widths[first], central_w)
-    top = jnp.where(fits.any(), draws.integer(word[-2], height - box_h), (height - box_h) // 2)
-    left = jnp.where(fits.any(), draws.integer(word[-1], width - box_w), (width - box_w) // 2)
+    top = jnp.where(fits.any(), random_bits.integer(word[-2], height - box_h), (height - box_h) // 2)
+    left = jnp.where(fits.any(), random_bits.integer(word[-1], width - box_w), (width - box_w) // 2)
     return jnp.stack([top, left, box_h, box_w])
 
 
@@ -134,7 +134,7 @@ def reflect(position: jax.Array, length: jax.Array) -> jax.Array:
 def simple_crop_axes(keys: jax.Array, size: jax.Array, out: int) -> tuple[Axis, Axis]:
     """DeiT-III's simple random crop: short side to `out`, pad 4 by reflection, crop out x out."""
     resized = short_side_resized(size, out)
-    offsets = draws.integer(draws.words(keys, 2), resized + 2 * SRC_PADDING - out)
+    offsets = random_bits.integer(random_bits.words(keys, 2), resized + 2 * SRC_PADDING - out)
     positions = _grid(len(size), out) + offsets[:, :, None] - SRC_PADDING
     positions = reflect(positions, resized[:, :, None])
     return _axes(positions, resized, jnp.zeros_like(size), size)
@@ -167,7 +167,7 @@ def training_axes(
     """Axes of the training crop `crop` ('rrc', 'src', 'center' or 'resize') for n images."""
     if crop == "rrc":
         draw = functools.partial(random_resized_box, scale=scale, ratio=ratio)
-        words = draws.words(keys, 2 * CROP_TRIES + 2)
+        words = random_bits.words(keys, 2 * CROP_TRIES + 2)
         return box_axes(jax.vmap(draw)(words, size), out)
     if crop == "src":
         return simple_crop_axes(keys, size, out)

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment import draws
+from deit_jax.augment import random_bits
 from deit_jax.augment.crop import CROP_TRIES, area_boxes, check_share
 from deit_jax.errors import ConfigError, unknown
 
@@ -33,8 +33,8 @@ def erase_boxes(word: jax.Array, height: int, width: int, prob: float) -> jax.Ar
     smaller than the image, else none.
     """
     boxes = word[2:].reshape(-1, BOX_WORDS)
-    count = 1 + draws.integer(word[0], jnp.int32(len(boxes) - 1))
-    wanted = jnp.where(draws.chance(word[1], prob), count, 0)
+    count = 1 + random_bits.integer(word[0], jnp.int32(len(boxes) - 1))
+    wanted = jnp.where(random_bits.chance(word[1], prob), count, 0)
 
     def one_box(box: jax.Array, number: jax.Array) -> jax.Array:
         area = jnp.float32(height * width) / count
@@ -45,8 +45,8 @@ def erase_boxes(word: jax.Array, height: int, width: int, prob: float) -> jax.Ar
         used = fits.any() & (number < wanted)
         box_h = jnp.where(used, heights[first], 0)
         box_w = jnp.where(used, widths[first], 0)
-        top = draws.integer(box[-2], height - box_h)
-        left = draws.integer(box[-1], width - box_w)
+        top = random_bits.integer(box[-2], height - box_h)
+        left = random_bits.integer(box[-1], width - box_w)
         return jnp.stack([top, left, box_h, box_w])
 
     return jax.vmap(one_box)(boxes, jnp.arange(len(boxes)))
@@ -66,7 +66,7 @@ def pixel_noise(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     augmentation; a hash is cheap, fuses with what uses it and is as portable.
     """
     position = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-    return draws.normal(_mixed_bits(_mixed_bits(position ^ word[0]) + word[1]))
+    return random_bits.normal(_mixed_bits(_mixed_bits(position ^ word[0]) + word[1]))
 
 
 def random_erasing(
@@ -82,7 +82,7 @@ def random_erasing(
     n, height, width, channels = image.shape
     row = jnp.arange(height)[None, :, None, None]
     column = jnp.arange(width)[None, None, :, None]
-    words = draws.words(keys, 2 + (BOX_WORDS + NOISE_WORDS) * max_count)
+    words = random_bits.words(keys, 2 + (BOX_WORDS + NOISE_WORDS) * max_count)
     words, noise = jnp.split(words, [2 + BOX_WORDS * max_count], axis=1)
     noise = noise.reshape(n, max_count, NOISE_WORDS)
     boxes = jax.vmap(lambda word: erase_boxes(word, height, width, prob))(words)
@@ -93,7 +93,7 @@ def random_erasing(
         if mode == "pixel":
             fill = jax.vmap(lambda word: pixel_noise(word, (height, width, channels)))(word)
         elif mode == "rand":
-            fill = draws.normal(word[:, None, None, :channels])
+            fill = random_bits.normal(word[:, None, None, :channels])
         else:
             fill = jnp.zeros((n, 1, 1, channels), image.dtype)
         image = jnp.where(inside, fill, image)

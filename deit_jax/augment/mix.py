@@ -7,13 +7,12 @@ a row is mixed with the mirrored row of its group (timm's `x.flip(0)`).
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment import draws
+from deit_jax.augment import random_bits
 from deit_jax.augment.crop import check_range, check_share
 from deit_jax.errors import ConfigError, unknown
 
@@ -114,7 +113,7 @@ class MixDraw(NamedTuple):
 
 
 def _beta(key: jax.Array, word: jax.Array, alpha: float) -> jax.Array:
-    return draws.unit(word) if alpha == 1.0 else jax.random.beta(key, alpha, alpha)
+    return random_bits.unit(word) if alpha == 1.0 else jax.random.beta(key, alpha, alpha)
 
 
 def _cut_box(word: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
@@ -127,7 +126,7 @@ def _cut_box(word: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Ar
     edges = []
     for i, side in enumerate((height, width)):
         half = jnp.floor(side * ratio).astype(jnp.int32) // 2
-        centre = draws.integer(word[i], jnp.int32(side - 1))
+        centre = random_bits.integer(word[i], jnp.int32(side - 1))
         edges += [jnp.maximum(centre - half, 0), jnp.minimum(centre + half, side)]
     return jnp.stack(edges)
 
@@ -139,8 +138,8 @@ def _cut_box_minmax(
     edges = []
     for i, side in enumerate((height, width)):
         low, high = int(side * minmax[0]), int(side * minmax[1])
-        length = low + draws.integer(word[i], jnp.int32(max(high - low - 1, 0)))
-        start = draws.integer(word[2 + i], side - length)
+        length = low + random_bits.integer(word[i], jnp.int32(max(high - low - 1, 0)))
+        start = random_bits.integer(word[2 + i], side - length)
         edges += [start, start + length]
     return jnp.stack(edges)
 
@@ -151,7 +150,7 @@ def draw_mix(key: jax.Array, height: int, width: int, options: MixOptions) -> Mi
     word = jax.random.bits(words_key, (8,))
     mixup, cutmix = options.mixup, options.cutmix
     cut_prob = (options.switch_prob if mixup > 0 else 1.0) if cutmix > 0 else 0.0
-    cut = draws.chance(word[0], cut_prob)
+    cut = random_bits.chance(word[0], cut_prob)
     # Only one of the two lambdas is used, so they may share their randomness.
     mixup_lam = _beta(beta_key, word[1], mixup) if mixup > 0 else jnp.float32(1.0)
     cut_lam = _beta(beta_key, word[1], cutmix) if cutmix > 0 else jnp.float32(1.0)
@@ -161,7 +160,7 @@ def draw_mix(key: jax.Array, height: int, width: int, options: MixOptions) -> Mi
         box = _cut_box_minmax(word[2:6], options.cutmix_minmax, height, width)
     cut_area = (box[1] - box[0]) * (box[3] - box[2])
     lam = jnp.where(cut, 1.0 - cut_area / jnp.float32(height * width), mixup_lam)
-    mixes = draws.chance(word[6], options.mix_prob)
+    mixes = random_bits.chance(word[6], options.mix_prob)
     return MixDraw(jnp.where(mixes, lam, 1.0), cut & mixes, box)
 
 

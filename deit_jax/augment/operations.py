@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.augment import color, draws, geometry
+from deit_jax.augment import color, geometry, random_bits
 from deit_jax.augment.routing import Route, apply_routes
 
 OPERATIONS = (
@@ -48,9 +48,9 @@ def noisy_magnitude(
     std: of the normal noise; inf draws uniformly between 0 and the magnitude.
     """
     if math.isinf(std):
-        magnitude = draws.unit(word) * magnitude
+        magnitude = random_bits.unit(word) * magnitude
     else:
-        magnitude = magnitude + std * draws.normal(word)
+        magnitude = magnitude + std * random_bits.normal(word)
     return jnp.clip(magnitude, 0.0, maximum)
 
 

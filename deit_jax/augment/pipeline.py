@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment import draws
+from deit_jax.augment import random_bits
 from deit_jax.augment.crop import centre_crop_axes, check_crop, check_share, flipped, training_axes
 from deit_jax.augment.erasing import check_erasing, random_erasing
 from deit_jax.augment.mix import MixOptions, check_mix, mix_groups, smoothed_one_hot
@@ -61,9 +61,9 @@ def cropped(
         draw_keys(keys, CROP_DRAW), size, image_size, crop=crop, scale=scale, ratio=ratio
     )
     if hflip > 0 or vflip > 0:
-        coins = draws.words(draw_keys(keys, FLIP_DRAW), 2)
-        columns = flipped(columns, draws.chance(coins[:, 0], hflip))
-        rows = flipped(rows, draws.chance(coins[:, 1], vflip))
+        coins = random_bits.words(draw_keys(keys, FLIP_DRAW), 2)
+        columns = flipped(columns, random_bits.chance(coins[:, 0], hflip))
+        rows = flipped(rows, random_bits.chance(coins[:, 1], vflip))
     return resample(canvas, rows, columns, matmul=matmul)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.augment import draws
+from deit_jax.augment import random_bits
 from deit_jax.augment.operations import (
     LEVEL_DENOMINATOR,
     NOTHING,
@@ -107,17 +107,17 @@ def parse(config: str) -> RandAugmentSpec:
 def draw(keys: jax.Array, spec: RandAugmentSpec) -> tuple[jax.Array, jax.Array]:
     """Operations int32 [n, layers] (NOTHING where not applied), arguments float32 [n, layers]."""
     count, layers = len(OPERATIONS), spec.layers
-    words = draws.words(keys, (count if spec.weighted else layers) + 3 * layers)
+    words = random_bits.words(keys, (count if spec.weighted else layers) + 3 * layers)
     choice, rest = words[:, : -3 * layers], words[:, -3 * layers :]
     applied, magnitude, sign = jnp.split(rest, 3, axis=1)
     if spec.weighted:
         # The largest of log-shares with Gumbel noise are a draw without replacement.
         log_shares = jnp.log(jnp.asarray(spec.probabilities, jnp.float32))[None]
-        gumbel = -jnp.log(-jnp.log(draws.between(choice, 2.0**-25, 1.0)))
+        gumbel = -jnp.log(-jnp.log(random_bits.between(choice, 2.0**-25, 1.0)))
         operations = jax.lax.top_k(log_shares + gumbel, layers)[1].astype(jnp.int32)
     else:
-        operations = draws.integer(choice, jnp.int32(count - 1))
-    operations = jnp.where(draws.chance(applied, spec.prob), operations, NOTHING)
+        operations = random_bits.integer(choice, jnp.int32(count - 1))
+    operations = jnp.where(random_bits.chance(applied, spec.prob), operations, NOTHING)
     magnitude = noisy_magnitude(
         magnitude, spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max
     )

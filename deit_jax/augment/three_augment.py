@@ -5,7 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment import color, draws
+from deit_jax.augment import color, random_bits
 from deit_jax.augment.routing import Route, apply_routes
 
 GRAYSCALE, SOLARIZE, BLUR = range(3)
@@ -59,9 +59,9 @@ def gaussian_blur(pixels: jax.Array, sigma: jax.Array) -> jax.Array:
 def three_augment(keys: jax.Array, pixels: jax.Array) -> jax.Array:
     """Each image of uint8 [n, h, w, 3] gray, solarized at 128 or blurred, one key per image."""
 
-    words = draws.words(keys, 2)
-    choice = draws.integer(words[:, 0], jnp.int32(2))
-    sigma = draws.between(words[:, 1], *BLUR_SIGMA)
+    words = random_bits.words(keys, 2)
+    choice = random_bits.integer(words[:, 0], jnp.int32(2))
+    sigma = random_bits.between(words[:, 1], *BLUR_SIGMA)
     numbers = color.neutral(len(pixels))
     gray = choice == GRAYSCALE
     numbers = numbers._replace(
@@ -81,10 +81,10 @@ def color_jitter(keys: jax.Array, pixels: jax.Array, *, strength: float) -> jax.
     uniform in [max(0, 1 - strength), 1 + strength]; uint8 in between, as in PIL.
     """
 
-    words = draws.words(keys, 4)
+    words = random_bits.words(keys, 4)
     orders = jnp.array(list(itertools.permutations((color.BLACK, color.MEAN, color.GRAY))))
-    bases = orders[draws.integer(words[:, 0], jnp.int32(len(orders) - 1))]
-    factors = draws.between(words[:, 1:], max(0.0, 1.0 - strength), 1.0 + strength)
+    bases = orders[random_bits.integer(words[:, 0], jnp.int32(len(orders) - 1))]
+    factors = random_bits.between(words[:, 1:], max(0.0, 1.0 - strength), 1.0 + strength)
 
     def step(pixels: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         base, factor = drawn

@@ -22,7 +22,7 @@ from deit_jax.checkpoint.digest import digest_array, digest_tree
 from deit_jax.checkpoint.layout import DamagedCheckpointError, StructureError
 from deit_jax.checkpoint.parts import filled, state_parts
 from deit_jax.errors import ConfigError
-from deit_jax.state import TrainState
+from deit_jax.train_state import TrainState
 from deit_jax.trees import named_leaves, nested
 
 PyTree = Any

@@ -20,7 +20,7 @@ from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, 
 from deit_jax.checkpoint.lock import FolderLock
 from deit_jax.checkpoint.parts import state_parts
 from deit_jax.checkpoint.retention import Retention
-from deit_jax.state import TrainState
+from deit_jax.train_state import TrainState
 from deit_jax.trees import named_leaves
 
 _LOG = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from deit_jax.state import TrainState
+from deit_jax.train_state import TrainState
 from deit_jax.trees import named_leaves, nested
 
 PyTree = Any

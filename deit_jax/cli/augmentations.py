@@ -33,21 +33,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import config, data, imagenet, models, sections
+    from deit_jax import config, data, models
+    from deit_jax.data import imagenet_classes
+    from deit_jax.train import schema
 
     operations = _operations(args.operation)
     resolved = config.load_config(
         args.config,
         config.split_overrides(args.overrides),
-        sections=sections.SECTIONS,
-        top=sections.TOP,
+        sections=schema.SECTIONS,
+        top=schema.TOP,
     )
     opened = data.open_data(**resolved.data)
     model = models.create_model(num_classes=opened.num_classes, **resolved.model)
     size = model.image_size[0]
     batch = _images(opened.train, resolved, args)
     names = opened.class_names or [f"class {k}" for k in range(opened.num_classes)]
-    rows = [imagenet.class_name(names[label]) for label in batch["label"]]
+    rows = [imagenet_classes.class_name(names[label]) for label in batch["label"]]
 
     columns = _draws(batch, resolved, args, size, opened.num_classes)
     path = pathlib.Path(args.output)
@@ -120,13 +122,13 @@ def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int,
     import jax
     import numpy as np
 
-    from deit_jax.augment import draws, operations, randaugment
+    from deit_jax.augment import operations, randaugment, random_bits
     from deit_jax.augment.pipeline import fill_color
 
     named = resolved.augment.auto_augment or ""
     spec = randaugment.parse(named if named.startswith("rand") else "rand-m9-mstd0.5-inc1")
     number = operations.OPERATIONS.index(operation)
-    words = draws.words(jax.random.split(jax.random.key(args.seed), args.draws), 2)
+    words = random_bits.words(jax.random.split(jax.random.key(args.seed), args.draws), 2)
     numbers = np.full(args.draws, number, np.int32)
     magnitude = operations.noisy_magnitude(
         words[:, 0], spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max

@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import curves
+    from deit_jax.tracking import curves
 
     runs = {}
     for text in args.runs:
@@ -44,7 +44,7 @@ def last_evaluation(workdir: pathlib.Path) -> dict[str, float]:
     Raises:
       ConfigError: the run is not there or has not been evaluated yet.
     """
-    from deit_jax.metrics import FILE_NAME, read_jsonl
+    from deit_jax.tracking.writers import FILE_NAME, read_jsonl
 
     file = workdir / FILE_NAME
     if not file.is_file():

@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax.convert import convert
+    from deit_jax.pretrained.convert import convert
 
     loaded = convert(
         args.source,

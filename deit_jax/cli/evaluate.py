@@ -55,8 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import evaluation_sets
     from deit_jax.errors import ConfigError
+    from deit_jax.evaluation import datasets
 
     candidates = load_candidates(args)
     loaded = next(iter(candidates.values()))
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("confusions need one label an image: put another set before real")
     # All of them before the first takes its time.
     sets = [
-        evaluation_sets.open_set(name, config.data, num_classes=loaded.num_classes)
+        datasets.open_set(name, config.data, num_classes=loaded.num_classes)
         for name in names
     ]
     for one in sets:
@@ -113,12 +113,13 @@ def _config(args: argparse.Namespace, loaded: Any) -> Any:
     """Data and evaluation: of --config, of the run that made the checkpoint, or ImageNet's."""
     import ml_collections
 
-    from deit_jax import config, sections
+    from deit_jax import config
+    from deit_jax.train import schema
 
     overrides = config.split_overrides(args.overrides)
     if args.crop_ratio is not None:
         overrides.append(f"eval.crop_ratio={args.crop_ratio}")
-    known = {"sections": sections.SECTIONS, "top": sections.TOP}
+    known = {"sections": schema.SECTIONS, "top": schema.TOP}
     if args.config:
         return config.load_config(args.config, overrides, **known)
     stored = loaded.metadata.get("config", {})
@@ -151,8 +152,10 @@ class Evaluator:
     def __init__(self, loaded: Any, config: Any, *, image_size: int | None, dtype: str):
         import jax
 
-        from deit_jax import augment, experiment, models, predictions, sharding
+        from deit_jax import augment, models, sharding
+        from deit_jax.evaluation import predictions
         from deit_jax.problems import Problems
+        from deit_jax.train import experiment
 
         sizes = {"image_size": image_size} if image_size else {}
         self.model = loaded.create_model(dtype=dtype, **sizes)
@@ -194,7 +197,8 @@ class Evaluator:
         """`Predictions` of these weights for every image of an evaluation set."""
         import jax
 
-        from deit_jax import data, predictions, pretrained, sharding
+        from deit_jax import data, pretrained, sharding
+        from deit_jax.evaluation import predictions
 
         variables = pretrained.initialise(loaded, model=self.model).variables
         variables = jax.device_put(variables, sharding.replicated(self.mesh))
@@ -219,7 +223,7 @@ def square_side(model: Any) -> int:
 
 def _score(predicted: Any, one: Any) -> dict[str, Any]:
     """`count` and for each head its accuracies."""
-    from deit_jax import predictions
+    from deit_jax.evaluation import predictions
 
     if one.label_sets is None:
         return {"count": len(predicted.label)} | predictions.accuracies(predicted)
@@ -229,7 +233,7 @@ def _score(predicted: Any, one: Any) -> dict[str, Any]:
 
 def _agreement(weights: str, predicted: Any, one: Any) -> str:
     """Who differs from whom, as text; without the label where images have several."""
-    from deit_jax import agreement
+    from deit_jax.evaluation import agreement
 
     choices = {head: best[:, 0] for head, best in predicted.choices.items()}
     if one.label_sets is None:
@@ -241,7 +245,7 @@ def _agreement(weights: str, predicted: Any, one: Any) -> str:
 
 def _write_csv(args: argparse.Namespace, one: Any, predicted: Any) -> list[pathlib.Path]:
     """The files that were asked for, of the raw weights unless --ema was given."""
-    from deit_jax import predictions
+    from deit_jax.evaluation import predictions
 
     classes = one.data.num_classes
     names = one.data.class_names or [str(number) for number in range(classes)]

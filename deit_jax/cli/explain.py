@@ -61,13 +61,15 @@ def explain(args: argparse.Namespace) -> list[str]:
     """The text, as lines."""
     import jax
 
-    from deit_jax import config, recipe, recipe_notes, recipe_warnings, sections
+    from deit_jax import config
+    from deit_jax.recipe import checks, recipe, summary
+    from deit_jax.train import schema
 
     resolved = config.load_config(
         args.config,
         config.split_overrides(args.overrides),
-        sections=sections.SECTIONS,
-        top=sections.TOP,
+        sections=schema.SECTIONS,
+        top=schema.TOP,
     )
     records, classes, source = _sizes(resolved, args)
     told = recipe.make_recipe(
@@ -76,8 +78,8 @@ def explain(args: argparse.Namespace) -> list[str]:
         num_classes=classes,
         device_count=args.devices or jax.device_count(),
     )
-    lines = [recipe_notes.describe(told, images_per_second=args.images_per_second), source]
-    warnings = recipe_warnings.recipe_warnings(told)
+    lines = [summary.describe(told, images_per_second=args.images_per_second), source]
+    warnings = checks.recipe_warnings(told)
     lines += ["", "warnings", *(f"  - {text}" for text in warnings)] if warnings else []
     return lines
 

@@ -13,7 +13,8 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(name: str) -> str:
     """A few lines about the registered model `name`; ConfigError if there is none."""
-    from deit_jax import models, published
+    from deit_jax import models
+    from deit_jax.pretrained import hub
 
     model = models.create_model(name)
     parameters, macs = models.count(model)
@@ -22,7 +23,7 @@ def describe(name: str) -> str:
         f"{name}: {parameters:,} parameters, "
         f"{macs / 1e9:.3f} G multiply-accumulates at {size}"
     ]
-    for tag, entry in published.checkpoints_of(name).items():
+    for tag, entry in hub.checkpoints_of(name).items():
         digest = f"SHA-256 {entry.sha256}..." if entry.sha256 else "no published digest"
         lines.append(
             f"  {tag}: top-1 {entry.top1} % on ImageNet (crop ratio {entry.crop_ratio}), "

@@ -41,12 +41,12 @@ def readable_names(loaded) -> list[str]:
 
     1,000 classes without names are taken to be ImageNet-1k in its usual order.
     """
-    from deit_jax import imagenet
+    from deit_jax.data import imagenet_classes
 
     if loaded.class_names:
-        return [imagenet.class_name(name) for name in loaded.class_names]
-    if loaded.num_classes == len(imagenet.class_names()):
-        return list(imagenet.class_names())
+        return [imagenet_classes.class_name(name) for name in loaded.class_names]
+    if loaded.num_classes == len(imagenet_classes.class_names()):
+        return list(imagenet_classes.class_names())
     return [f"class {number}" for number in range(loaded.num_classes)]
 
 

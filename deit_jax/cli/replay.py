@@ -26,7 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import config, replay
+    from deit_jax import config
+    from deit_jax.train import replay
 
     folder = pathlib.Path(args.dump)
     for line in replay.describe(replay.replay(folder, config.split_overrides(args.overrides))):

@@ -12,7 +12,7 @@ from deit_jax.data.order import (
     steps_per_epoch,
 )
 from deit_jax.data.pipeline import eval_batches, train_batches
-from deit_jax.data.sources import Data, Source, open_data
+from deit_jax.data.source import Data, Source, open_data
 from deit_jax.data.transfer import prefetch_to_device
 
 __all__ = [

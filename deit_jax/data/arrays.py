@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from deit_jax.data.sources import Data, check_labels
+from deit_jax.data.source import Data, check_labels
 from deit_jax.errors import ConfigError
 
 DIGITS_TEST_EVERY = 5

@@ -13,7 +13,7 @@ import numpy as np
 
 from deit_jax.data.cmyk import frame
 from deit_jax.data.decode import CorruptImage
-from deit_jax.data.sources import Record, Source
+from deit_jax.data.source import Record, Source
 from deit_jax.errors import ConfigError
 
 Batch = dict[str, np.ndarray]

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from deit_jax.data.sources import Data
+from deit_jax.data.source import Data
 from deit_jax.errors import ConfigError, close_matches, unknown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

@@ -15,7 +15,7 @@ from deit_jax.data.batches import Batch, BatchIterator, CanvasMemory, Reader
 from deit_jax.data.decode import decode_image
 from deit_jax.data.order import TrainOrder
 from deit_jax.data.resize import evaluation_square, fit_within
-from deit_jax.data.sources import Record, Source
+from deit_jax.data.source import Record, Source
 from deit_jax.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from deit_jax.data import readers, tfrecord
-from deit_jax.data.sources import Data, check_labels
+from deit_jax.data.source import Data, check_labels
 from deit_jax.errors import ConfigError, close_matches, unknown
 
 _IMAGENET_ARCHIVES = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"

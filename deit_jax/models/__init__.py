@@ -15,8 +15,8 @@ from deit_jax.errors import unknown
 from deit_jax.models.count import Size, count
 from deit_jax.models.deit import VisionTransformer
 from deit_jax.models.output import Output
+from deit_jax.models.registry import ARCHITECTURES
 from deit_jax.models.regnet import RegNet, fold_batch_norm
-from deit_jax.models.tables import ARCHITECTURES
 
 __all__ = [
     "Model",

@@ -18,7 +18,8 @@ _library = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from timm.data import auto_augment, mixup, random_erasing, transforms as timm_transforms  # noqa: E402
+from timm.data import auto_augment, mixup, random_erasing  # noqa: E402
+from timm.data import transforms as timm_transforms
 from torchvision import transforms  # noqa: E402
 from torchvision.transforms import functional  # noqa: E402
 

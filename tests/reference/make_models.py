@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import torch_models  # noqa: E402
 import timm  # noqa: E402
+import torch_models  # noqa: E402
 from random_weights import random_image, random_tensor  # noqa: E402
 
 VECTORS = pathlib.Path(__file__).resolve().parent.parent / "vectors"

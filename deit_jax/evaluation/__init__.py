@@ -1,0 +1,1 @@
+"""Evaluation of one or both heads on whole data sets, agreement between models, predictions."""

@@ -1,0 +1,174 @@
+"""What a classifier answers for every image, and what follows from it: accuracies, confusions.
+
+`evaluate` adds up sums over a batch, which is what training needs; per-class accuracy,
+confusions and sets of right labels need the answers themselves.
+"""
+
+import collections
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax import models
+from deit_jax.errors import ConfigError
+from deit_jax.evaluation import evaluate
+
+PyTree = Any
+
+TOP = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Answers for N images, in the order of the records.
+
+    Attributes:
+      index: int [N], record numbers.
+      label: int [N].
+      choices: for each head of `evaluate.head_scores` int [N, 5], the most likely classes,
+        best first, fewer of them with fewer classes; -1 where a score was not a number.
+      loss: for each head float [N], cross-entropy with the label.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    choices: dict[str, np.ndarray]
+    loss: dict[str, np.ndarray]
+
+
+def make_prediction_step(
+    *, model: Any, transform: Callable[[PyTree], jax.Array]
+) -> Callable[[PyTree, PyTree], dict[str, Any]]:
+    """Builds `step(variables, batch) -> answers` of an evaluation batch, ready for `jax.jit`."""
+
+    def step(variables: PyTree, batch: PyTree) -> dict[str, Any]:
+        label = batch["label"]
+        scores = evaluate.head_scores(models.apply(model, variables, transform(batch)))
+        choices, loss = {}, {}
+        for head, score in scores.items():
+            # Ties go to the lower class; a NaN would win in top_k and is no answer.
+            _, best = jax.lax.top_k(score, min(TOP, score.shape[1]))
+            sound = jnp.isfinite(score).all(axis=1)
+            choices[head] = jnp.where(sound[:, None], best, -1)
+            loss[head] = -jnp.take_along_axis(score, label[:, None], axis=1)[:, 0]
+        rows = {key: batch[key] for key in ("index", "label", "mask")}
+        return rows | {"choices": choices, "loss": loss}
+
+    return step
+
+
+def predict(
+    step: Callable[[PyTree, PyTree], dict[str, Any]], variables: PyTree, batches: Iterable[PyTree]
+) -> Predictions:
+    """Runs every batch once; padding and images that could not be decoded are left out.
+
+    Raises:
+      ConfigError: no image was seen.
+    """
+    pending: collections.deque = collections.deque()
+    taken = []
+
+    def take(answers: PyTree) -> None:
+        answers = jax.device_get(answers)
+        mask = answers.pop("mask")
+        taken.append(jax.tree.map(lambda rows: rows[mask], answers))
+
+    for batch in batches:
+        pending.append(step(variables, batch))
+        if len(pending) > 2:
+            take(pending.popleft())
+    while pending:
+        take(pending.popleft())
+    if not taken or not sum(len(answers["index"]) for answers in taken):
+        raise ConfigError("evaluation saw no image: the evaluation split is empty")
+    return Predictions(**jax.tree.map(lambda *parts: np.concatenate(parts), *taken))
+
+
+def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """For each head `top1`, `top5` (shares of the images) and `loss` (mean)."""
+    results = {}
+    for head, choices in predictions.choices.items():
+        right = choices == predictions.label[:, None]
+        results[head] = {
+            "top1": float(right[:, 0].mean()),
+            "top5": float(right.any(axis=1).mean()),
+            "loss": float(predictions.loss[head].mean()),
+        }
+    return results
+
+
+def real_accuracies(
+    predictions: Predictions, label_sets: Sequence[np.ndarray]
+) -> tuple[dict[str, dict[str, float]], int]:
+    """(for each head `top1`, images that count) against sets of right classes.
+
+    `label_sets[i]` holds the right classes of record i. An answer is right when it is one
+    of them; images without any are left out (arXiv 2006.07159).
+    """
+    sets = [set(label_sets[index].tolist()) for index in predictions.index]
+    labelled = np.array([bool(one) for one in sets])
+    if not labelled.any():
+        raise ConfigError("no image of the set has a label")
+    results = {}
+    for head, choices in predictions.choices.items():
+        right = np.array([int(c) in one for c, one in zip(choices[:, 0], sets, strict=True)])
+        results[head] = {"top1": float(right[labelled].mean())}
+    return results, int(labelled.sum())
+
+
+def confusion(predictions: Predictions, head: str, num_classes: int) -> np.ndarray:
+    """int64 [K, K]: how many images of class i (row) were taken for class j (column)."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    chosen = predictions.choices[head][:, 0]
+    answered = chosen >= 0
+    np.add.at(counts, (predictions.label[answered], chosen[answered]), 1)
+    return counts
+
+
+def per_class(predictions: Predictions, num_classes: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(images of each class int64 [K], for each head top-1 of each class [K], NaN without images)."""
+    images = np.bincount(predictions.label, minlength=num_classes)
+    top1 = {}
+    for head, choices in predictions.choices.items():
+        right = choices[:, 0] == predictions.label
+        hits = np.bincount(predictions.label[right], minlength=num_classes)
+        top1[head] = np.where(images > 0, hits / np.maximum(images, 1), np.nan)
+    return images, top1
+
+
+def write_confusion(
+    path: str | pathlib.Path, counts: np.ndarray, names: Sequence[str]
+) -> pathlib.Path:
+    """A CSV file: a row for each true class, a column for each answer."""
+    rows = [["true \\ predicted", *names]]
+    rows += [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+    return _write_csv(path, rows)
+
+
+def write_per_class(
+    path: str | pathlib.Path,
+    images: np.ndarray,
+    top1: dict[str, np.ndarray],
+    names: Sequence[str],
+) -> pathlib.Path:
+    """A CSV file: a row for each class with its images and the top-1 of each head."""
+    rows = [["class", "name", "images", *(f"{head} top1" for head in top1)]]
+    for number, name in enumerate(names):
+        shares = [values[number] for values in top1.values()]
+        cells = ["" if np.isnan(share) else f"{share:.6f}" for share in shares]
+        rows.append([number, name, int(images[number]), *cells])
+    return _write_csv(path, rows)
+
+
+def _write_csv(path: str | pathlib.Path, rows: list[list]) -> pathlib.Path:
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path

@@ -1,0 +1,139 @@
+"""Known traps of DeiT's recipe, found in a resolved config before the run is paid for."""
+
+from collections.abc import Callable, Iterator
+
+from deit_jax.models import VisionTransformer
+from deit_jax.optim import schedules
+from deit_jax.recipe import recipe as recipe_lib
+from deit_jax.recipe.recipe import Recipe
+
+# Images that shared a mix in the published runs, which drew one lambda for each GPU's batch.
+PUBLISHED_MIX_GROUP = {
+    "deit_tiny": 256,
+    "deit_small": 256,
+    "deit_base": 64,
+}
+PUBLISHED_BATCH = 1024
+# Base rates for 512 images above this are what 5e-4 becomes by scaling to 1,024.
+_SCALED_ADAMW_LR = 1e-3
+
+
+def recipe_warnings(recipe: Recipe) -> list[str]:
+    """What is legal in this recipe but seldom meant, a text each, most harmful first."""
+    return [text for check in CHECKS for text in check(recipe)]
+
+
+def _labels(recipe: Recipe) -> Iterator[str]:
+    config = recipe.config
+    if config.loss.base == "bce" and config.augment.smoothing > 0:
+        yield (
+            f"loss.base='bce' with augment.smoothing={config.augment.smoothing:g}: every class of "
+            "a smoothed target is above 0 and so a positive; set augment.smoothing=0"
+        )
+
+
+def _learning_rate(recipe: Recipe) -> Iterator[str]:
+    yield from schedules.schedule_warnings(**recipe_lib.schedule_options(recipe))
+    options, name = recipe.config.schedule, recipe.config.optim.name
+    scale = options.scale_by_batch
+    if scale is None or scale == recipe.plan.batch_size:
+        return
+    peak = recipe_lib.peak_lr(recipe)
+    told = f"schedule.base_lr={options.base_lr:g} is scaled by the batch to a peak of {peak:g}"
+    remedy = "if it is scaled already, set schedule.scale_by_batch=None"
+    if name == "lamb" and peak > options.base_lr:
+        yield f"{told}; the published rates for LAMB are not scaled: {remedy}"
+    elif name == "adamw" and options.base_lr >= _SCALED_ADAMW_LR and peak > options.base_lr:
+        yield f"{told}, twice the published 5e-4 for 512 images or more: {remedy}"
+
+
+def _batch(recipe: Recipe) -> Iterator[str]:
+    config, batch = recipe.config, recipe.plan.batch_size
+    if batch % 2:
+        yield (
+            f"train.batch_size={batch} is odd: the image in the middle of a reversed batch would "
+            "be mixed with itself; use an even batch"
+        )
+    if not isinstance(recipe.model, VisionTransformer) and config.step.accum_steps > 1:
+        yield (
+            f"step.accum_steps={config.step.accum_steps} with a BatchNorm model: statistics are "
+            "per part, so that the result is not that of the whole batch"
+        )
+    group = recipe.mix_group
+    family = "_".join(config.model.name.split("_")[:2])
+    published = PUBLISHED_MIX_GROUP.get(family)
+    comparable = published and batch == PUBLISHED_BATCH and not config.init
+    if group and comparable and group != published:
+        yield (
+            f"mixing draws once for {group} images, the published run of this model once for "
+            f"{published} (its batch on one GPU); set augment.mix_group_limit={published} to match it"
+        )
+
+
+def _weight_average(recipe: Recipe) -> Iterator[str]:
+    decay, steps = recipe.config.step.ema_decay, recipe.plan.total_steps
+    left = decay**steps if decay else 0.0
+    if left > 0.01:
+        most = f"at most {1 - 5 / steps:.6g}, or 0 for none" if steps > 5 else "0, for none"
+        yield (
+            f"step.ema_decay={decay:g} averages over {1 / (1 - decay):,.0f} steps and the run has "
+            f"{steps:,}: {100 * left:.0f} % of the average would still be the first weights; use "
+            f"{most}"
+        )
+
+
+def _fine_tuning(recipe: Recipe) -> Iterator[str]:
+    config, model = recipe.config, recipe.model
+    if not config.init or not isinstance(model, VisionTransformer):
+        return
+    published = model.class_position and not config.init_drop_head
+    if published and config.step.train_mode and model.drop_path_rate > 0:
+        yield (
+            f"fine-tuning with stochastic depth {model.drop_path_rate:g}: the published runs of "
+            "DeiT had it off; set step.train_mode=False (or model.drop_path_rate=0)"
+        )
+
+
+def _heads(recipe: Recipe) -> Iterator[str]:
+    loss = recipe.config.loss
+    if not getattr(recipe.model, "distilled", False):
+        return
+    if loss.distillation == "none" and loss.label_on == "class":
+        remedy = "evaluate the class head"
+        if not recipe.config.step.train_mode:
+            remedy = "the published fine-tuning trained the mean of both: set loss.label_on='mean'"
+        yield f"a distilled model without teacher: the distillation head is not trained; {remedy}"
+    if loss.distillation != "none" and loss.distill_on == "class":
+        yield (
+            "loss.distill_on='class' with a distilled model: both losses act on the class token "
+            "and the distillation head is not trained; use the plain model, as Table 3 does"
+        )
+
+
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    config, model = recipe.config, recipe.model
+    size = max(model.image_size)
+    if config.input.canvas < size:
+        yield (
+            f"input.canvas={config.input.canvas} is smaller than the model's {size} pixels: "
+            "larger images, if there are any, are shrunk and then enlarged"
+        )
+    if not isinstance(model, VisionTransformer) or not config.model.name.startswith("deit"):
+        return
+    published = 1.0 if config.model.name.startswith("deit3") else 0.875
+    if recipe.num_classes == 1000 and config.eval.crop_ratio != published:
+        yield (
+            f"eval.crop_ratio={config.eval.crop_ratio:g}: published accuracies of this model are "
+            f"at {published:g}"
+        )
+
+
+CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
+    _labels,
+    _learning_rate,
+    _batch,
+    _fine_tuning,
+    _heads,
+    _weight_average,
+    _evaluation,
+)

@@ -1,0 +1,255 @@
+"""The recipe as it will run, told in words: pure functions of a resolved config and data sizes."""
+
+import math
+from typing import Any
+
+from deit_jax import data, models, optim
+from deit_jax.augment import erasing, operations, policies, randaugment, three_augment
+from deit_jax.optim import schedules
+from deit_jax.recipe import costs
+from deit_jax.recipe import recipe as recipe_lib
+from deit_jax.recipe.recipe import Recipe
+
+_WIDTH = 16
+
+
+def describe(recipe: Recipe, *, images_per_second: float | None = None) -> str:
+    """The recipe as it will run, as text.
+
+    Args:
+      images_per_second: over all devices, repeats included; gives the length in hours.
+    """
+    subjects = {
+        "run": _run(recipe),
+        "learning rate": _learning_rate(recipe),
+        "optimizer": _optimizer(recipe),
+        "augmentation": _augmentation(recipe),
+        "loss": _loss(recipe),
+        "cost": _cost(recipe, images_per_second),
+    }
+    lines = []
+    for subject, told in subjects.items():
+        indent = "" if not lines else "\n"
+        lines.append(f"{indent}{subject}")
+        lines += [f"  {line}" for line in told]
+    return "\n".join(lines)
+
+
+def _columns(pairs: dict[str, str]) -> list[str]:
+    return [f"{name:<{_WIDTH}}{value}" for name, value in pairs.items()]
+
+
+def _run(recipe: Recipe) -> list[str]:
+    config, plan = recipe.config, recipe.plan
+    repeats = config.input.repeats
+    distinct = data.distinct_images_per_epoch(plan.records, plan.batch_size, repeats)
+    shown = plan.total_steps * plan.batch_size
+    size = "x".join(map(str, recipe.model.image_size))
+    numbers = models.count(recipe.model).parameters
+    per_device = plan.batch_size // recipe.device_count
+    batch = f"{plan.batch_size:,} images a step, {per_device:,} a device on {recipe.device_count}"
+    if config.step.accum_steps > 1:
+        batch += f" in {config.step.accum_steps} parts"
+    times = "once" if repeats == 1 else f"{repeats} times (repeated augmentation)"
+    pairs = {
+        "model": f"{config.model.name} at {size}, {numbers:,} parameters, {recipe.model.dtype}",
+        "start from": config.init or "random weights",
+        "data": f"{recipe.records:,} images, {recipe.num_classes:,} classes",
+        "batch": batch,
+        "epoch": f"{plan.steps_per_epoch:,} steps; {distinct:,} distinct images, each {times}",
+        "length": f"{plan.total_steps:,} steps = {plan.epoch(plan.total_steps):g} epochs; every "
+        f"image {shown / recipe.records:.4g} times on average",
+    }
+    if config.step.ema_decay:
+        constant = 1 / (1 - config.step.ema_decay)
+        pairs["weight average"] = f"decay {config.step.ema_decay:g} = {constant:,.0f} steps"
+    if not config.step.train_mode:
+        pairs["mode"] = "evaluation: no stochastic depth, no dropout, BatchNorm statistics fixed"
+    return _columns(pairs)
+
+
+def _learning_rate(recipe: Recipe) -> list[str]:
+    plan, options = recipe.plan, recipe.config.schedule
+    schedule = schedules.make_schedule(**recipe_lib.schedule_options(recipe))
+    peak = recipe_lib.peak_lr(recipe)
+    scaled = "not scaled"
+    if options.scale_by_batch is not None:
+        scaled = f"= {options.base_lr:g} x {plan.batch_size:,} / {options.scale_by_batch}"
+    pairs = {
+        "curve": f"{options.kind}, {options.warmup_epochs:g} epochs of warm-up "
+        f"({options.warmup_epochs * plan.steps_per_epoch:,.0f} steps)",
+        "peak": f"{peak:g} {scaled}",
+        "floor": "none" if options.kind == "constant" else f"{options.min_lr:g}",
+    }
+    epochs = plan.total_steps / plan.steps_per_epoch
+    first = [e for e in range(7) if e < epochs]
+    rates = [f"{float(schedule(e * plan.steps_per_epoch)):.4g}" for e in first]
+    pairs["first epochs"] = "at the start of each: " + ", ".join(rates)
+    pairs["last step"] = f"{float(schedule(plan.total_steps - 1)):.4g}"
+    return _columns(pairs)
+
+
+def _optimizer(recipe: Recipe) -> list[str]:
+    options = recipe.config.optim
+    if options.name == "sgd":
+        nesterov = "Nesterov " if options.nesterov else ""
+        numbers = f"{nesterov}momentum {options.momentum:g}"
+    else:
+        numbers = f"betas ({options.beta1:g}, {options.beta2:g}), eps {options.eps:g}"
+    clip = "none" if options.clip_norm is None else f"global norm {options.clip_norm:g}"
+    if options.name == "lamb" and options.lamb_clip_norm is not None:
+        clip += f", and {options.lamb_clip_norm:g} inside LAMB"
+    lines = _columns({"kind": f"{options.name}, {numbers}", "clipping": clip})
+    groups = optim.decay_groups(
+        recipe.params,
+        weight_decay=options.weight_decay,
+        decay_dist_token=options.decay_dist_token,
+        layer_decay=options.layer_decay,
+        trainable=options.trainable,
+    )
+    return lines + optim.format_groups(groups).splitlines()
+
+
+def _augmentation(recipe: Recipe) -> list[str]:
+    options = recipe.config.augment
+    size = "x".join(map(str, recipe.model.image_size))
+    low, high = options.ratio
+    crops = {
+        "rrc": f"random resized crop to {size}: area {_percent(options.scale[0])} to "
+        f"{_percent(options.scale[1])}, aspect {low:.3g} to {high:.3g}, bicubic",
+        "src": f"simple random crop to {size}: short side to the size, 4 pixels reflected",
+        "center": f"centre crop to {size}",
+        "resize": f"resize to {size}, aspect not kept",
+    }
+    told = [crops[options.crop]]
+    told += [
+        f"{what} flip with probability {share:g}"
+        for what, share in (("horizontal", options.hflip), ("vertical", options.vflip))
+        if share
+    ]
+    told += _colours(options)
+    told.append(f"normalise: mean {_numbers(options.mean)}, std {_numbers(options.std)}")
+    if options.erasing_prob:
+        area, aspect = erasing.AREA_RANGE, erasing.ASPECT_RANGE
+        boxes = "a box" if options.erasing_count == 1 else f"up to {options.erasing_count} boxes"
+        told.append(
+            f"random erasing with probability {options.erasing_prob:g}: {boxes} of area "
+            f"{_percent(area[0])} to {_percent(area[1])}, aspect {aspect[0]:.3g} to "
+            f"{aspect[1]:.3g}, filled by {options.erasing_mode!r}"
+        )
+    told.append(_mixing(recipe))
+    told.append(f"label smoothing {options.smoothing:g}")
+    return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
+
+
+def _colours(options: Any) -> list[str]:
+    if options.auto_augment:
+        line = _policy(options.auto_augment)
+        if options.color_jitter:
+            line += f" (colour jitter {options.color_jitter:g} is off with it, as in timm)"
+        return [line]
+    told = []
+    if options.three_augment:
+        low, high = three_augment.BLUR_SIGMA
+        told.append(
+            "3-Augment: always one of grey, solarise at 128, Gaussian blur of sigma "
+            f"{low:g} to {high:g}"
+        )
+    if options.color_jitter:
+        span = f"{max(0, 1 - options.color_jitter):g} to {1 + options.color_jitter:g}"
+        told.append(f"brightness, contrast and saturation times {span}")
+    return told
+
+
+def _policy(name: str) -> str:
+    policy = policies.parse(name)
+    noise = f" with deviation {policy.magnitude_std:g}" if policy.magnitude_std else ""
+    if isinstance(policy, randaugment.RandAugmentSpec):
+        most = f", at most {policy.magnitude_max:g}" if noise else ""
+        return (
+            f"RandAugment {name}: {policy.layers} draws among {len(operations.OPERATIONS)} "
+            f"operations, each applied with probability {policy.prob:g}, magnitude "
+            f"{policy.magnitude:g}{noise}{most}"
+        )
+    return (
+        f"AutoAugment {name}: one of {len(policy.tables[0])} pairs of operations, each operation "
+        f"with a probability and a magnitude of its own{noise}"
+    )
+
+
+def _mixing(recipe: Recipe) -> str:
+    options, group = recipe.config.augment, recipe.mix_group
+    if group is None:
+        return "no mixing of images"
+    cutmix = options.cutmix > 0 or options.cutmix_minmax is not None
+    share = (options.switch_prob if options.mixup > 0 else 1.0) if cutmix else 0.0
+    kinds = []
+    if share < 1:
+        kinds.append(f"mixup (alpha {options.mixup:g}) with probability {1 - share:g}")
+    if share > 0:
+        kinds.append(f"CutMix (alpha {options.cutmix:g}) with probability {share:g}")
+    often = "" if options.mix_prob == 1 else f", in {_percent(options.mix_prob)} of the cases"
+    per = "one draw for each"
+    if options.mix_mode != "batch":
+        per = f"drawn by {options.mix_mode!r}"
+    groups = recipe.plan.batch_size // group
+    told = f"{groups} group{'s' if groups > 1 else ''} of {group} images"
+    return f"{' or '.join(kinds)}{often}; {told}, {per}"
+
+
+def _loss(recipe: Recipe) -> list[str]:
+    options = recipe.config.loss
+    names = {"ce": "cross-entropy with soft targets", "bce": "binary cross-entropy, target > 0"}
+    heads = {"class": "class token's logits", "mean": "mean of both heads' logits"}
+    pairs = {"labels": f"{names[options.base]}, on the {heads[options.label_on]}"}
+    if options.distillation == "none":
+        pairs["teacher"] = "none"
+        return _columns(pairs)
+    head = "distillation token" if options.distill_on == "token" else "class token"
+    if options.distillation == "hard":
+        told = "hard: cross-entropy with the teacher's argmax, no smoothing"
+    else:
+        divisor = "batch and classes" if options.normalise == "numel" else "the batch"
+        told = f"soft: tau {options.tau:g}, divided by {divisor}"
+    pairs["distillation"] = f"{told}, on the {head}"
+    pairs["weights"] = f"{1 - options.alpha:g} labels + {options.alpha:g} teacher"
+    section = recipe.config.teacher
+    size = section.input_size or recipe.model.image_size[0]
+    pairs["teacher"] = f"{section.name or 'model as the file says'}, {section.init or 'not set'}"
+    pairs["teacher sees"] = (
+        f"the student's tensor (same crop, operations, erasing and mix) at {size} pixels, "
+        f"in {section.dtype}, evaluation mode"
+    )
+    return _columns(pairs)
+
+
+def _cost(recipe: Recipe, images_per_second: float | None) -> list[str]:
+    plan = recipe.plan
+    macs = costs.step_macs(recipe.model, batch_size=plan.batch_size, teacher=recipe.teacher)
+    told = ", ".join(f"{who} {_si(count)}" for who, count in macs.items())
+    whole_run = sum(macs.values()) * plan.total_steps
+    memory = recipe_lib.estimate_memory(recipe)
+    unit, one = ("GiB", 2**30) if memory.total >= 2**30 else ("MiB", 2**20)
+    parts = ", ".join(f"{name} {size / one:.2f}" for name, size in memory.parts.items())
+    pairs = {
+        "a step": f"{told} multiply-accumulates; the run {_si(whole_run)}",
+        "memory": f"at most about {memory.total / one:.1f} {unit} a device: {parts}",
+    }
+    if images_per_second:
+        hours = plan.total_steps * plan.batch_size / images_per_second / 3600
+        pairs["time"] = f"{hours:,.3g} hours at {images_per_second:,.0f} images a second"
+    return _columns(pairs)
+
+
+def _si(count: float) -> str:
+    """Three digits and a prefix, `54.2 T`."""
+    power = min(max(int(math.log10(count)) // 3, 0), 6) if count >= 1 else 0
+    return f"{float(f'{count / 1000**power:.3g}'):g} {' kMGTPE'[power]}".rstrip()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -1,0 +1,118 @@
+"""Loss, learning rate and accuracy of one or several runs as a PNG, from metrics.jsonl."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deit_jax.errors import ConfigError
+from deit_jax.tracking.writers import FILE_NAME, read_jsonl
+
+# Title, unit of the y axis, pattern of the names shown.
+_PANELS = (
+    ("Loss", "nats", re.compile(r"^train/(?P<name>loss|label_loss|distillation_loss)$")),
+    ("Evaluation loss", "nats", re.compile(r"^(?P<kind>eval|eval_ema)/(?P<name>\w+)/loss$")),
+    ("Learning rate", "", re.compile(r"^train/(?P<name>learning_rate)$")),
+    ("Top-1 accuracy", "%", re.compile(r"^(?P<kind>eval|eval_ema)/(?P<name>\w+)/top1$")),
+)
+_KINDS = {"eval": "raw", "eval_ema": "EMA"}
+
+Series = dict[str, tuple[list[int], list[float]]]
+
+
+def plot_curves(
+    runs: Mapping[str, str | os.PathLike], out_png: str | os.PathLike
+) -> pathlib.Path:
+    """Draws the curves of `runs` (label -> workdir, or a metrics.jsonl) into `out_png`.
+
+    Panels: training loss and its terms, evaluation loss, learning rate, and top-1 of each
+    reading of the heads, raw weights and EMA. Values that were NaN are gaps.
+
+    Raises:
+      ConfigError: no run given, or matplotlib is missing.
+      FileNotFoundError: a workdir without metrics.jsonl.
+    """
+    if not runs:
+        raise ConfigError("no runs to plot; give at least one label and workdir")
+    series = {label: read_series(workdir) for label, workdir in runs.items()}
+    with _quiet_matplotlib():
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ConfigError(
+                f"curves need matplotlib ({error}): pip install matplotlib"
+            ) from error
+        # Not pyplot: it keeps figures alive and would change the caller's backend.
+        figure = Figure(figsize=(12, 8), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, panel in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+            _draw(axes, panel, series)
+        out = pathlib.Path(out_png)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=100)
+    return out
+
+
+def read_series(workdir: str | os.PathLike) -> Series:
+    """Name -> (steps, values) of a workdir or a metrics.jsonl; null becomes NaN.
+
+    Raises:
+      FileNotFoundError: there is no metrics.jsonl.
+    """
+    path = pathlib.Path(workdir)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; a run writes it into its workdir")
+    series: Series = {}
+    for record in read_jsonl(file):
+        for name, value in record.items():
+            if name == "step":
+                continue
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(record["step"])
+            values.append(float("nan") if value is None else float(value))
+    return series
+
+
+def _draw(axes: Any, panel: tuple, series: Mapping[str, Series]) -> None:
+    title, unit, pattern = panel
+    scale = 100.0 if unit == "%" else 1.0
+    for label, run in series.items():
+        for name, (steps, values) in run.items():
+            if not (match := pattern.match(name)):
+                continue
+            groups = match.groupdict()
+            kind = groups.get("kind")
+            words = [label] if len(series) > 1 else []
+            words += [groups["name"].replace("_", " "), _KINDS.get(kind, "")]
+            axes.plot(
+                steps,
+                [scale * value for value in values],
+                label=" ".join(word for word in words if word),
+                linestyle="--" if kind == "eval_ema" else "-",
+                marker="." if len(steps) <= 50 else None,
+                linewidth=1.2,
+            )
+    axes.set_title(f"{title} ({unit})" if unit else title)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize="small")
+    else:
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+
+
+@contextlib.contextmanager
+def _quiet_matplotlib() -> Iterator[None]:
+    """Without notes on a font cache being built or a home folder that cannot be written."""
+    log = logging.getLogger("matplotlib")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,94 @@
+"""Which builder takes which section of a config, and what the training loop supplies itself."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from deit_jax import augment, checkpoint, data, losses, models, optim, sharding, teacher
+from deit_jax.config import Option
+from deit_jax.errors import unknown
+from deit_jax.models.registry import ARCHITECTURES
+from deit_jax.optim import schedules
+from deit_jax.recipe import durations
+from deit_jax.tracking import writers
+from deit_jax.train import experiment, nonfinite
+from deit_jax.train import step as step_lib
+
+
+def from_signature(build: Callable, *, supplied: tuple[str, ...] = ()) -> Callable:
+    """Options of a keyword-only builder, without those that the loop supplies."""
+
+    def options(section: Mapping[str, Any]) -> dict[str, Option]:
+        return {
+            name: Option(parameter.default, parameter.annotation)
+            for name, parameter in inspect.signature(build).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in supplied
+        }
+
+    return options
+
+
+def model_options(section: Mapping[str, Any]) -> dict[str, Option]:
+    """Every attribute of the named model, with the published value as its default."""
+    name = section.get("name", "")
+    if name not in ARCHITECTURES:
+        raise unknown("model", name, models.list_models())
+    kind, published = ARCHITECTURES[name]
+    cls = models.VisionTransformer if kind == "deit" else models.RegNet
+    fields = {
+        key: Option(published.get(key, field.default), field.type)
+        for key, field in cls.__dataclass_fields__.items()
+        if key not in ("parent", "name", "num_classes")
+    }
+    return {"name": Option(name, str)} | fields
+
+
+# Options of the run as a whole, outside of any section.
+TOP: dict[str, Option] = {
+    "seed": Option(0, int),
+    # Weights to start from: a published file, a converted one, or a run of ours.
+    "init": Option("", str),
+    "init_ema": Option(False, bool),
+    "init_drop_head": Option(False, bool),
+    # Steps to profile, 'first:last', both included, counted from 1; empty for none.
+    "profile": Option("", str),
+    # Folder of compiled programs; empty for one inside the workdir.
+    "compilation_cache": Option("", str),
+}
+
+# The number of classes comes from the data; sizes of batch and image from one place each.
+SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
+    "model": model_options,
+    "data": from_signature(data.open_data),
+    "input": from_signature(
+        data.train_batches,
+        supplied=(
+            "batch_size", "mix_group", "seed", "start_step", "device_count", "rows",
+            "window_shards", "decode",
+        ),
+    ),
+    "augment": lambda section: {
+        **from_signature(
+            augment.make_augment, supplied=("image_size", "num_classes", "mesh")
+        )(section),
+        **from_signature(augment.resolve_mix_group)(section),
+    },
+    "teacher": from_signature(
+        teacher.make_teacher, supplied=("num_classes", "image_size", "mean", "std")
+    ),
+    "loss": from_signature(losses.make_loss),
+    "optim": from_signature(optim.make_optimizer, supplied=("params", "schedule")),
+    "schedule": from_signature(
+        schedules.make_schedule, supplied=("batch_size", "steps_per_epoch", "total_steps")
+    ),
+    "step": from_signature(
+        step_lib.make_train_step,
+        supplied=("model", "augment_fn", "loss_fn", "tx", "schedule", "base_key", "teacher_fn"),
+    ),
+    "train": from_signature(durations.make_plan, supplied=("records",)),
+    "eval": from_signature(experiment.make_evaluation, supplied=("image_size",)),
+    "checkpoint": from_signature(checkpoint.Checkpointer.__init__),
+    "log": from_signature(writers.MetricsWriter.__init__, supplied=("resume_step", "config")),
+    "mesh": from_signature(sharding.make_mesh),
+    "nonfinite": from_signature(nonfinite.make_policy),
+}

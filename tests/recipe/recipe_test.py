@@ -1,0 +1,214 @@
+"""The recipe told in words, its warnings and its costs."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deit_jax import cli, config, models
+from deit_jax.optim import param_groups
+from deit_jax.recipe import costs, recipe, summary
+from deit_jax.recipe.checks import recipe_warnings
+from deit_jax.train import schema
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+IMAGENET = {"records": 1_281_167, "num_classes": 1000}
+
+
+def resolved(spec: str, **overrides):
+    texts = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+    return config.load_config(
+        str(CONFIGS / spec), texts, sections=schema.SECTIONS, top=schema.TOP
+    )
+
+
+def make(spec: str, sizes=IMAGENET, **overrides):
+    return recipe.make_recipe(resolved(spec, **overrides), device_count=8, **sizes)
+
+
+@pytest.fixture(scope="module")
+def published():
+    return summary.describe(
+        make("deit_distilled.py:ti", teacher__name="regnety_160"), images_per_second=5000
+    )
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "5,910,800 parameters",
+        "1,251 steps; 427,008 distinct images, each 3 times",
+        "375,300 steps = 300 epochs",
+        "1,024 images a step, 128 a device on 8",
+        "0.001 = 0.0005 x 1,024 / 512",
+        "1e-06, 0.0002008, 0.0004006, 0.0006004, 0.0008002, 0.0009993",
+        "dist_token, */kernel                        52  5,840,064   0.05",
+        "area 8 % to 100 %, aspect 0.75 to 1.33",
+        "2 draws among 15 operations, each applied with probability 0.5, magnitude 9",
+        "random erasing with probability 0.25: a box of area 2 % to 33.3 %",
+        "mixup (alpha 0.8) with probability 0.5 or CutMix (alpha 1) with probability 0.5",
+        "label smoothing 0.1",
+        "hard: cross-entropy with the teacher's argmax",
+        "0.5 labels + 0.5 teacher",
+        "at 224 pixels",
+        "decay 0.99996 = 25,000 steps",
+        # 3 x 1.261 G and 15.90 G multiply-accumulates (recipes of the paper) x 1,024 images
+        "student 3.87 T, teacher 16.3 T multiply-accumulates",
+        "21.4 hours at 5,000 images a second",
+    ],
+)
+def test_published_recipe_is_told(published, fact):
+    assert fact in published
+
+
+@pytest.mark.parametrize(
+    "overrides, fact",
+    [
+        ({"optim__name": "lamb"}, "and 1 inside LAMB"),
+        ({"optim__name": "sgd"}, "Nesterov momentum 0.9"),
+        ({"optim__trainable": "attn_only"}, "frozen"),
+        ({"schedule__kind": "timm_epoch"}, "1e-06, 1e-06, 0.0002008"),
+        ({"augment__mixup": 0, "augment__cutmix": 0}, "no mixing of images"),
+        ({"augment__mixup": 0}, "6. CutMix (alpha 1) with probability 1"),
+        ({"augment__auto_augment": ""}, "brightness, contrast and saturation times 0.7 to 1.3"),
+        ({"augment__auto_augment": "original"}, "AutoAugment original: one of 25 pairs"),
+        ({"augment__crop": "src"}, "simple random crop to 224x224"),
+        ({"step__train_mode": False}, "no stochastic depth"),
+        ({"step__accum_steps": 4}, "in 4 parts"),
+    ],
+)
+def test_options_are_told(overrides, fact):
+    assert fact in summary.describe(make("deit.py:ti", model__depth=1, **overrides))
+
+
+def test_published_recipes_have_no_warnings():
+    for spec in ("deit.py:b", "deit_distilled.py:b"):
+        assert recipe_warnings(make(spec)) == []
+
+
+@pytest.mark.parametrize(
+    "spec, overrides, words",
+    [
+        ("deit.py:b", {"loss__base": "bce"}, "augment.smoothing=0"),
+        ("deit.py:b", {"schedule__base_lr": 4e-6}, "floor"),
+        ("deit.py:b", {"schedule__base_lr": 1e-3}, "scaled already"),
+        ("deit.py:b", {"optim__name": "lamb"}, "not scaled"),
+        ("deit.py:b", {"augment__mix_group": 256}, "mix_group_limit=64"),
+        ("deit.py:b", {"train__total_epochs": 30}, "step.ema_decay"),
+        ("deit.py:b", {"init": "weights.pth"}, "train_mode=False"),
+        ("deit.py:b", {"input__canvas": 192}, "input.canvas"),
+        ("deit.py:b", {"eval__crop_ratio": 1.0}, "eval.crop_ratio"),
+        ("deit_distilled.py:b", {"loss__distillation": "none"}, "class head"),
+        ("deit_distilled.py:b", {"loss__distill_on": "class"}, "plain model"),
+        (
+            "deit.py:b",
+            {"train__batch_size": 1023, "augment__mixup": 0, "augment__cutmix": 0},
+            "odd",
+        ),
+    ],
+)
+def test_each_trap_has_its_warning(spec, overrides, words):
+    (warning,) = recipe_warnings(make(spec, model__depth=1, **overrides))
+    assert words in warning
+
+
+def test_weight_average_that_suits_the_run_is_not_warned_about():
+    (warning,) = recipe_warnings(make("deit.py:b", train__total_epochs=30))
+    suggested = float(warning.split("at most ")[1].split(",")[0])
+    assert not recipe_warnings(
+        make("deit.py:b", train__total_epochs=30, step__ema_decay=suggested)
+    )
+
+
+def memory(**overrides):
+    options = {"rows": 8, "canvas_bytes": 0.0, "moments": 2, "ema": True}
+    model = models.create_model("deit_tiny_patch16_224", depth=2, **overrides.pop("model", {}))
+    params = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))["params"]
+    masks = param_groups.Masks.make(
+        params, decay_dist_token=True, layer_decay=None, trainable=overrides.pop("trainable", "all")
+    )
+    return costs.step_memory(model, params, masks=masks, **options | overrides)
+
+
+def test_memory_of_the_state_is_exact_and_shared_by_fsdp():
+    parts = memory().parts
+    # Two of the twelve blocks of 444,864 parameters.
+    state = 4 * (5_717_416 - 10 * 444_864)
+    assert parts["parameters"] == parts["gradients"] == parts["averaged weights"] == state
+    assert parts["optimizer state"] == 2 * state
+    assert memory(fsdp=4).parts["optimizer state"] == state / 2
+    assert memory(trainable="heads").parts["optimizer state"] == 8 * (192 * 1000 + 1000)
+    assert memory(moments=1, ema=False).total == memory().total - 2 * state
+
+
+def test_activations_follow_type_and_recomputation():
+    plain, half, full = (
+        memory(model=model).parts["activations"]
+        for model in ({}, {"dtype": "bfloat16"}, {"remat": "full"})
+    )
+    assert half < 0.7 * plain
+    assert full < plain / 10
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "bfloat16"}, {"remat": "dots"}, {"remat": "full"}]
+)
+def test_estimate_of_activations_is_what_the_backward_pass_gets(options):
+    def saved(depth):
+        """Bytes of the residuals of eight rows."""
+        model = models.create_model(
+            "deit_tiny_patch16_224", image_size=64, depth=depth, attention="xla", **options
+        )
+        variables = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))
+        image = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+        _, residuals = jax.eval_shape(
+            lambda v, x: jax.vjp(lambda v: models.apply(model, v, x).logits, v), variables, image
+        )
+        lengths = {8, 8 * 17}  # rows, or rows x tokens
+        rows = (leaf for leaf in jax.tree.leaves(residuals) if lengths & {*leaf.shape[:2]})
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in rows), model
+
+    one, _ = saved(1)
+    three, model = saved(3)
+    assert 8 * costs.activation_bytes(model) == pytest.approx(1.5 * (three - one), rel=0.1)
+
+
+def test_convolutional_networks_have_an_estimate_too():
+    stage = {"widths": (16,), "depths": (1,), "group_sizes": (8,), "strides": (2,)}
+    small, large = (
+        models.create_model("regnety_002", num_classes=10, image_size=side, **stage)
+        for side in (32, 64)
+    )
+    ratio = costs.activation_bytes(large) / costs.activation_bytes(small)
+    assert ratio == pytest.approx(4, rel=0.1)
+
+
+def explain(capsys, *arguments):
+    status = cli.main(["explain", *arguments])
+    return status, capsys.readouterr()
+
+
+def test_command_explains_a_config_without_its_data(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    spec = f"--config={CONFIGS / 'deit.py'}:ti"
+    spec = [spec, "--config.model.depth=1"]
+    status, told = explain(capsys, *spec, "--config.loss.base=bce", "--devices=8")
+    assert status == 0
+    assert "1,251 steps" in told.out and "augment.smoothing=0" in told.out
+    assert "not prepared here" in told.out
+    status, told = explain(capsys, *spec, "--records=5120", "--classes=10")
+    assert status == 0 and "5 steps; 1,707 distinct images" in told.out
+
+
+def test_command_explains_models_and_refuses_mistakes(capsys):
+    status, told = explain(capsys, "deit_tiny_patch16_224")
+    assert status == 0 and "5,717,416 parameters" in told.out
+    spec = f"--config={CONFIGS / 'deit.py'}:ti"
+    for arguments, words in (
+        ([spec, "--config.loss.bas=bce"], "loss.base"),
+        ([spec, "deit_tiny_patch16_224"], "not both"),
+        (["--config.loss.base=bce"], "needs --config"),
+    ):
+        status, told = explain(capsys, *arguments)
+        assert status == 2 and words in told.err

@@ -1,0 +1,147 @@
+"""metrics.jsonl, TensorBoard and W&B: what is written, and what a restart leaves."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.errors import ConfigError
+from deit_jax.tracking import writers
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(folder):
+    # The reader works without TensorFlow, which it would import for seconds.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder / "tensorboard"))
+    read.Reload()
+    return read
+
+
+def test_a_line_is_step_then_numbers_of_any_kind(tmp_path):
+    with writers.MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(jnp.int32(3), {"b": jnp.float32(0.5), "a": np.float64(2), "c": 1})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 3, "b": 0.5, "a": 2.0, "c": 1.0}\n'
+
+
+def test_nan_and_infinity_are_null(tmp_path):
+    with writers.MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"nan": math.nan, "inf": -math.inf, "loss": 1.0})
+    assert lines(tmp_path) == [{"step": 1, "nan": None, "inf": None, "loss": 1.0}]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    # os._exit runs no handlers and flushes nothing, as a kill.
+    code = (
+        "import sys, os; from deit_jax import metrics\n"
+        "w = metrics.MetricsWriter(sys.argv[1]); w.write(1, {'loss': 2.0}); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert events(tmp_path).Scalars("loss")[0].value == 2.0
+
+
+@pytest.mark.parametrize("resume, kept", [(0, []), (2, [1, 2]), (9, [1, 2, 3, 4])])
+def test_going_on_drops_what_the_lost_part_wrote(tmp_path, resume, kept):
+    with writers.MetricsWriter(tmp_path) as writer:
+        for step in range(1, 5):
+            writer.write(step, {"loss": float(step)})
+    with writers.MetricsWriter(tmp_path, resume_step=resume) as writer:
+        writer.write(resume + 1, {"loss": -1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [*kept, resume + 1]
+    if resume:
+        shown = [(e.step, e.value) for e in events(tmp_path).Scalars("loss")]
+        assert shown == [*((step, float(step)) for step in kept), (resume + 1, -1.0)]
+
+
+def test_a_cut_last_line_and_a_broken_one_do_not_keep_a_run_from_going_on(tmp_path, caplog):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo\x00s\n{"step": 3}\n{"step": 4, "l')
+    with caplog.at_level(logging.WARNING):
+        writers.MetricsWriter(tmp_path, resume_step=5, tensorboard=False).close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
+    assert "line 2 is broken" in caplog.text and "last line is cut" in caplog.text
+
+
+def test_a_full_disk_costs_whole_lines_and_is_reported(tmp_path, caplog, monkeypatch):
+    writer = writers.MetricsWriter(tmp_path, tensorboard=False)
+    writer.write(1, {"loss": 1.0})
+    write = writers.os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.os, "write", lambda fd, data: write(fd, data[:5]))
+        writer.write(2, {"loss": 2.0})
+    writer.write(3, {"loss": 3.0})
+    writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
+    assert "disk full at step 2" in caplog.text
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+    with writers.MetricsWriter(tmp_path / "run", wandb_project="p") as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.write_text(0, {"config": "x"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_goes_to_tensorboard(tmp_path):
+    with writers.MetricsWriter(tmp_path) as writer:
+        writer.write_text(0, {"config": "**depth** 12"})
+    (tensor,) = events(tmp_path).Tensors("config")
+    assert tensor.tensor_proto.string_val[0] == b"**depth** 12"
+
+
+@pytest.mark.parametrize(
+    "package, options",
+    [("tensorboard", {"tensorboard": True}),
+     ("wandb", {"tensorboard": False, "wandb_project": "p"})],
+)
+def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package, options):
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=f"pip install {package}"):
+        writers.MetricsWriter(tmp_path, **options)
+
+
+def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        id = "abc"
+        summary = {}
+
+        def log(self, values, step):
+            calls.append((step, values))
+
+        def finish(self):
+            calls.append("finish")
+
+    fake = types.SimpleNamespace(init=lambda **options: calls.append(options) or Run())
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        with writers.MetricsWriter(tmp_path, tensorboard=False, wandb_project="p") as writer:
+            writer.write(1, {"loss": 1.0})
+    assert [call["id"] for call in calls if isinstance(call, dict)] == [None, "abc"]
+    assert (1, {"loss": 1.0}) in calls and "finish" in calls
+
+
+def test_importing_loads_neither_tensorflow_nor_tensorboard():
+    code = (
+        "import sys; from deit_jax import metrics, progress, curves, preemption, provenance\n"
+        "bad = {'tensorflow', 'tensorboard', 'matplotlib', 'wandb', 'clu'} & set(sys.modules)\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

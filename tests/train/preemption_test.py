@@ -1,0 +1,97 @@
+"""Signals: the first asks, the second ends, also during a long call."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from deit_jax.train.preemption import EXIT_INTERRUPTED, EXIT_RESTART, Preemption
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, EXIT_RESTART), (signal.SIGINT, EXIT_INTERRUPTED)]
+)
+def test_the_first_signal_asks_for_a_save(number, code, capfd):
+    before = signal.getsignal(number)
+    with Preemption() as guard:
+        assert not guard.requested(1)
+        os.kill(os.getpid(), number)
+        assert until(lambda: guard.requested(2))
+        assert guard.exit_code == code
+    assert signal.getsignal(number) is before
+    assert f"{number.name}: saving at the next step" in capfd.readouterr().err
+
+
+def test_other_signals_are_left_alone_and_nothing_stays_behind():
+    threads = threading.active_count()
+    caught = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: caught.append(1))
+    try:
+        with Preemption() as guard:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert until(lambda: caught) and not guard.requested(1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+_BUSY = """
+import sys, time
+from deit_jax.preemption import Preemption
+with Preemption():
+    print("ready", flush=True)
+    {work}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_a_long_compilation_at_once(number):
+    # Like a compilation, one long call that gives the lock away but does not come back to
+    # the interpreter: Python's own handlers would not run until it ends.
+    work = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    process = subprocess.Popen([sys.executable, "-c", _BUSY.format(work=work)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(number)
+        assert "saving at the next step" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+        assert "stopping at once" in process.stderr.read()
+
+
+@pytest.mark.parametrize("status, comes_back", [(0, False), (EXIT_RESTART, True), (1, False)])
+def test_the_slurm_script_comes_back_after_a_save_and_nothing_else(status, comes_back, tmp_path):
+    """With commands of its own in place of Slurm's."""
+    commands = {"srun": 'exec "$@"', "scontrol": 'echo "scontrol $@"',
+                "python": f'echo "python $@"; exit {status}'}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+        "PYTHON": str(tmp_path / "python"),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "slurm.sbatch", "--config=a", "--workdir=b c"],
+        env=environment, capture_output=True, text=True, check=False, timeout=60,
+    )
+    assert done.returncode == status
+    told = ["python train.py --config=a --workdir=b c"]
+    assert done.stdout.splitlines() == told + ["scontrol requeue 17"] * comes_back
