@@ -5,9 +5,7 @@ import sys
 
 from deit_jax import config, distributed, errors
 
-USAGE = (
-    "python train.py --config=FILE[:variant] --workdir=DIR [--config.section.key=value ...]"
-)
+USAGE = "python train.py --config=FILE[:variant] --workdir=DIR [--config.section.key=value ...]"
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -15,13 +13,18 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(usage=USAGE, description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="config file, with :variant if it has any")
     parser.add_argument("--workdir", required=True, help="folder of the run; made if missing")
-    parser.add_argument("--force_resume", action="store_true",
-                        help="go on in a workdir whose config differs")
+    parser.add_argument(
+        "--force_resume", action="store_true", help="go on in a workdir whose config differs"
+    )
     parser.add_argument("--coordinator", help="host:port of process 0, where no cluster tells")
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--process_id", type=int)
-    parser.add_argument("--heartbeat_timeout_seconds", type=int, default=100,
-                        help="a run of several processes ends when one is silent for so long")
+    parser.add_argument(
+        "--heartbeat_timeout_seconds",
+        type=int,
+        default=100,
+        help="a run of several processes ends when one is silent for so long",
+    )
     flags, rest = parser.parse_known_args(argv)
     return flags, config.split_overrides(rest)
 
@@ -31,7 +34,8 @@ def main(argv: list[str]) -> int:
     try:
         flags, overrides = parse(argv)
         distributed.initialise(
-            coordinator=flags.coordinator, num_processes=flags.num_processes,
+            coordinator=flags.coordinator,
+            num_processes=flags.num_processes,
             process_id=flags.process_id,
             heartbeat_timeout_seconds=flags.heartbeat_timeout_seconds,
         )

@@ -81,15 +81,23 @@ def row_stages(options: dict, image_size: int, rows: int) -> dict[str, Callable]
         if "source" in batch:
             canvas, size = canvas[batch["source"]], size[batch["source"]]
         return pipeline.cropped(
-            keys(number), canvas, size, image_size=image_size,
-            matmul=resolve_matmul(options["matmul"]), **crop_options,
-        )  # fmt: skip
+            keys(number),
+            canvas,
+            size,
+            image_size=image_size,
+            matmul=resolve_matmul(options["matmul"]),
+            **crop_options,
+        )
 
     def operations(number, pixels):
         return pipeline.colored(
-            keys(number), pixels, policy=policy, three_augment=options["three_augment"],
-            color_jitter=options["color_jitter"], fill=fill,
-        )  # fmt: skip
+            keys(number),
+            pixels,
+            policy=policy,
+            three_augment=options["three_augment"],
+            color_jitter=options["color_jitter"],
+            fill=fill,
+        )
 
     def normalise_and_erase(number, pixels):
         image = pipeline.normalise(pixels, options["mean"], options["std"])
@@ -199,8 +207,10 @@ def main() -> None:
     result = {
         "what": "device microseconds per image of the training augmentation",
         "input": "photos" if flags.data_dir else "noise",
-        "settings": {key: getattr(flags, key) for key in
-                     ("batch_size", "image_size", "canvas", "rounds", "calls", "warmup")},
+        "settings": {
+            key: getattr(flags, key)
+            for key in ("batch_size", "image_size", "canvas", "rounds", "calls", "warmup")
+        },
         "augment": options,
         "matmul": resolve_matmul(options["matmul"]),
         "repeats": {
@@ -209,7 +219,7 @@ def main() -> None:
         },
         "peak_memory_gib": hardware.peak_memory_gib(),
         "environment": common.environment(),
-    }  # fmt: skip
+    }
     common.report(result, flags.output)
 
 

@@ -129,8 +129,9 @@ def compare_operations(tally: Tally, chunk: list[dict]) -> None:
         tally.add(name, got[:, number], np.stack([x["operation_out"][number] for x in chunk]))
     policy = np.stack([photo["policy"] for photo in chunk])
     for layer in range(2):
-        images = run_layer(images, policy[:, layer, 0].astype(np.int32),
-                           policy[:, layer, 1].astype(np.float32))  # fmt: skip
+        images = run_layer(
+            images, policy[:, layer, 0].astype(np.int32), policy[:, layer, 1].astype(np.float32)
+        )
     tally.add("whole policy", images, np.stack([photo["policy_out"] for photo in chunk]))
 
 
@@ -213,8 +214,10 @@ def main() -> None:
         }
     for name, row in table.items():
         verdict = "" if row["within_limits"] else "  OVER THE LIMIT"
-        print(f"{name:16s} differ {row['differ']:.2e}  by more than 1 {row['over_1']:.2e}  "
-              f"worst {row['worst']}{verdict}")  # fmt: skip
+        print(
+            f"{name:16s} differ {row['differ']:.2e}  by more than 1 {row['over_1']:.2e}  "
+            f"worst {row['worst']}{verdict}"
+        )
     pathlib.Path(flags.output).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(flags.output).write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(not all(row["within_limits"] for row in table.values()))

@@ -116,9 +116,12 @@ class Worker:
 
     def __init__(self, command: list[str], case: dict, environment: dict[str, str]):
         self._process = subprocess.Popen(
-            [*command, json.dumps(case)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [*command, json.dumps(case)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=os.environ | environment,
-        )  # fmt: skip
+        )
         try:
             self.ready = self._answer()
         except WorkerFailed:

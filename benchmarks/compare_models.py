@@ -47,7 +47,9 @@ class Reference:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{SERVER.name} ended; does its Python have torch, timm, transformers?")
+            raise RuntimeError(
+                f"{SERVER.name} ended; does its Python have torch, timm, transformers?"
+            )
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(answer["error"])
@@ -56,7 +58,9 @@ class Reference:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="of model names; default: all")
+    parser.add_argument(
+        "patterns", nargs="*", metavar="PATTERN", help="of model names; default: all"
+    )
     parser.add_argument("--reference-python", default=sys.executable)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--all", action="store_true", help="the largest ones too")

@@ -88,9 +88,12 @@ def train(
     print(f"== {variant} in {workdir}", flush=True)
     begun = time.perf_counter()
     command = [
-        sys.executable, str(ROOT / "train.py"), f"--config={ROOT / 'configs/cifar10.py'}:{variant}",
-        f"--workdir={workdir}", *overrides,
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"--config={ROOT / 'configs/cifar10.py'}:{variant}",
+        f"--workdir={workdir}",
+        *overrides,
+    ]
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open("a")) if log else None
         done = subprocess.run(command, check=False, stdout=out, stderr=out and subprocess.STDOUT)
@@ -112,7 +115,9 @@ def report(args: argparse.Namespace, teacher: str) -> dict:
             workdir = args.runs / f"{row}_{seed}"
             if (workdir / "minutes.json").is_file():
                 top1[seed] = 100 * last_evaluation(workdir)[f"eval/{head}/top1"]
-                minutes[workdir.name] = json.loads((workdir / "minutes.json").read_text())["minutes"]
+                minutes[workdir.name] = json.loads((workdir / "minutes.json").read_text())[
+                    "minutes"
+                ]
         if top1:
             lines.append({"row": row, "head": head, "words": words, "top1": top1})
     return {

@@ -35,10 +35,18 @@ def read_cases(flags: argparse.Namespace) -> list[dict]:
     for text, ema in itertools.product(flags.cases.split(","), flags.ema.split(",")):
         size, image_size, batch_size = text.split(":")
         cases.append(
-            {"size": size, "image_size": int(image_size), "batch_size": int(batch_size),
-             "ema": bool(int(ema)), "teacher": flags.teacher, "dtype": flags.dtype,
-             "input": flags.input, "canvas": flags.canvas, "compile": flags.timm_compile}
-        )  # fmt: skip
+            {
+                "size": size,
+                "image_size": int(image_size),
+                "batch_size": int(batch_size),
+                "ema": bool(int(ema)),
+                "teacher": flags.teacher,
+                "dtype": flags.dtype,
+                "input": flags.input,
+                "canvas": flags.canvas,
+                "compile": flags.timm_compile,
+            }
+        )
     return cases
 
 
@@ -140,9 +148,10 @@ def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dic
                     memory = worker.ask(do="memory")
                     results[name] |= told(rounds[name], case, worker.ready, memory, flops)
                     results[name] |= {
-                        key: worker.ready[key] for key in ("versions", "environment", "device")
+                        key: worker.ready[key]
+                        for key in ("versions", "environment", "device")
                         if key in worker.ready
-                    }  # fmt: skip
+                    }
             except common.WorkerFailed as error:
                 results[name] = {"error": str(error)}
             worker.close()
@@ -151,7 +160,9 @@ def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dic
 
 def line(case: dict, name: str, side: dict) -> str:
     """One row for the terminal."""
-    label = f"{case['size']}:{case['image_size']}:{case['batch_size']} ema {int(case['ema'])} {name}"
+    label = (
+        f"{case['size']}:{case['image_size']}:{case['batch_size']} ema {int(case['ema'])} {name}"
+    )
     if "error" in side:
         return f"{label:36s} {side['error'][:120]}"
     share = side.get("share_of_peak")

@@ -37,11 +37,16 @@ def load_recipe(case: dict, folder: str) -> tuple[Any, dict]:
     images, labels = np.zeros((CLASSES, 2, 2, 3), np.uint8), np.arange(CLASSES)
     np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     overrides = [
-        "data.source=arrays", f"data.path={path}", f"train.batch_size={case['batch_size']}",
-        f"model.image_size={case['image_size']}", f"model.attention={case['attention']}",
-        f"model.dtype={case['dtype']}", f"step.ema_decay={0.99996 if case['ema'] else 0.0}",
-        f"input.canvas={case['canvas']}", f"eval.batch_size={jax.device_count()}",
-    ]  # fmt: skip
+        "data.source=arrays",
+        f"data.path={path}",
+        f"train.batch_size={case['batch_size']}",
+        f"model.image_size={case['image_size']}",
+        f"model.attention={case['attention']}",
+        f"model.dtype={case['dtype']}",
+        f"step.ema_decay={0.99996 if case['ema'] else 0.0}",
+        f"input.canvas={case['canvas']}",
+        f"eval.batch_size={jax.device_count()}",
+    ]
     if case["input"] == "image":
         overrides += ["augment.mixup=0.0", "augment.cutmix=0.0"]
     spec = f"{common.ROOT / 'configs' / recipe}.py:{case['size']}"
@@ -120,9 +125,7 @@ class Case:
         teacher = self.built.teacher
         whole = sharding.replicated(self.built.mesh)
         self.teacher = jax.device_put(teacher.variables if teacher else {}, whole)
-        self.batch = sharding.to_global(
-            self.built.mesh, make_batch(case, self.built.mesh.size)
-        )
+        self.batch = sharding.to_global(self.built.mesh, make_batch(case, self.built.mesh.size))
         self.halted = jax.device_put(np.zeros((), bool), whole)
         size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
         self.state_bytes = size((self.state, self.teacher))
@@ -187,9 +190,7 @@ class Case:
 
 def calibrate(side: int, count: int) -> dict:
     """FLOP/s of bf16 products of random [side, side] matrices, on one device."""
-    a, b = (
-        jax.random.normal(jax.random.key(i), (side, side), jnp.bfloat16) for i in range(2)
-    )
+    a, b = (jax.random.normal(jax.random.key(i), (side, side), jnp.bfloat16) for i in range(2))
     product = jax.jit(lambda a, b: a @ b)
     jax.block_until_ready(product(a, b))
     start = time.perf_counter()

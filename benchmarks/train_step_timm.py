@@ -97,7 +97,9 @@ class Case:
             teacher = timm.create_model(case["teacher"], num_classes=CLASSES).to(DEVICE).eval()
             teacher = teacher.to(memory_format=torch.channels_last)
         self.parameters = list(model.parameters())
-        groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+        groups = param_groups_weight_decay(
+            model, 0.05, no_weight_decay_list=model.no_weight_decay()
+        )
         self.optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.999), fused=CUDA)
         self.average = [p.detach().clone() for p in self.parameters] if case["ema"] else None
         shape = (case["batch_size"], case["image_size"], case["image_size"], 3)

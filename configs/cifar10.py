@@ -31,18 +31,26 @@ VARIANTS = tuple(f"{row}{form}" for form in ("", "_short") for row in ("teacher"
 STUDENT = {
     "": {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 3, "drop_path_rate": 0.1},
     "_short": {"patch_size": 8, "embed_dim": 64, "depth": 6, "num_heads": 2, "drop_path_rate": 0.0},
-}  # fmt: skip
+}
 TEACHER = {
     "": {
-        "stem_width": 32, "stem_stride": 1, "widths": (64, 128, 256), "depths": (1, 3, 2),
-        "group_sizes": (64, 64, 64), "strides": (1, 2, 2),
+        "stem_width": 32,
+        "stem_stride": 1,
+        "widths": (64, 128, 256),
+        "depths": (1, 3, 2),
+        "group_sizes": (64, 64, 64),
+        "strides": (1, 2, 2),
     },
     # One group each: XLA's grouped convolutions are slow on CPU.
     "_short": {
-        "stem_width": 24, "stem_stride": 1, "widths": (32, 64, 128), "depths": (1, 1, 1),
-        "group_sizes": (32, 64, 128), "strides": (2, 2, 2),
+        "stem_width": 24,
+        "stem_stride": 1,
+        "widths": (32, 64, 128),
+        "depths": (1, 1, 1),
+        "group_sizes": (32, 64, 128),
+        "strides": (2, 2, 2),
     },
-}  # fmt: skip
+}
 # Table 3: soft as in the paper, tau 3 and weight .1, the sum divided by batch times classes.
 LOSS = {
     "none": {},
@@ -74,29 +82,39 @@ def _shared() -> dict:
         "model": {"image_size": 32, "dtype": "bfloat16"},
         "input": {"canvas": 32, "repeats": 1},
         "augment": {
-            "crop": "src", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616),
+            "crop": "src",
+            "mean": (0.4914, 0.4822, 0.4465),
+            "std": (0.2470, 0.2435, 0.2616),
         },
         "schedule": {"base_lr": 1e-3, "scale_by_batch": None},
         "step": {"ema_decay": 0.0},
         "train": {
-            "batch_size": 512, "total_epochs": 100.0, "eval_every_epochs": 20.0,
+            "batch_size": 512,
+            "total_epochs": 100.0,
+            "eval_every_epochs": 20.0,
             "checkpoint_every_epochs": 20.0,
         },
         "eval": {"batch_size": 512, "canvas": 32, "crop_ratio": 1.0},
         "checkpoint": {"keep_latest": 1},
-    }  # fmt: skip
+    }
 
 
 def _short() -> dict:
     return {
         "model": {"dtype": "float32"},
         "augment": {
-            "auto_augment": "", "color_jitter": 0.0, "erasing_prob": 0.0, "mixup": 0.0, "cutmix": 0.0,
+            "auto_augment": "",
+            "color_jitter": 0.0,
+            "erasing_prob": 0.0,
+            "mixup": 0.0,
+            "cutmix": 0.0,
         },
         "schedule": {"warmup_epochs": 1.0},
         "train": {
-            "batch_size": 128, "total_epochs": 4.0, "eval_every_epochs": 2.0,
+            "batch_size": 128,
+            "total_epochs": 4.0,
+            "eval_every_epochs": 2.0,
             "checkpoint_every_epochs": 2.0,
         },
         "eval": {"batch_size": 500},
-    }  # fmt: skip
+    }

@@ -79,9 +79,19 @@ TINY = (
     "eval.canvas=64",
     "schedule.warmup_epochs=0",
 )
-TINY_DEIT = (*TINY, "model.patch_size=16", "model.embed_dim=16", "model.depth=2", "model.num_heads=2")
+TINY_DEIT = (
+    *TINY,
+    "model.patch_size=16",
+    "model.embed_dim=16",
+    "model.depth=2",
+    "model.num_heads=2",
+)
 TINY_REGNET = (
-    *TINY, "model.widths=8,16", "model.depths=1,1", "model.group_sizes=4,4", "model.strides=2,2",
+    *TINY,
+    "model.widths=8,16",
+    "model.depths=1,1",
+    "model.group_sizes=4,4",
+    "model.strides=2,2",
 )
 
 

@@ -53,7 +53,11 @@ def get_config(variant: str) -> ConfigDict:
     name = MODELS[size].replace("_224", "_384") if side == 384 else MODELS[size]
     model = {"name": name, "image_size": side, "dtype": "bfloat16", "drop_path_rate": drop_path}
     recipe = {
-        "": _scratch, "ft224": _finetuning, "ft384": _finetuning, "21k": _21k, "21k_1k": _from_21k,
+        "": _scratch,
+        "ft224": _finetuning,
+        "ft384": _finetuning,
+        "21k": _21k,
+        "21k_1k": _from_21k,
     }[stage](size)
     shared = {
         "model": model,

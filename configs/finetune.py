@@ -66,7 +66,10 @@ def _own_photos(model: str) -> ConfigDict:
             "input": {"canvas": 512, "repeats": 1},
             "augment": {"erasing_prob": 0.1},
             "schedule": {
-                "base_lr": 7.5e-5, "scale_by_batch": None, "min_lr": 1e-6, "warmup_epochs": 1.0,
+                "base_lr": 7.5e-5,
+                "scale_by_batch": None,
+                "min_lr": 1e-6,
+                "warmup_epochs": 1.0,
             },
             "step": {"ema_decay": 0.0},
             "train": {"batch_size": 32, "total_epochs": 30.0, "eval_every_epochs": 1.0},
@@ -77,7 +80,9 @@ def _own_photos(model: str) -> ConfigDict:
 
 
 def _published(resolution: int, kind: str) -> ConfigDict:
-    name = f"deit_base_{'distilled_' if kind else ''}patch16_{'384' if resolution == 384 else '224'}"
+    name = (
+        f"deit_base_{'distilled_' if kind else ''}patch16_{'384' if resolution == 384 else '224'}"
+    )
     finetuning = ConfigDict(
         {
             "model": {"name": name, "image_size": resolution, "dtype": "bfloat16"},

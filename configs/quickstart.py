@@ -47,7 +47,9 @@ def get_config(variant: str) -> ConfigDict:
             "checkpoint": {"keep_latest": 2},
         }
     )
-    return common.merged(shared, {"teacher": _teacher, "student": _student, "plain": _plain}[variant]())
+    return common.merged(
+        shared, {"teacher": _teacher, "student": _student, "plain": _plain}[variant]()
+    )
 
 
 def _teacher() -> ConfigDict:
@@ -66,7 +68,9 @@ def _teacher() -> ConfigDict:
             },
             "schedule": {"base_lr": 3e-3},
             "train": {
-                "total_epochs": 30.0, "eval_every_epochs": 10.0, "checkpoint_every_epochs": 10.0,
+                "total_epochs": 30.0,
+                "eval_every_epochs": 10.0,
+                "checkpoint_every_epochs": 10.0,
             },
         }
     )
@@ -99,7 +103,9 @@ def _plain() -> ConfigDict:
             },
             "schedule": {"base_lr": 2e-3},
             "train": {
-                "total_epochs": 45.0, "eval_every_epochs": 15.0, "checkpoint_every_epochs": 15.0,
+                "total_epochs": 45.0,
+                "eval_every_epochs": 15.0,
+                "checkpoint_every_epochs": 15.0,
             },
         }
     )

@@ -67,7 +67,10 @@ TASKS = {
     "cifar10": (_tfds("cifar10", "train", "test"), CIFAR, SGD),
     "cifar10_adamw": (_tfds("cifar10", "train", "test"), CIFAR, ADAMW_CIFAR),
     "cifar100": (
-        _tfds("cifar100", "train", "test"), CIFAR, ADAMW_CIFAR, {"schedule": {"base_lr": 5e-6}},
+        _tfds("cifar100", "train", "test"),
+        CIFAR,
+        ADAMW_CIFAR,
+        {"schedule": {"base_lr": 5e-6}},
     ),
     "flowers": (_tfds("oxford_flowers102", "train+validation", "test"), SGD),
     "cars": (FOLDER, SGD),

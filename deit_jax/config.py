@@ -188,9 +188,7 @@ def _field(option: Option) -> Any:
     return config_dict.placeholder(typing.get_origin(kind) or kind)
 
 
-def _apply_override(
-    config: ml_collections.ConfigDict, override: str, nullable: set[str]
-) -> None:
+def _apply_override(config: ml_collections.ConfigDict, override: str, nullable: set[str]) -> None:
     path, equals, text = override.partition("=")
     if not equals:
         raise errors.ConfigError(f"--config.{path} has no value; write --config.{path}=VALUE")
@@ -211,9 +209,7 @@ def _apply_override(
         node[leaf] = _parse(path, text, node.get_type(leaf), node[leaf])
 
 
-def _unknown_key(
-    config: ml_collections.ConfigDict, path: str, missing: str
-) -> errors.ConfigError:
+def _unknown_key(config: ml_collections.ConfigDict, path: str, missing: str) -> errors.ConfigError:
     known = list(flatten(config))
     leaf = path.split(".")[-1]
     same_leaf = [k for k in known if k.split(".")[-1] == leaf]

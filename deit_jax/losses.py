@@ -171,9 +171,7 @@ def _check_heads(output: Any, label_on: str, distillation: str, distill_on: str)
         )
 
 
-def _check_teacher(
-    logits: jax.Array, teacher_logits: jax.Array | None, distillation: str
-) -> None:
+def _check_teacher(logits: jax.Array, teacher_logits: jax.Array | None, distillation: str) -> None:
     if distillation == "none":
         if teacher_logits is not None:
             raise errors.ConfigError(

@@ -78,8 +78,12 @@ def test_every_case_is_measured_without_and_with_ema(load, monkeypatch):
     flags = train_step.parse_flags()
     cases = train_step.read_cases(flags)
     found = [(c["size"], c["image_size"], c["batch_size"], c["ema"]) for c in cases]
-    assert found == [("ti", 224, 256, False), ("ti", 224, 256, True),
-                     ("b", 384, 64, False), ("b", 384, 64, True)]  # fmt: skip
+    assert found == [
+        ("ti", 224, 256, False),
+        ("ti", 224, 256, True),
+        ("b", 384, 64, False),
+        ("b", 384, 64, True),
+    ]
     assert set(train_step.sides(flags, cases[0])) == {"ours xla", "ours cudnn"}
     flags.timm_python = sys.executable
     assert "timm" in train_step.sides(flags, cases[0])

@@ -25,13 +25,19 @@ TINY = (
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["deit_jax.train.loop", "deit_jax.train.schema", "sklearn.datasets",
-     "matplotlib.figure", "matplotlib.backends.backend_agg"]
+    [
+        "deit_jax.train.loop",
+        "deit_jax.train.schema",
+        "sklearn.datasets",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ]
 )
 
 
-def start(workdir: pathlib.Path, *overrides: str, devices: int = 1, batches: int = 0,
-          **distributed):
+def start(
+    workdir: pathlib.Path, *overrides: str, devices: int = 1, batches: int = 0, **distributed
+):
     """A process that trains the quickstart's student as train.py does.
 
     `batches`: afterwards also writes digests of the first so many global batches, as they
@@ -52,8 +58,15 @@ def start_two(workdir: pathlib.Path, *overrides: str, devices: int, batches: int
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     return [
-        start(workdir, *overrides, devices=devices, batches=batches, coordinator=address,
-              num_processes=2, process_id=process_id)
+        start(
+            workdir,
+            *overrides,
+            devices=devices,
+            batches=batches,
+            coordinator=address,
+            num_processes=2,
+            process_id=process_id,
+        )
         for process_id in range(2)
     ]
 
@@ -63,8 +76,9 @@ def log_file(workdir: str | os.PathLike, process_id: int = 0) -> pathlib.Path:
     return path.with_name(f"{path.name}-{process_id}.log")
 
 
-def _train(workdir: str, overrides: list[str], devices: int, batches: int,
-           distributed: dict) -> None:
+def _train(
+    workdir: str, overrides: list[str], devices: int, batches: int, distributed: dict
+) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.environ["PJRT_NPROC"] = str(2 * devices)
     os.chdir(ROOT)
@@ -80,8 +94,12 @@ def _train(workdir: str, overrides: list[str], devices: int, batches: int,
     with open(log_file(workdir, distributed.get("process_id", 0)), "a") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             status = train.main(
-                [f"--config={CONFIG}", f"--workdir={workdir}",
-                 *flags, *(f"--config.{text}" for text in overrides)]
+                [
+                    f"--config={CONFIG}",
+                    f"--workdir={workdir}",
+                    *flags,
+                    *(f"--config.{text}" for text in overrides),
+                ]
             )
             if batches:
                 _write_batches(pathlib.Path(workdir), overrides, batches)
@@ -101,9 +119,7 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
     from deit_jax.checkpoint.digest import digest_tree
     from deit_jax.train import experiment, schema
 
-    resolved = config.load_config(
-        CONFIG, overrides, sections=schema.SECTIONS, top=schema.TOP
-    )
+    resolved = config.load_config(CONFIG, overrides, sections=schema.SECTIONS, top=schema.TOP)
     built = experiment.build(resolved)
     augment_fn = jax.jit(built.augment_fn)
     rows = sharding.batch_sharding(built.mesh)

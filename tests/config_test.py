@@ -16,8 +16,16 @@ def get_config(variant):
 """
 
 
-def make_model(*, classes, width=4, rate=0.5, name="net", sizes=(1.0, 2.0), wide=False,
-               limit: int | None = None):
+def make_model(
+    *,
+    classes,
+    width=4,
+    rate=0.5,
+    name="net",
+    sizes=(1.0, 2.0),
+    wide=False,
+    limit: int | None = None,
+):
     """A builder; `classes` is supplied by the loop."""
 
 
@@ -47,8 +55,14 @@ def test_defaults_come_from_the_builders(load):
     config = load()
     assert config.to_dict() == {
         "seed": 0,
-        "model": {"width": 8, "rate": 0.5, "name": "net", "sizes": (1.0, 2.0), "wide": False,
-                  "limit": None},
+        "model": {
+            "width": 8,
+            "rate": 0.5,
+            "name": "net",
+            "sizes": (1.0, 2.0),
+            "wide": False,
+            "limit": None,
+        },
         "optim": {"lr": 0.1, "momentum": None, "clip": 1.0},
     }
     assert load(":large").model.width == 16
@@ -145,5 +159,6 @@ def test_differences_name_both_values():
     old = {"a": {"b": 1, "gone": 2}, "c": [1, 2]}
     new = {"a": {"b": 3}, "c": (1, 2)}
     assert config_lib.differences(old, new) == {
-        "a.b": (1, 3), "a.gone": (2, "(absent)"),
+        "a.b": (1, 3),
+        "a.gone": (2, "(absent)"),
     }

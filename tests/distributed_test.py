@@ -26,8 +26,9 @@ def test_one_process_stays_alone(asked):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("SLURM_NTASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2"),
-                    ("TPU_WORKER_HOSTNAMES", "a,b")])
+    "name, value",
+    [("SLURM_NTASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")],
+)
 def test_a_cluster_is_recognised(asked, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     distributed.initialise()
@@ -36,19 +37,32 @@ def test_a_cluster_is_recognised(asked, monkeypatch, name, value):
 
 def test_flags_reach_the_processes(asked, capsys):
     """The config does not exist, so the run ends right after."""
-    given = ["--coordinator=h:1", "--num_processes=2", "--process_id=1",
-             "--heartbeat_timeout_seconds=17"]
+    given = [
+        "--coordinator=h:1",
+        "--num_processes=2",
+        "--process_id=1",
+        "--heartbeat_timeout_seconds=17",
+    ]
     assert train.main([*FLAGS, *given]) == 2
-    assert asked == [{"coordinator_address": "h:1", "num_processes": 2, "process_id": 1,
-                      "local_device_ids": None, "heartbeat_timeout_seconds": 17}]
+    assert asked == [
+        {
+            "coordinator_address": "h:1",
+            "num_processes": 2,
+            "process_id": 1,
+            "local_device_ids": None,
+            "heartbeat_timeout_seconds": 17,
+        }
+    ]
     assert "no config file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "flags, said",
-    [(["--process_id=1"], "belong together"),
-     (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "must be 0 to 1"),
-     (["--heartbeat_timeout_seconds=0"], "at least 1")],
+    [
+        (["--process_id=1"], "belong together"),
+        (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "must be 0 to 1"),
+        (["--heartbeat_timeout_seconds=0"], "at least 1"),
+    ],
 )
 def test_incomplete_descriptions(asked, capsys, flags, said):
     assert train.main([*FLAGS, *flags]) == 2

@@ -70,8 +70,9 @@ def test_modules_import_nothing_heavy():
         f"sys.modules.update(dict.fromkeys({absent}))\n"
         f"for name in {modules}: importlib.import_module(name)\n"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 

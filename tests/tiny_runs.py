@@ -13,8 +13,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = ("data.source=digits",)
 # What costs most to compile, off.
 NO_AUGMENTATION = (
-    "augment.auto_augment=", "augment.three_augment=false", "augment.color_jitter=0",
-    "augment.erasing_prob=0", "augment.mixup=0", "augment.cutmix=0",
+    "augment.auto_augment=",
+    "augment.three_augment=false",
+    "augment.color_jitter=0",
+    "augment.erasing_prob=0",
+    "augment.mixup=0",
+    "augment.cutmix=0",
 )
 
 

@@ -100,9 +100,7 @@ def equalize_table(counts: jax.Array) -> jax.Array:
     """Look-up table int32 [..., 256] of `ImageOps.equalize` for a histogram int32 [..., 256]."""
     identity = jnp.broadcast_to(jnp.arange(256), counts.shape)
     last = 255 - jnp.argmax(counts[..., ::-1] > 0, axis=-1, keepdims=True)
-    step = (
-        counts.sum(-1, keepdims=True) - jnp.take_along_axis(counts, last, axis=-1)
-    ) // 255
+    step = (counts.sum(-1, keepdims=True) - jnp.take_along_axis(counts, last, axis=-1)) // 255
     before = jnp.cumsum(counts, axis=-1) - counts
     table = jnp.minimum((step // 2 + before) // jnp.maximum(step, 1), 255)
     return jnp.where(step > 0, table, identity)

@@ -92,7 +92,9 @@ def random_resized_box(
     central_h, central_w = _central_box(size, ratio)
     box_h = jnp.where(fits.any(), heights[first], central_h)
     box_w = jnp.where(fits.any(), widths[first], central_w)
-    top = jnp.where(fits.any(), random_bits.integer(word[-2], height - box_h), (height - box_h) // 2)
+    top = jnp.where(
+        fits.any(), random_bits.integer(word[-2], height - box_h), (height - box_h) // 2
+    )
     left = jnp.where(fits.any(), random_bits.integer(word[-1], width - box_w), (width - box_w) // 2)
     return jnp.stack([top, left, box_h, box_w])
 
@@ -115,9 +117,7 @@ def _grid(rows: int, out: int) -> jax.Array:
 def box_axes(boxes: jax.Array, out: int) -> tuple[Axis, Axis]:
     """Boxes int32 [n, 4] resized to out x out."""
     n = boxes.shape[0]
-    return _axes(
-        _grid(n, out), jnp.full((n, 2), out, jnp.int32), boxes[:, :2], boxes[:, 2:]
-    )
+    return _axes(_grid(n, out), jnp.full((n, 2), out, jnp.int32), boxes[:, :2], boxes[:, 2:])
 
 
 def short_side_resized(size: jax.Array, short: int) -> jax.Array:

@@ -18,15 +18,40 @@ from deit_jax.augment import color, geometry, random_bits
 from deit_jax.augment.routing import Route, apply_routes
 
 OPERATIONS = (
-    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd",
-    "Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel",
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
     "TranslateYRel",
-)  # fmt: skip
+)
 (
-    AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE, POSTERIZE, SOLARIZE, SOLARIZE_ADD,
-    COLOR, CONTRAST, BRIGHTNESS, SHARPNESS, SHEAR_X, SHEAR_Y, TRANSLATE_X,
-    TRANSLATE_Y, NOTHING,
-) = range(16)  # fmt: skip
+    AUTO_CONTRAST,
+    EQUALIZE,
+    INVERT,
+    ROTATE,
+    POSTERIZE,
+    SOLARIZE,
+    SOLARIZE_ADD,
+    COLOR,
+    CONTRAST,
+    BRIGHTNESS,
+    SHARPNESS,
+    SHEAR_X,
+    SHEAR_Y,
+    TRANSLATE_X,
+    TRANSLATE_Y,
+    NOTHING,
+) = range(16)
 
 # Magnitudes are tenths of the strongest argument.
 LEVEL_DENOMINATOR = 10.0

@@ -168,29 +168,44 @@ def make_augment(
     check_erasing(prob=erasing_prob, mode=erasing_mode, count=erasing_count)
     policy = _policy(auto_augment, three_augment)
     mix = check_mix(
-        mix_group=mix_group, mix_mode=mix_mode, mixup=mixup, cutmix=cutmix,
-        cutmix_minmax=cutmix_minmax, mix_prob=mix_prob, switch_prob=switch_prob,
-    )  # fmt: skip
+        mix_group=mix_group,
+        mix_mode=mix_mode,
+        mixup=mixup,
+        cutmix=cutmix,
+        cutmix_minmax=cutmix_minmax,
+        mix_prob=mix_prob,
+        switch_prob=switch_prob,
+    )
     crop_fn = functools.partial(
-        cropped, image_size=image_size, crop=crop, scale=scale, ratio=ratio, hflip=hflip,
-        vflip=vflip, matmul=resolve_matmul(matmul),
-    )  # fmt: skip
+        cropped,
+        image_size=image_size,
+        crop=crop,
+        scale=scale,
+        ratio=ratio,
+        hflip=hflip,
+        vflip=vflip,
+        matmul=resolve_matmul(matmul),
+    )
     color_fn = functools.partial(
-        colored, policy=policy, three_augment=three_augment, color_jitter=color_jitter,
+        colored,
+        policy=policy,
+        three_augment=three_augment,
+        color_jitter=color_jitter,
         fill=fill_color(mean),
-    )  # fmt: skip
+    )
 
     def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
         image = normalise(color_fn(keys, crop_fn(keys, canvas, size)), mean, std)
         return random_erasing(
-            draw_keys(keys, ERASE_DRAW), image, prob=erasing_prob, mode=erasing_mode,
+            draw_keys(keys, ERASE_DRAW),
+            image,
+            prob=erasing_prob,
+            mode=erasing_mode,
             max_count=erasing_count,
-        )  # fmt: skip
+        )
 
     image_rows = _on_mesh(image_rows, mesh)
-    target_rows = functools.partial(
-        smoothed_one_hot, num_classes=num_classes, smoothing=smoothing
-    )
+    target_rows = functools.partial(smoothed_one_hot, num_classes=num_classes, smoothing=smoothing)
     return _on_batches(image_rows, target_rows, mix, mesh)
 
 

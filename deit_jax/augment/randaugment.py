@@ -20,11 +20,22 @@ from deit_jax.errors import ConfigError, unknown
 
 # timm's `tweights`: drawn without replacement.
 WEIGHTS = {
-    "Rotate": 3.0, "ShearX": 2.0, "ShearY": 2.0, "TranslateXRel": 1.0, "TranslateYRel": 1.0,
-    "Color": 0.25, "Sharpness": 0.25, "AutoContrast": 0.25, "Solarize": 0.05,
-    "SolarizeAdd": 0.05, "Contrast": 0.05, "Brightness": 0.05, "Equalize": 0.05,
-    "Posterize": 0.05, "Invert": 0.05,
-}  # fmt: skip
+    "Rotate": 3.0,
+    "ShearX": 2.0,
+    "ShearY": 2.0,
+    "TranslateXRel": 1.0,
+    "TranslateYRel": 1.0,
+    "Color": 0.25,
+    "Sharpness": 0.25,
+    "AutoContrast": 0.25,
+    "Solarize": 0.05,
+    "SolarizeAdd": 0.05,
+    "Contrast": 0.05,
+    "Brightness": 0.05,
+    "Equalize": 0.05,
+    "Posterize": 0.05,
+    "Invert": 0.05,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +76,9 @@ def _section(section: str) -> tuple[str, int | float | bool]:
     match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?|inf)", section)
     if match is None:
         raise unknown(
-            "RandAugment section", section, ["m9", "n2", "p0.5", "mstd0.5", "mmax10", "inc1", "tweights"]
+            "RandAugment section",
+            section,
+            ["m9", "n2", "p0.5", "mstd0.5", "mmax10", "inc1", "tweights"],
         )
     key, text = match.groups()
     if key in ("m", "n", "mmax", "inc") and not text.isdigit():

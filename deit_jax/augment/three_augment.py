@@ -35,9 +35,7 @@ def _box_blur(levels: jax.Array, weights: list[jax.Array], axis: int) -> jax.Arr
     length = levels.shape[axis]
     padding = [(REACH, REACH) if i == axis else (0, 0) for i in range(4)]
     padded = jnp.pad(levels, padding, mode="edge")
-    shifted = [
-        jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(2 * REACH + 1)
-    ]
+    shifted = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(2 * REACH + 1)]
     total = sum(tap * weights[abs(i - REACH)] for i, tap in enumerate(shifted))
     return (total + (1 << 23)) >> 24
 

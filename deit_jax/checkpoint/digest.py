@@ -66,7 +66,9 @@ def _weights(position: Any, xp: Any) -> Any:
 def _digest_in_place(leaf: jax.Array) -> jax.Array:
     sharding = getattr(leaf, "sharding", None)
     if isinstance(sharding, jax.sharding.NamedSharding):
-        return _jitted(jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))(leaf)
+        return _jitted(jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))(
+            leaf
+        )
     return _jitted(None)(leaf)
 
 

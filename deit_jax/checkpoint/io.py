@@ -41,9 +41,7 @@ class Restored:
     step: int
 
 
-def begin_save(
-    folder: pathlib.Path, parts: dict[str, PyTree], metadata: Mapping[str, Any]
-) -> Any:
+def begin_save(folder: pathlib.Path, parts: dict[str, PyTree], metadata: Mapping[str, Any]) -> Any:
     """Copies `parts` to the host and starts to write; `.result()` of what it returns waits.
 
     Computes and stores the manifest that `read_state` verifies against.
@@ -121,9 +119,7 @@ def read_variables(
         if name.split("/", 1)[0] in parts
     }
     loaded = named_leaves(_load(folder, nested(hosts)))
-    bad = layout.differing_digests(
-        described, {name: digest_array(loaded[name]) for name in hosts}
-    )
+    bad = layout.differing_digests(described, {name: digest_array(loaded[name]) for name in hosts})
     if bad:
         raise DamagedCheckpointError(_changed(folder, bad))
     return nested({name.removeprefix(prefix): loaded[name] for name in hosts}), described.metadata

@@ -109,8 +109,9 @@ def to_json(value: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     return plain(value, what)
 
 
-def make_manifest(leaves: Mapping[str, Any], digests: Mapping[str, int],
-                  metadata: Mapping[str, Any]) -> dict[str, Any]:
+def make_manifest(
+    leaves: Mapping[str, Any], digests: Mapping[str, int], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
     """What is checked on restore: every array's shape, dtype, digest; checksums of the JSON."""
     body = {
         "format": 1,
@@ -145,9 +146,13 @@ def read_description(folder: pathlib.Path) -> Described:
     metadata = _read_json(folder, METADATA)
     body = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != _sha256(body):
-        raise DamagedCheckpointError(f"{folder / MANIFEST / _JSON_FILE} does not match its checksum")
+        raise DamagedCheckpointError(
+            f"{folder / MANIFEST / _JSON_FILE} does not match its checksum"
+        )
     if body["metadata_sha256"] != _sha256(metadata):
-        raise DamagedCheckpointError(f"{folder / METADATA / _JSON_FILE} does not match its checksum")
+        raise DamagedCheckpointError(
+            f"{folder / METADATA / _JSON_FILE} does not match its checksum"
+        )
     return Described(body["leaves"], metadata)
 
 
@@ -156,12 +161,14 @@ def differing_digests(described: Described, found: Mapping[str, int]) -> list[st
     return [name for name, value in found.items() if described.leaves[name]["digest"] != value]
 
 
-def structural_differences(described: Described, wanted: Mapping[str, Any],
-                           parts: Iterable[str]) -> list[str]:
+def structural_differences(
+    described: Described, wanted: Mapping[str, Any], parts: Iterable[str]
+) -> list[str]:
     """Every missing, unexpected or differently shaped or typed array, one line each."""
     parts = set(parts)
-    saved = {name: leaf for name, leaf in described.leaves.items()
-             if name.split("/", 1)[0] in parts}
+    saved = {
+        name: leaf for name, leaf in described.leaves.items() if name.split("/", 1)[0] in parts
+    }
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
     lines += [f"{name}: only in the checkpoint" for name in saved if name not in wanted]
     for name, leaf in wanted.items():
@@ -170,8 +177,10 @@ def structural_differences(described: Described, wanted: Mapping[str, Any],
         was = (tuple(saved[name]["shape"]), saved[name]["dtype"])
         asked = (tuple(leaf.shape), str(leaf.dtype))
         if was != asked:
-            lines.append(f"{name}: {was[1]}{list(was[0])} in the checkpoint, "
-                         f"{asked[1]}{list(asked[0])} wanted")
+            lines.append(
+                f"{name}: {was[1]}{list(was[0])} in the checkpoint, "
+                f"{asked[1]}{list(asked[0])} wanted"
+            )
     return lines
 
 
@@ -189,14 +198,16 @@ def find_step(path: pathlib.Path, which: str) -> pathlib.Path:
         return folder / str(steps[-1])
     if which != "best":
         raise ConfigError(f"which={which!r}; known: latest, best")
-    notes = {step: read_description(folder / str(step)).metadata["checkpoint"]
-             for step in steps}
+    notes = {step: read_description(folder / str(step)).metadata["checkpoint"] for step in steps}
     last = notes[steps[-1]]
-    ranked = Retention(best_metric=last["best_metric"], higher_is_better=last["higher_is_better"]
-                       ).ranked({step: note["metrics"] for step, note in notes.items()})
+    ranked = Retention(
+        best_metric=last["best_metric"], higher_is_better=last["higher_is_better"]
+    ).ranked({step: note["metrics"] for step, note in notes.items()})
     if not ranked:
-        raise ConfigError(f"{folder}: no checkpoint has a value of {last['best_metric']!r}; "
-                          "read the latest instead")
+        raise ConfigError(
+            f"{folder}: no checkpoint has a value of {last['best_metric']!r}; "
+            "read the latest instead"
+        )
     return folder / str(ranked[0])
 
 

@@ -65,8 +65,11 @@ class Checkpointer:
         quiet_orbax()
         self._directory = pathlib.Path(directory).absolute()
         self._retention = Retention(
-            keep_latest=keep_latest, keep_every_steps=keep_every_steps, keep_best=keep_best,
-            best_metric=best_metric, higher_is_better=higher_is_better,
+            keep_latest=keep_latest,
+            keep_every_steps=keep_every_steps,
+            keep_best=keep_best,
+            best_metric=best_metric,
+            higher_is_better=higher_is_better,
         )
         self._max_failures = max_failures
         self._failures: list[str] = []
@@ -135,8 +138,10 @@ class Checkpointer:
         if step in self._saved:
             return False
         metrics = layout.to_json(metrics or {}, what="metrics")
-        selection = {"best_metric": self._retention.best_metric,
-                     "higher_is_better": self._retention.higher_is_better}
+        selection = {
+            "best_metric": self._retention.best_metric,
+            "higher_is_better": self._retention.higher_is_better,
+        }
         record = layout.to_json(metadata, what="metadata") | {
             "checkpoint": {"step": step, "metrics": metrics, **selection}
         }
@@ -188,7 +193,8 @@ class Checkpointer:
             found += [f"  {name}: set aside earlier" for name in left]
             raise CheckpointError(
                 f"no checkpoint in {self._directory} can be trusted, and a run is not started "
-                "over while any exists:\n" + "\n".join(found)
+                "over while any exists:\n"
+                + "\n".join(found)
                 + "\nRestore the files from a copy, or choose another workdir."
             )
         return None
@@ -215,8 +221,14 @@ class Checkpointer:
         if self._lock is not None:
             self._lock.release()
 
-    def _commit(self, step: int, metrics: dict[str, Any], response: Any, begun: float,
-                leaves: Mapping[str, Any]) -> None:
+    def _commit(
+        self,
+        step: int,
+        metrics: dict[str, Any],
+        response: Any,
+        begun: float,
+        leaves: Mapping[str, Any],
+    ) -> None:
         try:
             response.result()
         except Exception as error:
@@ -252,8 +264,10 @@ class Checkpointer:
         except OSError:
             free = "free space unknown"
         reason = str(error).strip().splitlines()
-        text = (f"step {step}: {type(error).__name__}: {reason[0] if reason else ''} "
-                f"(needs about {needed / 1e6:.0f} MB, {free})")
+        text = (
+            f"step {step}: {type(error).__name__}: {reason[0] if reason else ''} "
+            f"(needs about {needed / 1e6:.0f} MB, {free})"
+        )
         self._failures.append(text)
         kept = f"the last one saved is of step {max(self._saved)}" if self._saved else "none exists"
         _LOG.error("checkpoint not saved: %s; %s", text, kept)
@@ -265,8 +279,12 @@ class Checkpointer:
             self._saved.pop(step, None)
             if jax.process_index() == 0:
                 name = layout.set_aside(self._directory, step)
-                _LOG.warning("checkpoint of step %d set aside as %s; going on from step %d",
-                             step, self._directory / name, fallback)
+                _LOG.warning(
+                    "checkpoint of step %d set aside as %s; going on from step %d",
+                    step,
+                    self._directory / name,
+                    fallback,
+                )
 
     def _stored_metrics(self, step: int) -> dict[str, Any]:
         try:

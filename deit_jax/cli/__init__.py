@@ -5,7 +5,14 @@ import importlib
 import sys
 
 _COMMANDS = (
-    "augmentations", "compare", "convert", "data", "evaluate", "explain", "predict", "replay",
+    "augmentations",
+    "compare",
+    "convert",
+    "data",
+    "evaluate",
+    "explain",
+    "predict",
+    "replay",
 )
 
 

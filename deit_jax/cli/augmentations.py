@@ -134,9 +134,12 @@ def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int,
         words[:, 0], spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max
     )
     values = operations.argument(
-        numbers, magnitude, words[:, 1] >> 31 == 1,
-        increasing=spec.increasing, posterize=spec.posterize,
-    )  # fmt: skip
+        numbers,
+        magnitude,
+        words[:, 1] >> 31 == 1,
+        increasing=spec.increasing,
+        posterize=spec.posterize,
+    )
     apply = jax.jit(
         lambda *drawn: operations.apply_layer(
             *drawn, shares=spec.shares, fill=fill_color(resolved.augment.mean)

@@ -9,7 +9,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "convert", help="convert weights: .pth, .safetensors, Hugging Face folders, runs of ours"
     )
     parser.add_argument("source", metavar="SRC", help="file, folder, or name of a published model")
-    parser.add_argument("destination", metavar="DST", help="file (timm) or folder (hf, jax) to make")
+    parser.add_argument(
+        "destination", metavar="DST", help="file (timm) or folder (hf, jax) to make"
+    )
     parser.add_argument("--to", choices=("jax", "timm", "hf"), help="default: by the name of DST")
     parser.add_argument("--model", help="registered name, when the shapes do not tell it")
     parser.add_argument(

@@ -65,10 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.confusion or args.per_class) and names[0] == "real":
         raise ConfigError("confusions need one label an image: put another set before real")
     # All of them before the first takes its time.
-    sets = [
-        datasets.open_set(name, config.data, num_classes=loaded.num_classes)
-        for name in names
-    ]
+    sets = [datasets.open_set(name, config.data, num_classes=loaded.num_classes) for name in names]
     for one in sets:
         _check_class_names(loaded, one)
     evaluator = Evaluator(loaded, config, image_size=args.image_size, dtype=args.dtype)
@@ -171,9 +168,11 @@ class Evaluator:
             key: config.input[key] for key in ("threads", "prefetch", "max_corrupt_share")
         }
         transform = augment.make_eval_transform(
-            image_size=self.side, crop_ratio=self.options.crop_ratio,
-            mean=loaded.mean, std=loaded.std,
-        )  # fmt: skip
+            image_size=self.side,
+            crop_ratio=self.options.crop_ratio,
+            mean=loaded.mean,
+            std=loaded.std,
+        )
         step = predictions.make_prediction_step(model=self.model, transform=transform)
         self.step = jax.jit(step)
         self.facts = {
@@ -204,9 +203,13 @@ class Evaluator:
         variables = jax.device_put(variables, sharding.replicated(self.mesh))
         devices, e = self.mesh.size, self.options
         host = data.eval_batches(
-            one.data.eval, batch_size=-(-e.batch_size // devices) * devices, canvas=e.canvas,
-            image_size=self.side, crop_ratio=e.crop_ratio, **self.reading,
-        )  # fmt: skip
+            one.data.eval,
+            batch_size=-(-e.batch_size // devices) * devices,
+            canvas=e.canvas,
+            image_size=self.side,
+            crop_ratio=e.crop_ratio,
+            **self.reading,
+        )
         put = lambda batch: sharding.to_global(self.rows, batch)  # noqa: E731
         with data.prefetch_to_device(host, put) as batches:
             return predictions.predict(self.step, variables, batches)

@@ -20,8 +20,7 @@ def describe(name: str) -> str:
     parameters, macs = models.count(model)
     size = "x".join(map(str, model.image_size))
     lines = [
-        f"{name}: {parameters:,} parameters, "
-        f"{macs / 1e9:.3f} G multiply-accumulates at {size}"
+        f"{name}: {parameters:,} parameters, {macs / 1e9:.3f} G multiply-accumulates at {size}"
     ]
     for tag, entry in hub.checkpoints_of(name).items():
         digest = f"SHA-256 {entry.sha256}..." if entry.sha256 else "no published digest"

@@ -74,8 +74,12 @@ def _open_imagenet_set(name: str, options: Mapping[str, Any], num_classes: int) 
         )
     tfds_name, split, label = IMAGENET_SETS[name]
     return data.open_data(
-        source="tfds", name=tfds_name, data_dir=options.get("data_dir"), train_split=split,
-        eval_split=split, label_key=label,
+        source="tfds",
+        name=tfds_name,
+        data_dir=options.get("data_dir"),
+        train_split=split,
+        eval_split=split,
+        label_key=label,
     )
 
 

@@ -131,7 +131,9 @@ def confusion(predictions: Predictions, head: str, num_classes: int) -> np.ndarr
     return counts
 
 
-def per_class(predictions: Predictions, num_classes: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def per_class(
+    predictions: Predictions, num_classes: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(images of each class int64 [K], for each head top-1 of each class [K], NaN without images)."""
     images = np.bincount(predictions.label, minlength=num_classes)
     top1 = {}

@@ -24,7 +24,9 @@ def normal(std: float) -> Callable[..., jax.Array]:
 
 def uniform(bound: float) -> Callable[..., jax.Array]:
     """Uniform in +-bound, f32."""
-    return lambda key, shape, dtype=jnp.float32: bound * (2 * _rounded(jax.random.uniform, key, shape) - 1)
+    return lambda key, shape, dtype=jnp.float32: (
+        bound * (2 * _rounded(jax.random.uniform, key, shape) - 1)
+    )
 
 
 def _rounded(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -138,17 +138,17 @@ class Bottleneck(nn.Module):
         groups = self.features // self.group_size
         shortcut = x
         y = nn.relu(ConvNorm(self.features, 1, name="conv1", **kwargs)(x, train))
-        y = ConvNorm(
-            self.features, 3, stride=self.stride, groups=groups, name="conv2", **kwargs
-        )(y, train)
+        y = ConvNorm(self.features, 3, stride=self.stride, groups=groups, name="conv2", **kwargs)(
+            y, train
+        )
         y = nn.relu(y)
         # The reduced width follows the block's input, not its own width.
         y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.dtype, name="se")(y)
         y = ConvNorm(self.features, 1, zero_scale=True, name="conv3", **kwargs)(y, train)
         if x.shape[-1] != self.features or self.stride != 1:
-            shortcut = ConvNorm(
-                self.features, 1, stride=self.stride, name="downsample", **kwargs
-            )(x, train)
+            shortcut = ConvNorm(self.features, 1, stride=self.stride, name="downsample", **kwargs)(
+                x, train
+            )
         return nn.relu(layers.drop_path(y, draw, drop_rate) + shortcut)
 
 
@@ -183,7 +183,8 @@ class RegNet(nn.Module):
     def check(self) -> None:
         """Raises ConfigError when the attributes do not fit together."""
         lengths = {
-            name: len(getattr(self, name)) for name in ("widths", "depths", "group_sizes", "strides")
+            name: len(getattr(self, name))
+            for name in ("widths", "depths", "group_sizes", "strides")
         }
         if len(set(lengths.values())) != 1:
             raise ConfigError(f"one entry per stage each, got {lengths}")

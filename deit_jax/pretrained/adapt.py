@@ -87,7 +87,9 @@ def initialise(
     expected = _HEADS if drop_head else ()
     if now and not was:
         expected += _DISTILLATION
-        notes.append("plain -> distilled: distillation token, its position and its head start afresh")
+        notes.append(
+            "plain -> distilled: distillation token, its position and its head start afresh"
+        )
     resized = []
     pos = "params/pos_embed"
     if pos in have and pos in wanted and isinstance(old_model, VisionTransformer):

@@ -118,7 +118,10 @@ def fetch(entry: Published, *, timeout: float = 30.0) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with urllib.request.urlopen(entry.url, timeout=timeout) as source, open(partial, "wb") as to:
+        with (
+            urllib.request.urlopen(entry.url, timeout=timeout) as source,
+            open(partial, "wb") as to,
+        ):
             while block := source.read(1 << 20):
                 to.write(block)
         check_digest(partial, entry.sha256)

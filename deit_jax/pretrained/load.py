@@ -219,7 +219,9 @@ def _hf_config(folder: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: damaged file ({error})") from None
     if config.get("model_type") not in ("deit", "vit", "regnet"):
-        raise ConfigError(f"{path}: model_type {config.get('model_type')!r}; known: deit, vit, regnet")
+        raise ConfigError(
+            f"{path}: model_type {config.get('model_type')!r}; known: deit, vit, regnet"
+        )
     return config
 
 

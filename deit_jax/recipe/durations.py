@@ -92,6 +92,7 @@ def make_plan(
         stop_at=min(length, stop_at_step or length),
         log_every=log_every_steps,
         eval_every=resolve("eval_every", eval_every_epochs, eval_every_steps),
-        checkpoint_every=resolve("checkpoint_every", checkpoint_every_epochs,
-                                 checkpoint_every_steps),
+        checkpoint_every=resolve(
+            "checkpoint_every", checkpoint_every_epochs, checkpoint_every_steps
+        ),
     )

@@ -58,9 +58,7 @@ def make_recipe(
     teacher = None
     if config.loss.distillation != "none" and config.teacher.name:
         size = config.teacher.input_size or model.image_size[0]
-        teacher = models.create_model(
-            config.teacher.name, num_classes=num_classes, image_size=size
-        )
+        teacher = models.create_model(config.teacher.name, num_classes=num_classes, image_size=size)
     return Recipe(
         config=config,
         records=records,
@@ -77,7 +75,9 @@ def make_recipe(
 def check_ema_decay(decay: float) -> None:
     """Raises ConfigError unless a weight average with this decay moves."""
     if not 0 <= decay < 1:
-        raise ConfigError(f"config.step.ema_decay={decay}; below 1 and at least 0, which is no average")
+        raise ConfigError(
+            f"config.step.ema_decay={decay}; below 1 and at least 0, which is no average"
+        )
 
 
 def mix_group(config: ml_collections.ConfigDict) -> int:

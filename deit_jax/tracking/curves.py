@@ -23,9 +23,7 @@ _KINDS = {"eval": "raw", "eval_ema": "EMA"}
 Series = dict[str, tuple[list[int], list[float]]]
 
 
-def plot_curves(
-    runs: Mapping[str, str | os.PathLike], out_png: str | os.PathLike
-) -> pathlib.Path:
+def plot_curves(runs: Mapping[str, str | os.PathLike], out_png: str | os.PathLike) -> pathlib.Path:
     """Draws the curves of `runs` (label -> workdir, or a metrics.jsonl) into `out_png`.
 
     Panels: training loss and its terms, evaluation loss, learning rate, and top-1 of each

@@ -52,13 +52,19 @@ class Profiler:
     """
 
     def __init__(
-        self, span: Span | None, *, folder: pathlib.Path, start_step: int,
+        self,
+        span: Span | None,
+        *,
+        folder: pathlib.Path,
+        start_step: int,
         say: Callable[[str], None],
     ) -> None:
         self._folder, self._say, self._tracing = folder, say, False
         if span and span.first <= start_step:
-            say(f"no profile: this start goes on after step {start_step:,}, and config.profile "
-                f"asks for steps {span.first}:{span.last}")
+            say(
+                f"no profile: this start goes on after step {start_step:,}, and config.profile "
+                f"asks for steps {span.first}:{span.last}"
+            )
             span = None
         self._span = span
 
@@ -81,5 +87,7 @@ class Profiler:
             return
         self._tracing = False
         jax.profiler.stop_trace()
-        self._say(f"profile of steps {self._span.first}:{self._span.last} in {self._folder}: "
-                  f"tensorboard --logdir={self._folder} (with xprof installed)")
+        self._say(
+            f"profile of steps {self._span.first}:{self._span.last} in {self._folder}: "
+            f"tensorboard --logdir={self._folder} (with xprof installed)"
+        )

@@ -9,8 +9,15 @@ from typing import Any
 import deit_jax
 
 PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
-    "tensorflow", "tensorflow-cpu", "tensorflow-datasets",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-datasets",
 )
 
 

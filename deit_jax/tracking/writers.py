@@ -66,9 +66,7 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._writers.append(JsonlWriter(folder / FILE_NAME, resume_step=resume_step))
         if tensorboard:
-            self._writers.append(
-                TensorBoardWriter(folder / "tensorboard", resume_step=resume_step)
-            )
+            self._writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=resume_step))
         if wandb_project:
             self._writers.append(
                 WandbWriter(folder, project=wandb_project, config=dict(config or {}))
@@ -188,23 +186,33 @@ class TensorBoardWriter:
             self._add(resume_step + 1, session_log=start)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._add(step, summary=self._summary.Summary(
-            value=[self._summary.Summary.Value(tag=name, simple_value=value)
-                   for name, value in values.items()]
-        ))
+        self._add(
+            step,
+            summary=self._summary.Summary(
+                value=[
+                    self._summary.Summary.Value(tag=name, simple_value=value)
+                    for name, value in values.items()
+                ]
+            ),
+        )
 
     def text(self, step: int, values: Mapping[str, str]) -> None:
         plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
-        self._add(step, summary=self._summary.Summary(value=[
-            self._summary.Summary.Value(
-                tag=name,
-                metadata=self._summary.SummaryMetadata(plugin_data=plugin),
-                tensor=self._tensor.TensorProto(
-                    dtype=self._types.DT_STRING, string_val=[text.encode()]
-                ),
-            )
-            for name, text in values.items()
-        ]))
+        self._add(
+            step,
+            summary=self._summary.Summary(
+                value=[
+                    self._summary.Summary.Value(
+                        tag=name,
+                        metadata=self._summary.SummaryMetadata(plugin_data=plugin),
+                        tensor=self._tensor.TensorProto(
+                            dtype=self._types.DT_STRING, string_val=[text.encode()]
+                        ),
+                    )
+                    for name, text in values.items()
+                ]
+            ),
+        )
 
     def close(self) -> None:
         self._records.close()

@@ -61,9 +61,7 @@ class Experiment:
     @property
     def canvases(self) -> int:
         """Rows of the host batch over all processes; fewer than the batch when images repeat."""
-        return data.canvas_count(
-            self.plan.batch_size, self.config.input.repeats, self.mesh.size
-        )
+        return data.canvas_count(self.plan.batch_size, self.config.input.repeats, self.mesh.size)
 
     def make_train_step(self) -> Callable:
         """`step(state, teacher variables, batch) -> (state, metrics)`, see `steps`."""
@@ -187,14 +185,28 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
             lambda key: models.init_variables(model, key), jax.random.key(0)
         )["params"]
         tx = check(
-            "optim", optim.make_optimizer, params=abstract_params,
-            schedule=schedule or (lambda step: 0.0), **config.optim,
+            "optim",
+            optim.make_optimizer,
+            params=abstract_params,
+            schedule=schedule or (lambda step: 0.0),
+            **config.optim,
         )
     problems.raise_any()
     built = Experiment(
-        config=config, data=opened, plan=plan, mesh=mesh, mix_group=mix_group or None, model=model,
-        teacher=teacher, start=start, tx=tx, schedule=schedule, augment_fn=augment_fn,
-        loss_fn=loss_fn, evaluation=evaluation, abstract_params=abstract_params,
+        config=config,
+        data=opened,
+        plan=plan,
+        mesh=mesh,
+        mix_group=mix_group or None,
+        model=model,
+        teacher=teacher,
+        start=start,
+        tx=tx,
+        schedule=schedule,
+        augment_fn=augment_fn,
+        loss_fn=loss_fn,
+        evaluation=evaluation,
+        abstract_params=abstract_params,
     )
     # Both check their options when made, and read nothing before they are asked.
     for section, make in (("input", built.train_batches), ("eval", built.eval_batches)):
@@ -237,7 +249,9 @@ def model_kwargs(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _start_weights(config: Any, model: models.Model) -> pretrained.Initialised:
     loaded = pretrained.load_checkpoint(config.init, ema=config.init_ema)
-    template = models.init_variables(model, rng.step_key(rng.base_key(config.seed), rng.Purpose.INIT, 0))
+    template = models.init_variables(
+        model, rng.step_key(rng.base_key(config.seed), rng.Purpose.INIT, 0)
+    )
     return pretrained.initialise(loaded, template, model=model, drop_head=config.init_drop_head)
 
 

@@ -28,7 +28,11 @@ class Steps:
     """
 
     def __init__(
-        self, step: Callable, *, state: TrainState, teacher: PyTree,
+        self,
+        step: Callable,
+        *,
+        state: TrainState,
+        teacher: PyTree,
         copies: jax.sharding.NamedSharding,
     ) -> None:
         self._step = jax.jit(nonfinite.halting(step), donate_argnums=0)

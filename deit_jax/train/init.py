@@ -52,7 +52,8 @@ def _initialiser(built: Experiment):
     shardings = sharding.tree_shardings(built.mesh, abstract)
     wanted = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract, shardings,
+        abstract,
+        shardings,
     )
     return init, wanted
 
@@ -93,7 +94,9 @@ def checkpoint_options(built: Experiment) -> dict[str, Any]:
         options["best_metric"] = f"eval/{head}/top1"
     weights = ("eval", "eval_ema") if built.config.step.ema_decay else ("eval",)
     known = [
-        f"{which}/{head}/{value}" for value in ("top1", "top5", "loss") for which in weights
+        f"{which}/{head}/{value}"
+        for value in ("top1", "top5", "loss")
+        for which in weights
         for head in evaluate.heads(distilled=distilled)
     ]
     if options["best_metric"] not in known:

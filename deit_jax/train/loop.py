@@ -119,9 +119,12 @@ class _Run:
             folder, resume_step=start, config=built.config.to_dict(), **built.config.log
         )
         self.meter = progress.Progress(
-            total_steps=self.plan.total_steps, steps_per_epoch=self.plan.steps_per_epoch,
-            batch_size=self.plan.batch_size, start_step=start,
-            ideal_step_seconds=_ideal_step_seconds(built), enabled=jax.process_index() == 0,
+            total_steps=self.plan.total_steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            batch_size=self.plan.batch_size,
+            start_step=start,
+            ideal_step_seconds=_ideal_step_seconds(built),
+            enabled=jax.process_index() == 0,
         )
         self.profiler = profiler.Profiler(
             setting.profile, folder=folder / "profile", start_step=start, say=_say
@@ -130,7 +133,9 @@ class _Run:
         self.teacher = built.teacher and jax.device_put(built.teacher.variables, copies)
         self.steps = inflight.Steps(
             sharding.on_rows(built.make_train_step(), self.rows),
-            state=state, teacher=self.teacher, copies=copies,
+            state=state,
+            teacher=self.teacher,
+            copies=copies,
         )
         self.eval_step = jax.jit(sharding.on_rows(built.make_eval_step(), self.rows))
         self.window = averages.Window()
@@ -247,7 +252,9 @@ class _Run:
             if evaluating:
                 self._evaluate(step)
             self.checkpointer.save(
-                step, self.steps.state, metadata=self.metadata | self.bad.as_metadata(),
+                step,
+                self.steps.state,
+                metadata=self.metadata | self.bad.as_metadata(),
                 metrics=self.results if evaluating else None,
             )
         if stopping:
@@ -287,7 +294,8 @@ def _ideal_step_seconds(built: Experiment) -> float | None:
         # The formula counts a whole backward pass.
         return None
     return hardware.ideal_step_seconds(
-        built.model, batch_size=built.plan.batch_size,
+        built.model,
+        batch_size=built.plan.batch_size,
         teacher=built.teacher.model if built.teacher else None,
         devices=list(built.mesh.devices.flat),
     )

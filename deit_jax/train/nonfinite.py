@@ -111,14 +111,18 @@ class BadSteps:
                 self.folder, step=step, state=state, scalars=scalars, metadata=self.metadata
             )
             self._dumped_step = step
-            self._note = f" `deit-jax replay --dump={dumped}` names the gradients." if dumped else ""
+            self._note = (
+                f" `deit-jax replay --dump={dumped}` names the gradients." if dumped else ""
+            )
         what = (
             f"loss or gradient is not finite at step {step:,} (loss {scalars['loss']}, gradient "
             f"norm {scalars['grad_norm']})"
         )
         if not stops:
-            return False, (f"skipped: {what}; {self.total} so far, {self.in_a_row} in a row, at "
-                           f"{self.policy.limit} the run stops.{self._note}")
+            return False, (
+                f"skipped: {what}; {self.total} so far, {self.in_a_row} in a row, at "
+                f"{self.policy.limit} the run stops.{self._note}"
+            )
         row = f", the last of {self.in_a_row} in a row" if self.in_a_row > 1 else ""
         skip = "; config.nonfinite.action=skip passes over single ones"
         return True, (

@@ -77,8 +77,12 @@ class Preemption:
         self._exits.callback(restore)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._exits.close()
 
     def _watch(self, signals: socket.socket) -> None:
@@ -88,11 +92,16 @@ class Preemption:
                 continue
             name = signal.Signals(number).name
             if self._signal is not None:
-                print(f"{name} again: stopping at once, without saving", file=sys.stderr, flush=True)
+                print(
+                    f"{name} again: stopping at once, without saving", file=sys.stderr, flush=True
+                )
                 os._exit(128 + number)
             self._signal = number
-            print(f"{name}: saving at the next step, then stopping; once more to stop at once",
-                  file=sys.stderr, flush=True)
+            print(
+                f"{name}: saving at the next step, then stopping; once more to stop at once",
+                file=sys.stderr,
+                flush=True,
+            )
             if self._shared:
                 # jax's own handler tells the other processes and settles on a step.
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -52,8 +52,10 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
     step, then = dump.read_dump(folder)
     stored = layout.read_description(folder / str(step - 1)).metadata["config"]
     resolved = config.resolve(
-        ml_collections.ConfigDict(_tuples(stored)), overrides,
-        sections=schema.SECTIONS, top=schema.TOP,
+        ml_collections.ConfigDict(_tuples(stored)),
+        overrides,
+        sections=schema.SECTIONS,
+        top=schema.TOP,
     )
     built = experiment.build(resolved)
     startup.use_compilation_cache(resolved.compilation_cache, workdir=folder.absolute().parent)
@@ -70,7 +72,9 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
     # The run's own program, which takes the state with it.
     flight = inflight.Steps(
         sharding.on_rows(built.make_train_step(), rows),
-        state=state, teacher=teacher, copies=copies,
+        state=state,
+        teacher=teacher,
+        copies=copies,
     )
     flight.dispatch(step, batch)
     _, finite, metrics = next(flight.take())

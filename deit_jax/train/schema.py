@@ -63,14 +63,20 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
     "input": from_signature(
         data.train_batches,
         supplied=(
-            "batch_size", "mix_group", "seed", "start_step", "device_count", "rows",
-            "window_shards", "decode",
+            "batch_size",
+            "mix_group",
+            "seed",
+            "start_step",
+            "device_count",
+            "rows",
+            "window_shards",
+            "decode",
         ),
     ),
     "augment": lambda section: {
-        **from_signature(
-            augment.make_augment, supplied=("image_size", "num_classes", "mesh")
-        )(section),
+        **from_signature(augment.make_augment, supplied=("image_size", "num_classes", "mesh"))(
+            section
+        ),
         **from_signature(augment.resolve_mix_group)(section),
     },
     "teacher": from_signature(

@@ -81,8 +81,13 @@ def make_train_step(
     `state.step` moves on all the same, so that the next step has draws of its own.
     """
     gradients = make_gradients(
-        model=model, augment_fn=augment_fn, loss_fn=loss_fn, base_key=base_key,
-        teacher_fn=teacher_fn, accum_steps=accum_steps, train_mode=train_mode,
+        model=model,
+        augment_fn=augment_fn,
+        loss_fn=loss_fn,
+        base_key=base_key,
+        teacher_fn=teacher_fn,
+        accum_steps=accum_steps,
+        train_mode=train_mode,
     )
 
     def step(state: TrainState, teacher_variables: PyTree, batch: PyTree):
@@ -173,7 +178,8 @@ def _on_schedule(state: TrainState) -> PyTree:
     clock = optax.ScaleByScheduleState
     return jax.tree.map(
         lambda part: clock(count=state.step) if isinstance(part, clock) else part,
-        state.opt_state, is_leaf=lambda part: isinstance(part, clock),
+        state.opt_state,
+        is_leaf=lambda part: isinstance(part, clock),
     )
 
 

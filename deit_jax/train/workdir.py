@@ -53,16 +53,22 @@ def open_workdir(
         stored = _read_stored(stored_file)
         changed = config_lib.differences(stored, resolved)
         serious = {k: v for k, v in changed.items() if not _matches(k, HARMLESS + LENGTH)}
-        lines = [f"  config.{key}: {old!r} there, {new!r} now" for key, (old, new) in
-                 (serious or changed).items()]
+        lines = [
+            f"  config.{key}: {old!r} there, {new!r} now"
+            for key, (old, new) in (serious or changed).items()
+        ]
         if serious and not force_resume:
             raise ConfigError(
-                f"{folder} holds a run with another config:\n" + "\n".join(lines)
+                f"{folder} holds a run with another config:\n"
+                + "\n".join(lines)
                 + "\nChoose another --workdir, or go on with the new values: --force_resume"
             )
         if serious or any(key in LENGTH for key in changed):
-            notices = [f"going on in {folder} with changed settings (the learning-rate schedule "
-                       "follows them from here on):", *lines]
+            notices = [
+                f"going on in {folder} with changed settings (the learning-rate schedule "
+                "follows them from here on):",
+                *lines,
+            ]
     return folder, notices
 
 

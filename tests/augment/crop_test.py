@@ -17,8 +17,10 @@ LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 @pytest.fixture(scope="module")
 def stored(vectors):
     with np.load(vectors / "augment_crops.npz") as stored:
-        return {name: stored[name].astype(np.int32) if name in ("size", "box") else stored[name]
-                for name in stored}  # fmt: skip
+        return {
+            name: stored[name].astype(np.int32) if name in ("size", "box") else stored[name]
+            for name in stored
+        }
 
 
 def assert_like_pillow(got, expected):
@@ -59,12 +61,16 @@ def test_a_flip_mirrors_the_same_pixels(stored):
 
 
 def test_evaluation_equals_torchvision(stored):
-    transform = jax.jit(make_eval_transform(image_size=24, crop_ratio=0.875, **LEVELS, matmul="float32"))
+    transform = jax.jit(
+        make_eval_transform(image_size=24, crop_ratio=0.875, **LEVELS, matmul="float32")
+    )
     got = np.asarray(transform({"canvas": stored["image"], "size": stored["size"]}))
     assert_like_pillow(np.round(got), stored["eval"])
 
 
-@pytest.mark.parametrize("size,ratio,short", [(224, 0.875, 256), (384, 0.875, 438), (224, 1.0, 224)])
+@pytest.mark.parametrize(
+    "size,ratio,short", [(224, 0.875, 256), (384, 0.875, 438), (224, 1.0, 224)]
+)
 def test_evaluation_resizes_to_the_published_sides(monkeypatch, size, ratio, short):
     seen = {}
     from deit_jax.augment import pipeline

@@ -236,8 +236,13 @@ def test_noise_is_normal_and_differs_between_pixels_and_images():
 
 @functools.cache
 def draw_mixes(**options):
-    defaults = {"mixup": 0.8, "cutmix": 1.0, "cutmix_minmax": None, "mix_prob": 1.0,
-                "switch_prob": 0.5}  # fmt: skip
+    defaults = {
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "cutmix_minmax": None,
+        "mix_prob": 1.0,
+        "switch_prob": 0.5,
+    }
     checked = mix.check_mix(mix_group=2, mix_mode="batch", **defaults | options)
     keys = jax.random.split(jax.random.key(7), OURS)
     return jax.jit(jax.vmap(lambda key: mix.draw_mix(key, 224, 224, checked)))(keys)

@@ -43,7 +43,9 @@ def layered(stored):
     # The stored images take turns, so that neighbours draw different things.
     pixels = np.concatenate([np.stack([x] * len(number)) for x in stored["source"]])
     out = apply(pixels, np.tile(number, images), np.tile(value, images).astype(np.float32))
-    return np.asarray(out).reshape(images, *stored["output"].shape[:1], *out.shape[1:]).swapaxes(0, 1)
+    return (
+        np.asarray(out).reshape(images, *stored["output"].shape[:1], *out.shape[1:]).swapaxes(0, 1)
+    )
 
 
 @pytest.mark.parametrize("name", operations.OPERATIONS)
@@ -82,7 +84,9 @@ def test_sub_policies_are_timms(vectors, name):
         )
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
         # Bits, thresholds and addends are whole numbers that must not be one off.
-        whole = np.isin(number, [operations.POSTERIZE, operations.SOLARIZE, operations.SOLARIZE_ADD])
+        whole = np.isin(
+            number, [operations.POSTERIZE, operations.SOLARIZE, operations.SOLARIZE_ADD]
+        )
         np.testing.assert_array_equal(np.asarray(got)[whole], expected[whole])
 
 
@@ -198,8 +202,12 @@ def test_every_member_is_served_however_many_there_are(members):
     pixels = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     chosen = np.isin(np.arange(12), np.random.RandomState(members).permutation(12)[:members])
     # A share of next to nothing makes the capacity one image per round.
-    route = Route(jnp.asarray(chosen), 1e-6, lambda x, add: x + add[:, None, None, None],
-                  (jnp.arange(100, 112, dtype=jnp.uint8),))  # fmt: skip
+    route = Route(
+        jnp.asarray(chosen),
+        1e-6,
+        lambda x, add: x + add[:, None, None, None],
+        (jnp.arange(100, 112, dtype=jnp.uint8),),
+    )
     expected = np.where(chosen, np.arange(12) * 2 + 100, np.arange(12))
     np.testing.assert_array_equal(apply_routes(pixels, [route])[:, 0, 0, 0], expected)
 
@@ -209,7 +217,9 @@ def test_blur_equals_pillow(vectors):
     images, sigmas = len(stored["source"]), stored["sigma"]
     pixels = np.concatenate([stored["source"]] * len(sigmas))
     got = jax.jit(three_augment.gaussian_blur)(pixels, np.repeat(sigmas, images))
-    difference = np.abs(np.asarray(got).reshape(stored["blurred"].shape).astype(int) - stored["blurred"])
+    difference = np.abs(
+        np.asarray(got).reshape(stored["blurred"].shape).astype(int) - stored["blurred"]
+    )
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
 
@@ -245,9 +255,7 @@ def test_color_jitter_equals_torchvision(vectors):
 
 def test_color_jitter_draws_every_order_and_the_whole_range(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        color, "pointwise", lambda pixels, numbers: seen.append(numbers) or pixels
-    )
+    monkeypatch.setattr(color, "pointwise", lambda pixels, numbers: seen.append(numbers) or pixels)
     monkeypatch.setattr(
         jax.lax,
         "scan",
@@ -274,7 +282,8 @@ def test_normal_draws_are_normal():
 
 
 @pytest.mark.parametrize(
-    "text", ["m9-mstd0.5", "rand-m9.5", "rand-mstd", "rand-x3", "rand-p1.5", "rand-m9-t3a", "rand--m9"]
+    "text",
+    ["m9-mstd0.5", "rand-m9.5", "rand-mstd", "rand-x3", "rand-p1.5", "rand-m9-t3a", "rand--m9"],
 )
 def test_unknown_policies_are_refused(text):
     with pytest.raises(ValueError, match="(?i)randaugment"):
@@ -283,9 +292,14 @@ def test_unknown_policies_are_refused(text):
 
 @pytest.mark.parametrize(
     "text,names",
-    [("orignal", "original"), ("augmix-m3", "rand-m9"), ("v0-mstd", "mstd0.5"), ("v0-m9", "mstd0.5"),
-     ("original-mstdinf", "mstd0.5")],
-)  # fmt: skip
+    [
+        ("orignal", "original"),
+        ("augmix-m3", "rand-m9"),
+        ("v0-mstd", "mstd0.5"),
+        ("v0-m9", "mstd0.5"),
+        ("original-mstdinf", "mstd0.5"),
+    ],
+)
 def test_unknown_strings_are_refused_with_what_is_known(text, names):
     with pytest.raises(ValueError, match=names):
         policies.parse(text)

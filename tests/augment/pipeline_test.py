@@ -15,8 +15,16 @@ CLASSES = 10
 SIDE = 24
 # Mean 0 and deviation 1/255: the output is in levels.
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-OFF = {"crop": "resize", "hflip": 0.0, "auto_augment": None, "color_jitter": 0.0,
-       "erasing_prob": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}  # fmt: skip
+OFF = {
+    "crop": "resize",
+    "hflip": 0.0,
+    "auto_augment": None,
+    "color_jitter": 0.0,
+    "erasing_prob": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "smoothing": 0.0,
+}
 
 
 def make_batch(rows, side=40):
@@ -45,9 +53,11 @@ def test_everything_off_only_normalises():
     batch["size"][:] = SIDE
     out = run(batch, **OFF)
     np.testing.assert_allclose(
-        out["image"], normalise(batch["canvas"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        rtol=1e-5, atol=1e-6,
-    )  # fmt: skip
+        out["image"],
+        normalise(batch["canvas"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
     np.testing.assert_array_equal(out["target"], np.eye(CLASSES)[batch["label"]])
 
 
@@ -81,8 +91,15 @@ def test_rows_differ_and_do_not_depend_on_the_rest_of_the_batch():
 
 def test_deit_3_options_on_one_device_and_on_eight():
     batch = make_batch(16)
-    options = {"auto_augment": None, "three_augment": True, "crop": "src", "mixup": 0.0,
-               "mix_group": 4, "erasing_prob": 0.0, "mix_mode": "elem"}  # fmt: skip
+    options = {
+        "auto_augment": None,
+        "three_augment": True,
+        "crop": "src",
+        "mixup": 0.0,
+        "mix_group": 4,
+        "erasing_prob": 0.0,
+        "mix_mode": "elem",
+    }
     alone = run(batch, **options)
     mesh = sharding.make_mesh(data=8)
     shared = jax.device_put(batch, sharding.batch_sharding(mesh))
@@ -224,8 +241,15 @@ def test_options_that_make_no_sense_are_refused(wrong, names):
 
 
 def test_cutmix_boxes_are_the_published_ones():
-    options = mix.check_mix(mix_group=2, mix_mode="batch", mixup=0.0, cutmix=1.0,
-                            cutmix_minmax=None, mix_prob=1.0, switch_prob=0.5)  # fmt: skip
+    options = mix.check_mix(
+        mix_group=2,
+        mix_mode="batch",
+        mixup=0.0,
+        cutmix=1.0,
+        cutmix_minmax=None,
+        mix_prob=1.0,
+        switch_prob=0.5,
+    )
     keys = jax.random.split(jax.random.key(0), 2000)
     drawn = jax.jit(jax.vmap(lambda key: mix.draw_mix(key, 30, 41, options)))(keys)
     top, bottom, left, right = np.asarray(drawn.box).T

@@ -32,8 +32,10 @@ def dropped_reads_end_here():
 
 
 def _state(seed):
-    params = {"blocks_0": {"kernel": jax.random.normal(jax.random.key(seed), (64, 64))},
-              "bias": jnp.full((3,), float(seed))}
+    params = {
+        "blocks_0": {"kernel": jax.random.normal(jax.random.key(seed), (64, 64))},
+        "bias": jnp.full((3,), float(seed)),
+    }
     copy = jax.tree.map(lambda x: x + 1, params)
     return TrainState(jnp.int32(seed), params, {}, copy, {}, {"mu": copy})
 
@@ -60,14 +62,16 @@ def _damage(file, how):
 
 
 def _same(a, b):
-    return all(np.array_equal(x, y) for x, y in
-               zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "removed"])
 def test_damage_to_any_file_is_never_restored(two_steps, tmp_path, how, caplog):
     names = sorted(
-        str(file.relative_to(two_steps / "2")) for file in (two_steps / "2").rglob("*")
+        str(file.relative_to(two_steps / "2"))
+        for file in (two_steps / "2").rglob("*")
         if file.is_file() and file.stat().st_size
     )
     fell_back = []

@@ -111,7 +111,9 @@ def test_state_donated_right_after_saving_is_restored_bit_for_bit(tmp_path):
         assert_same_bits(one["params"], wanted[int(path.name)].params)
 
 
-@pytest.mark.parametrize("options", [{"ema": False}, {"stats": False}, {"ema": False, "stats": False}])
+@pytest.mark.parametrize(
+    "options", [{"ema": False}, {"stats": False}, {"ema": False, "stats": False}]
+)
 def test_states_without_averages_or_statistics(tmp_path, options):
     state = make_state(**options)
     with Checkpointer(tmp_path) as saver:
@@ -175,8 +177,15 @@ def test_every_structural_difference_is_listed_and_nothing_is_touched(tmp_path):
 )
 def test_what_is_kept(options, kept):
     # NaN at 3 and null at 6 are worse than any number; nothing was measured at 7.
-    saved = {1: {"top1": 0.1}, 2: {"top1": 0.5}, 3: {"top1": math.nan}, 4: {"top1": 0.3},
-             5: {"top1": 0.3 - 1e-3}, 6: {"top1": None}, 7: {}}
+    saved = {
+        1: {"top1": 0.1},
+        2: {"top1": 0.5},
+        3: {"top1": math.nan},
+        4: {"top1": 0.3},
+        5: {"top1": 0.3 - 1e-3},
+        6: {"top1": None},
+        7: {},
+    }
     assert Retention(**options).kept(saved) == kept
 
 

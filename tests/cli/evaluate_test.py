@@ -56,7 +56,9 @@ def imagenet_sets(tfds_dir, tmp_path_factory):
     real = [[], [3, 999], *([int(x)] for x in labels[2:11]), []]
     for name, config, split, features, examples in (
         (
-            "imagenet2012_real", None, "validation",
+            "imagenet2012_real",
+            None,
+            "validation",
             {"image": image, "original_label": label, "real_label": tfds.features.Sequence(label)},
             [
                 {"image": i, "original_label": y, "real_label": r}
@@ -64,10 +66,13 @@ def imagenet_sets(tfds_dir, tmp_path_factory):
             ],
         ),
         (
-            "imagenet_v2", "matched-frequency", "test", {"image": image, "label": label},
+            "imagenet_v2",
+            "matched-frequency",
+            "test",
+            {"image": image, "label": label},
             [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)],
         ),
-    ):  # fmt: skip
+    ):
         features = tfds.features.FeaturesDict(features)
         serialise = features.serialize_example
         target = folder / name / (config or "") / "1.0.0"
@@ -79,17 +84,22 @@ def imagenet_sets(tfds_dir, tmp_path_factory):
             for example in examples:
                 writer.write(serialise(features.encode_example(example)))
         tfds.folder_dataset.write_metadata(
-            data_dir=str(target), features=features,
+            data_dir=str(target),
+            features=features,
             split_infos=[
                 tfds.core.SplitInfo(
-                    name=split, shard_lengths=[len(examples)], num_bytes=0,
+                    name=split,
+                    shard_lengths=[len(examples)],
+                    num_bytes=0,
                     filename_template=tfds.core.ShardedFileTemplate(
-                        dataset_name=name, split=split, filetype_suffix="tfrecord",
+                        dataset_name=name,
+                        split=split,
+                        filetype_suffix="tfrecord",
                         data_dir=str(target),
                     ),
                 )
             ],
-        )  # fmt: skip
+        )
     return folder, real
 
 
@@ -98,17 +108,19 @@ def run(capsys, *arguments):
     return status, capsys.readouterr()
 
 
-def test_published_kind_of_checkpoint_needs_no_config(
-    checkpoint, imagenet_sets, tmp_path, capsys
-):
+def test_published_kind_of_checkpoint_needs_no_config(checkpoint, imagenet_sets, tmp_path, capsys):
     path, loaded = checkpoint
     folder, real = imagenet_sets
     files = {name: tmp_path / f"{name}" for name in ("json", "confusion", "per-class")}
     status, told = run(
-        capsys, f"--checkpoint={path}", f"--config.data.data_dir={folder}", "--data=val,v2",
-        "--data=real", "--config.eval.batch_size=32",
+        capsys,
+        f"--checkpoint={path}",
+        f"--config.data.data_dir={folder}",
+        "--data=val,v2",
+        "--data=real",
+        "--config.eval.batch_size=32",
         *(f"--{name}={file}" for name, file in files.items()),
-    )  # fmt: skip
+    )
     assert status == 0, told.err
     report = json.loads(files["json"].read_text())
     assert report["model"] == NAME and report["crop_ratio"] == 0.875
@@ -145,8 +157,12 @@ def check_csv(files, scores):
     assert np.trace(counts) == pytest.approx(100 * scores["mean"]["top1"])
     with files["per-class"].open() as file:
         header, *rows = csv.reader(file)
-    assert header == ["class", "name", "images", *(
-        f"{head} top1" for head in ("class", "dist", "mean", "softmax_sum"))]
+    assert header == [
+        "class",
+        "name",
+        "images",
+        *(f"{head} top1" for head in ("class", "dist", "mean", "softmax_sum")),
+    ]
     assert sum(int(row[2]) for row in rows) == 100
 
 
@@ -171,10 +187,15 @@ def test_resolution_and_crop_by_option(checkpoint, tfds_dir, capsys, tmp_path):
     path, _ = checkpoint
     file = tmp_path / "results.json"
     status, told = run(
-        capsys, f"--checkpoint={path}", "--image-size=48", "--crop-ratio=1",
-        f"--config={tiny_runs.ROOT / 'configs/deit.py'}:ti", f"--config.data.data_dir={tfds_dir}",
-        "--config.data.eval_split=validation[:8]", f"--json={file}",
-    )  # fmt: skip
+        capsys,
+        f"--checkpoint={path}",
+        "--image-size=48",
+        "--crop-ratio=1",
+        f"--config={tiny_runs.ROOT / 'configs/deit.py'}:ti",
+        f"--config.data.data_dir={tfds_dir}",
+        "--config.data.eval_split=validation[:8]",
+        f"--json={file}",
+    )
     assert status == 0, told.err
     report = json.loads(file.read_text())
     assert (report["image_size"], report["crop_ratio"]) == (48, 1.0)
@@ -225,10 +246,14 @@ def answers(logits, labels, dist=None):
             held = np.arange(start, start + 4)
             mask = held < rows
             held = np.where(mask, held, 0)
-            batches.append({
-                "canvas": jnp.asarray(held), "label": jnp.asarray(labels)[held],
-                "index": jnp.asarray(np.where(mask, held, -1)), "mask": jnp.asarray(mask),
-            })  # fmt: skip
+            batches.append(
+                {
+                    "canvas": jnp.asarray(held),
+                    "label": jnp.asarray(labels)[held],
+                    "index": jnp.asarray(np.where(mask, held, -1)),
+                    "mask": jnp.asarray(mask),
+                }
+            )
         return predictions.predict(step, {}, batches)
 
 
@@ -252,10 +277,11 @@ def test_real_follows_the_record_number():
     predicted = answers(LOGITS, LABELS)
     order = np.array([5, 4, 3, 2, 1, 0])
     moved = predictions.Predictions(
-        predicted.index[order], predicted.label[order],
+        predicted.index[order],
+        predicted.label[order],
         {k: v[order] for k, v in predicted.choices.items()},
         {k: v[order] for k, v in predicted.loss.items()},
-    )  # fmt: skip
+    )
     sets = [np.array([label]) for label in LABELS]
     assert predictions.real_accuracies(moved, sets) == predictions.real_accuracies(predicted, sets)
 

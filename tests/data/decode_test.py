@@ -194,7 +194,11 @@ def test_tensorflow_says_nothing():
     program = "from deit_jax.data._tensorflow import tensorflow; tensorflow()"
     plain = {name: text for name, text in os.environ.items() if not name.startswith("TF_")}
     told = subprocess.run(
-        [sys.executable, "-c", program], check=True, env=plain, timeout=120,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        check=True,
+        env=plain,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
     assert (told.stdout, told.stderr) == ("", "")

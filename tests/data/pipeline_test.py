@@ -167,9 +167,7 @@ def test_evaluation_crop_of_large_photos_equals_pillow(tfds_dir):
     large = 0
     options = {"canvas": 400, "image_size": 224, "crop_ratio": 0.875, "batch_size": 25}
     for batch in data.eval_batches(photos, **options):
-        for canvas, size, index in zip(
-            batch["canvas"], batch["size"], batch["index"], strict=True
-        ):
+        for canvas, size, index in zip(batch["canvas"], batch["size"], batch["index"], strict=True):
             image = Image.open(io.BytesIO(photos.get([index])[0][0])).convert("RGB")
             if max(image.size) <= 400:
                 assert tuple(size) == image.size[::-1]

@@ -36,7 +36,9 @@ def assert_same_answers(model, variables, expected, image):
 
 def under(vectors, prefix):
     return {
-        key.removeprefix(f"{prefix}/"): vectors[key] for key in vectors if key.startswith(f"{prefix}/")
+        key.removeprefix(f"{prefix}/"): vectors[key]
+        for key in vectors
+        if key.startswith(f"{prefix}/")
     }
 
 
@@ -216,9 +218,7 @@ def test_stochastic_depth_of_each_block():
 def test_first_block_is_never_dropped_and_last_is(small):
     model, variables = small
     image, keys = random_image(32, 32, 8), jax.random.split(jax.random.key(1), 8)
-    _, _, plain = run(
-        model.clone(drop_path_rate=0.0), variables, image, train=True, capture=True
-    )
+    _, _, plain = run(model.clone(drop_path_rate=0.0), variables, image, train=True, capture=True)
     _, _, dropped = run(
         model.clone(drop_path_rate=0.9), variables, image, train=True, keys=keys, capture=True
     )

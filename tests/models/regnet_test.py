@@ -27,9 +27,7 @@ def reference_variables(model, naming="timm"):
 
 @pytest.fixture(scope="module")
 def small():
-    model = models.create_model(
-        "regnety_002", num_classes=5, image_size=32, stem_stride=1, **SMALL
-    )
+    model = models.create_model("regnety_002", num_classes=5, image_size=32, stem_stride=1, **SMALL)
     return model, reference_variables(model)
 
 
@@ -40,7 +38,9 @@ def relative(found, expected):
 def test_designs_equal_timm(vectors):
     stored = np.load(vectors / "models_timm.npz")
     registered = models.list_models("regnety_*")
-    assert {f"design/{name}" for name in registered} == {k for k in stored if k.startswith("design/")}
+    assert {f"design/{name}" for name in registered} == {
+        k for k in stored if k.startswith("design/")
+    }
     for name in registered:
         attributes = registry.ARCHITECTURES[name][1]
         found = np.array([attributes[key] for key in ("widths", "depths", "group_sizes")]).T
@@ -54,14 +54,19 @@ def test_teacher_is_the_published_one():
     assert set(teacher.group_sizes) == {112}
 
 
-@pytest.mark.parametrize(("key", "name", "size", "classes"), [
-    ("regnet", "regnety_002", 64, 7),
-    ("regnety_004", "regnety_004", 224, 1000),
-])
+@pytest.mark.parametrize(
+    ("key", "name", "size", "classes"),
+    [
+        ("regnet", "regnety_002", 64, 7),
+        ("regnety_004", "regnety_004", 224, 1000),
+    ],
+)
 def test_logits_and_blocks_equal_timm(vectors, key, name, size, classes):
     stored = np.load(vectors / "models_timm.npz")
     model = models.create_model(name, num_classes=classes)
-    output, features = run(model, reference_variables(model), random_image(size, size), capture=True)
+    output, features = run(
+        model, reference_variables(model), random_image(size, size), capture=True
+    )
     found = features | {"logits": output.logits}
     expected = {k.split("/")[1]: stored[k] for k in stored if k.startswith(f"{key}/")}
     assert "logits" in expected
@@ -91,7 +96,9 @@ def test_training_equals_torch(vectors):
     checked = [key.split("/")[1] for key in stored if key.startswith("regnet_train/stem")]
     assert len(checked) == 2
     for name in checked:
-        np.testing.assert_allclose(found[name], stored[f"regnet_train/{name}"], rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            found[name], stored[f"regnet_train/{name}"], rtol=2e-5, atol=1e-6
+        )
     # At one pixel and two rows the unbiased variance is twice the biased one.
     last = "s4.b7.conv3.bn.running_var"
     np.testing.assert_allclose(found[last], stored[f"regnet_train/{last}"], rtol=2e-2, atol=1e-5)
@@ -188,5 +195,7 @@ def test_bf16_stays_near(small):
 def test_design_parameters_of_section_3():
     found = regnet.stage_design(w0=24, wa=36.44, wm=2.49, depth=13, group_size=8)
     assert found == {
-        "widths": (24, 56, 152, 368), "depths": (1, 1, 4, 7), "group_sizes": (8, 8, 8, 8)
+        "widths": (24, 56, 152, 368),
+        "depths": (1, 1, 4, 7),
+        "group_sizes": (8, 8, 8, 8),
     }

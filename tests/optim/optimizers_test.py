@@ -59,9 +59,7 @@ def flat(stored, nested):
 def test_twenty_steps_equal_the_reference(stored, variant):
     rates = jnp.asarray(stored["rates"])
     params = tree(stored, 0)
-    tx = optim.make_optimizer(
-        params=params, schedule=lambda step: rates[step], **VARIANTS[variant]
-    )
+    tx = optim.make_optimizer(params=params, schedule=lambda step: rates[step], **VARIANTS[variant])
 
     @jax.jit
     def step(params, state, grads):

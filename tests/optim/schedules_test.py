@@ -44,9 +44,7 @@ def test_cosine_per_step_is_timms_curve_at_fractional_epochs(stored, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_timm_epoch_is_the_official_loop_with_its_epoch_of_delay(stored, name):
     trained = stored[f"{name}_trained"]
-    schedule = schedules.make_schedule(
-        **options(stored[f"{name}_recipe"], kind="timm_epoch")
-    )
+    schedule = schedules.make_schedule(**options(stored[f"{name}_recipe"], kind="timm_epoch"))
     first = np.arange(len(trained)) * PER_EPOCH
     np.testing.assert_allclose(schedule(first), trained, rtol=1e-6)
     np.testing.assert_array_equal(schedule(first + PER_EPOCH - 1), schedule(first))
@@ -57,8 +55,9 @@ def test_published_recipe_runs_two_epochs_at_the_warmup_rate():
         batch_size=1024, steps_per_epoch=1251, total_steps=375300, kind="timm_epoch"
     )
     rates = np.asarray(schedule(np.arange(300) * 1251))
-    np.testing.assert_allclose(rates[[0, 1, 2, 3, 4, 5]] * 1e3,
-                               [0.001, 0.001, 0.2008, 0.4006, 0.6004, 0.8002], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates[[0, 1, 2, 3, 4, 5]] * 1e3, [0.001, 0.001, 0.2008, 0.4006, 0.6004, 0.8002], rtol=1e-6
+    )
     np.testing.assert_allclose(rates[[6, 150, 299]] * 1e3, [0.99932, 0.510, 0.01011], rtol=1e-2)
 
 

@@ -31,8 +31,11 @@ def make_source(tmp_path, key, classes=("cat", "dog", "emu")):
     kwargs = kwargs | {"num_classes": len(classes)}
     table = names.entries(models.create_model(name, **kwargs), "timm")
     path = tmp_path / f"{key}.safetensors"
-    notes = {"model": {"name": name} | kwargs, "class_names": classes,
-             "image": {"crop_ratio": 0.8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.25)}}
+    notes = {
+        "model": {"name": name} | kwargs,
+        "class_names": classes,
+        "image": {"crop_ratio": 0.8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.25)},
+    }
     write_safetensors(path, random_state({e.names[0]: e.part_shape for e in table}), notes)
     return path
 
@@ -44,9 +47,10 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize(("key", "to"), [
-    (key, to) for key in MODELS for to in ("timm", "hf", "jax") if (key, to) != ("deit3", "hf")
-])
+@pytest.mark.parametrize(
+    ("key", "to"),
+    [(key, to) for key in MODELS for to in ("timm", "hf", "jax") if (key, to) != ("deit3", "hf")],
+)
 def test_round_trips_are_bit_identical(tmp_path, capsys, key, to):
     source = make_source(tmp_path, key)
     there = tmp_path / ("there.safetensors" if to == "timm" else "there")
@@ -72,9 +76,7 @@ def test_hugging_face_names_and_parts(tmp_path, capsys):
     layer = "deit.encoder.layer.1.attention.attention"
     parts = [theirs[f"{layer}.{part}.weight"] for part in ("query", "key", "value")]
     np.testing.assert_array_equal(np.concatenate(parts), ours["blocks.1.attn.qkv.weight"])
-    np.testing.assert_array_equal(
-        theirs["distillation_classifier.bias"], ours["head_dist.bias"]
-    )
+    np.testing.assert_array_equal(theirs["distillation_classifier.bias"], ours["head_dist.bias"])
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["architectures"] == ["DeiTForImageClassificationWithTeacher"]
     assert config["layer_norm_eps"] == 1e-6
@@ -126,8 +128,11 @@ def test_predict_equals_pillow_and_the_model(tmp_path, capsys):
     crop = np.asarray(resized)[2:18, 7:23].astype(np.float32) / 255
     image = ((crop - loaded.mean) / loaded.std)[None].astype(np.float32)
     output = models.apply(loaded.create_model(), loaded.variables, image)
-    heads = {"class token": output.logits, "distillation token": output.dist_logits,
-             "both": (output.logits + output.dist_logits) / 2}
+    heads = {
+        "class token": output.logits,
+        "distillation token": output.dist_logits,
+        "both": (output.logits + output.dist_logits) / 2,
+    }
     code, out, _ = run(capsys, "predict", "--checkpoint", source, photo, "--top=2")
     assert code == 0
     lines = out.splitlines()

@@ -91,10 +91,13 @@ def test_a_list_that_holds_itself_ends():
     assert state[0] is state
 
 
-@pytest.mark.parametrize(("member", "content", "text"), [
-    ("archive/byteorder", b"middle", "unknown byte order"),
-    ("other/data.pkl", b".", "not one data.pkl"),
-])
+@pytest.mark.parametrize(
+    ("member", "content", "text"),
+    [
+        ("archive/byteorder", b"middle", "unknown byte order"),
+        ("other/data.pkl", b".", "not one data.pkl"),
+    ],
+)
 def test_odd_archives_are_refused(vectors, tmp_path, member, content, text):
     path = tmp_path / "odd.pth"
     with zipfile.ZipFile(vectors / "models_zip.pth") as source, zipfile.ZipFile(path, "w") as to:
@@ -124,7 +127,12 @@ def test_unknown_globals_are_never_looked_up():
 def model():
     return models.create_model(
         "deit_tiny_distilled_patch16_224",
-        num_classes=3, image_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2,
+        num_classes=3,
+        image_size=16,
+        patch_size=8,
+        embed_dim=8,
+        depth=2,
+        num_heads=2,
     )
 
 

@@ -38,8 +38,17 @@ def loaded_from(tmp_path, model, **notes):
     path = tmp_path / "weights.safetensors"
     kwargs = {
         key: getattr(model, key)
-        for key in ("num_classes", "image_size", "patch_size", "embed_dim", "depth", "num_heads",
-                    "distilled", "class_position", "layer_scale_init")
+        for key in (
+            "num_classes",
+            "image_size",
+            "patch_size",
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "distilled",
+            "class_position",
+            "layer_scale_init",
+        )
     }
     described = {"model": {"name": "deit_tiny_patch16_224"} | kwargs} | notes
     write_safetensors(path, state_of(model), described)
@@ -75,8 +84,16 @@ def test_model_can_be_named_when_shapes_do_not_tell(vectors):
     assert loaded.create_model() == tiny(distilled=True)
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224",
-                                  "deit3_small_patch16_384", "regnety_002", "regnety_016"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "deit3_small_patch16_384",
+        "regnety_002",
+        "regnety_016",
+    ],
+)
 @pytest.mark.parametrize("naming", ["timm", "facebook", "hf", "hf-modules"])
 def test_registered_models_are_recognised(name, naming):
     from deit_jax.pretrained.formats import detect
@@ -86,8 +103,10 @@ def test_registered_models_are_recognised(name, naming):
         return
     table = names.entries(model, naming)
     shapes = {n: e.part_shape for e in table for n in e.names}
-    expected = {"facebook": "facebook" if "deit3" in name else "timm",
-                "hf-modules": "hf" if "regnet" in name else "hf-modules"}.get(naming, naming)
+    expected = {
+        "facebook": "facebook" if "deit3" in name else "timm",
+        "hf-modules": "hf" if "regnet" in name else "hf-modules",
+    }.get(naming, naming)
     assert detect.naming_of(set(shapes)) == expected
     assert detect.guess_model(shapes, expected, {}) == (name, {"num_classes": 11})
 
@@ -114,9 +133,14 @@ def test_all_problems_are_listed_at_once():
     with pytest.raises(ConfigError) as caught:
         names.read(names.entries(model, "timm"), state)
     text = str(caught.value)
-    for part in ("5 tensors", "missing norm.bias", "missing blocks.1.attn.qkv.weight",
-                 "unexpected extra", "head.weight is (8, 3), expected (3, 8)",
-                 "cls_token holds int32 values"):
+    for part in (
+        "5 tensors",
+        "missing norm.bias",
+        "missing blocks.1.attn.qkv.weight",
+        "unexpected extra",
+        "head.weight is (8, 3), expected (3, 8)",
+        "cls_token holds int32 values",
+    ):
         assert part in text
     assert "\n" not in text
     state = state_of(model) | {"norm.bias": np.full(8, np.nan, np.float32)}
@@ -173,11 +197,16 @@ def test_same_model_is_loaded_whole(tmp_path):
 def test_head_of_other_classes_is_dropped_only_when_asked(tmp_path):
     loaded = loaded_from(tmp_path, tiny(distilled=True))
     model = tiny(distilled=True, classes=5)
-    with pytest.raises(ConfigError, match=r"head/kernel is \(8, 3\), the model has \(8, 5\) "
-                                          r"\(drop_head starts it afresh\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"head/kernel is \(8, 3\), the model has \(8, 5\) "
+        r"\(drop_head starts it afresh\)",
+    ):
         pretrained.initialise(loaded, fresh(model), model=model)
     variables, report = pretrained.initialise(loaded, fresh(model), model=model, drop_head=True)
-    heads = {f"params/{head}/{leaf}" for head in ("head", "head_dist") for leaf in ("bias", "kernel")}
+    heads = {
+        f"params/{head}/{leaf}" for head in ("head", "head_dist") for leaf in ("bias", "kernel")
+    }
     assert set(report.dropped) == set(report.initialised) == heads
     assert "as asked" in str(report)
     np.testing.assert_array_equal(
@@ -192,7 +221,9 @@ def test_distilled_starts_plain(tmp_path):
     loaded = loaded_from(tmp_path, tiny(distilled=True))
     variables, report = pretrained.initialise(loaded, model=tiny())
     assert set(report.dropped) == {
-        "params/dist_token", "params/head_dist/bias", "params/head_dist/kernel"
+        "params/dist_token",
+        "params/head_dist/bias",
+        "params/head_dist/kernel",
     }
     old = loaded.variables["params"]["pos_embed"]
     np.testing.assert_array_equal(variables["params"]["pos_embed"], old[:, [0, 2, 3, 4, 5]])
@@ -203,7 +234,9 @@ def test_plain_starts_distilled(tmp_path):
     model = tiny(distilled=True)
     variables, report = pretrained.initialise(loaded, fresh(model), model=model)
     assert set(report.initialised) == {
-        "params/dist_token", "params/head_dist/bias", "params/head_dist/kernel"
+        "params/dist_token",
+        "params/head_dist/bias",
+        "params/head_dist/kernel",
     }
     old, new = loaded.variables["params"]["pos_embed"], variables["params"]["pos_embed"]
     np.testing.assert_array_equal(new[:, [0, 2, 3, 4, 5]], old)

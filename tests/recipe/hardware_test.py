@@ -51,8 +51,16 @@ def test_peaks_of_tpus_go_by_the_cores_of_a_device(kind, cores, tera):
 
 @pytest.mark.parametrize(
     "kind",
-    ["cpu", "NVIDIA GH200 480GB", "NVIDIA H20", "NVIDIA A100-SXM4-80GB MIG 3g.40gb", "TPU v9",
-     "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "Tesla V100-SXM2-16GB"],
+    [
+        "cpu",
+        "NVIDIA GH200 480GB",
+        "NVIDIA H20",
+        "NVIDIA A100-SXM4-80GB MIG 3g.40gb",
+        "TPU v9",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "Tesla V100-SXM2-16GB",
+    ],
 )
 def test_what_is_not_listed_has_no_peak(kind):
     assert hardware.peak_flops(device(kind, num_cores=1)) is None

@@ -18,9 +18,7 @@ IMAGENET = {"records": 1_281_167, "num_classes": 1000}
 
 def resolved(spec: str, **overrides):
     texts = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    return config.load_config(
-        str(CONFIGS / spec), texts, sections=schema.SECTIONS, top=schema.TOP
-    )
+    return config.load_config(str(CONFIGS / spec), texts, sections=schema.SECTIONS, top=schema.TOP)
 
 
 def make(spec: str, sizes=IMAGENET, **overrides):
@@ -116,9 +114,7 @@ def test_each_trap_has_its_warning(spec, overrides, words):
 def test_weight_average_that_suits_the_run_is_not_warned_about():
     (warning,) = recipe_warnings(make("deit.py:b", train__total_epochs=30))
     suggested = float(warning.split("at most ")[1].split(",")[0])
-    assert not recipe_warnings(
-        make("deit.py:b", train__total_epochs=30, step__ema_decay=suggested)
-    )
+    assert not recipe_warnings(make("deit.py:b", train__total_epochs=30, step__ema_decay=suggested))
 
 
 def memory(**overrides):

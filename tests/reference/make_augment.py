@@ -93,7 +93,14 @@ def operation_vectors() -> dict[str, np.ndarray]:
 def crop_vectors() -> dict[str, np.ndarray]:
     """Crops resized to 24, evaluation crops and simple random crops of odd-sized images."""
     draw = np.random.RandomState(2)
-    result: dict[str, list] = {"size": [], "image": [], "box": [], "crop": [], "eval": [], "src": []}
+    result: dict[str, list] = {
+        "size": [],
+        "image": [],
+        "box": [],
+        "crop": [],
+        "eval": [],
+        "src": [],
+    }
     result["offset"] = []
     for height, width in [(70, 51), (33, 80), (24, 24), (80, 80), (17, 13), (61, 80)]:
         for make in (noise, smooth):
@@ -204,7 +211,9 @@ class BoxLog(list):
 
     def __setitem__(self, where, pixels):
         _, rows, columns = where
-        self.append((rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start))
+        self.append(
+            (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        )
 
 
 def erase_samples(max_count: int) -> np.ndarray:

@@ -66,8 +66,8 @@ def main() -> None:
     }
     for tau in (1.0, 3.0):
         for name, per in (("numel", BATCH * CLASSES), ("batch", BATCH)):
-            losses[f"distil_soft_{name}_tau{tau:g}"] = (
-                lambda x, tau=tau, per=per: soft(x, teacher, tau, per)
+            losses[f"distil_soft_{name}_tau{tau:g}"] = lambda x, tau=tau, per=per: soft(
+                x, teacher, tau, per
             )
     out = dict(arrays)
     for name, loss in losses.items():

@@ -67,7 +67,10 @@ def _regnet_designs() -> dict[str, np.ndarray]:
             model = timm.create_model(name)
         stages = [getattr(model, f"s{number}") for number in range(1, 5)]
         convs = [next(stage.children()).conv2.conv for stage in stages]
-        rows = [(c.out_channels, len(list(s.children())), c.weight.shape[1]) for s, c in zip(stages, convs)]
+        rows = [
+            (c.out_channels, len(list(s.children())), c.weight.shape[1])
+            for s, c in zip(stages, convs)
+        ]
         arrays[f"design/{name}"] = np.array(rows)
     return arrays
 
@@ -114,7 +117,12 @@ def _hugging_face() -> dict[str, np.ndarray]:
 def _position() -> dict[str, np.ndarray]:
     """torch's bicubic on grids [h, w, 4]: the published 14 -> 24, and odd ones."""
     arrays = {}
-    for old, new in (((14, 14), (24, 24)), ((24, 24), (14, 14)), ((3, 5), (7, 2)), ((1, 2), (3, 3))):
+    for old, new in (
+        ((14, 14), (24, 24)),
+        ((24, 24), (14, 14)),
+        ((3, 5), (7, 2)),
+        ((1, 2), (3, 3)),
+    ):
         grid = random_tensor(f"{old}", (1, 4, *old))
         out = torch.nn.functional.interpolate(
             torch.from_numpy(grid), size=new, mode="bicubic", align_corners=False

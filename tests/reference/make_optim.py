@@ -91,8 +91,16 @@ def main() -> None:
         "rates": rates,
         "kept": np.array(KEPT),
     }
-    variants = ("adamw", "adamw_timm", "adamw_layers", "adamw_clip", "adamw_attn", "lamb",
-                "sgd_nesterov", "sgd_momentum")
+    variants = (
+        "adamw",
+        "adamw_timm",
+        "adamw_layers",
+        "adamw_clip",
+        "adamw_attn",
+        "lamb",
+        "sgd_nesterov",
+        "sgd_momentum",
+    )
     for name in variants:
         out[name] = run(name, rates)
     target = pathlib.Path(__file__).resolve().parent.parent / "vectors" / "optim.npz"

@@ -33,8 +33,10 @@ def make(kind: str, model: str, folder: str, size: int) -> dict:
         reference = torch_models.hf_model(architecture, **config)
         reference.save_pretrained(folder / "weights")
     results = torch_models.run(reference, image)
-    torch.save({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in results.items()},
-               folder / "answers.pth")
+    torch.save(
+        {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in results.items()},
+        folder / "answers.pth",
+    )
     return {"arrays": len(results)}
 
 
@@ -57,7 +59,9 @@ def _hf_arguments(model: str, size: int) -> tuple[str, dict]:
     config |= {"image_size": size, "num_labels": 1000, "attn_implementation": "eager"}
     config |= {"patch_size": reference.patch_embed.patch_size[0]}
     return (
-        "DeiTForImageClassificationWithTeacher" if "distilled" in model else "ViTForImageClassification"
+        "DeiTForImageClassificationWithTeacher"
+        if "distilled" in model
+        else "ViTForImageClassification"
     ), config
 
 
@@ -85,7 +89,9 @@ def check(kind: str, model: str, path: str, folder: str, size: int) -> dict:
     for key in ("logits", "dist_logits"):
         if key in results:
             expected = answers[key].numpy()
-            worst = max(worst, float(np.abs(results[key] - expected).max() / np.abs(expected).max()))
+            worst = max(
+                worst, float(np.abs(results[key] - expected).max() / np.abs(expected).max())
+            )
     return {"worst": worst, "processor": processor}
 
 

@@ -25,16 +25,26 @@ def refused(spec: str, *overrides: str) -> str:
     "spec, overrides, said",
     [
         ("deit.py:ti", ["model.name=deit_x"], ["unknown model 'deit_x'", "deit_base_patch16_224"]),
-        ("deit.py:ti", ["data.data_dir=/nowhere"], ["/nowhere", "tfds build imagenet2012",
-                                                    "ILSVRC2012_img_train.tar"]),
+        (
+            "deit.py:ti",
+            ["data.data_dir=/nowhere"],
+            ["/nowhere", "tfds build imagenet2012", "ILSVRC2012_img_train.tar"],
+        ),
         ("deit.py:ti", ["data.source=tdfs"], ["unknown data source 'tdfs'", "tfds"]),
         ("deit.py:ti", [*DIGITS, "model.dtype=float33"], ["'float33'", "bfloat16"]),
         ("deit.py:ti", [*DIGITS, "model.attention=flash"], ["'flash'", "cudnn"]),
-        ("deit.py:ti", [*DIGITS, "model.attention=cudnn"], ["attention='cudnn' needs a GPU", "auto"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "model.attention=cudnn"],
+            ["attention='cudnn' needs a GPU", "auto"],
+        ),
         ("deit.py:ti", [*DIGITS, "model.patch_size=0"], ["patch_size=0; at least 1"]),
         ("deit.py:ti", [*DIGITS, "model.drop_path_rate=1.5"], ["drop_path_rate=1.5", "below 1"]),
-        ("teachers.py:regnety_160", [*DIGITS, "model.group_sizes=112,112,112,0"],
-         ["group_sizes=(112, 112, 112, 0)"]),
+        (
+            "teachers.py:regnety_160",
+            [*DIGITS, "model.group_sizes=112,112,112,0"],
+            ["group_sizes=(112, 112, 112, 0)"],
+        ),
         ("deit.py:ti", [*DIGITS, "step.ema_decay=1.0"], ["config.step.ema_decay=1.0; below 1"]),
         ("deit.py:ti", [*DIGITS, "seed=-1"], ["config.seed=-1; 0 to"]),
         ("deit.py:ti", [*DIGITS, "train.batch_size=0"], ["config.train.batch_size=0; at least 1"]),
@@ -42,25 +52,48 @@ def refused(spec: str, *overrides: str) -> str:
         ("deit.py:ti", [*DIGITS, "eval.batch_size=0"], ["config.eval.batch_size=0"]),
         ("deit.py:ti", [*DIGITS, "input.max_corrupt_share=-1"], ["config.input: ", "in [0, 1]"]),
         ("deit.py:ti", [*DIGITS, "model.image_size=225"], ["225", "patch_size 16"]),
-        ("deit.py:ti", ["data.source=digits", "train.batch_size=12"],
-         ["config.train.batch_size=12", "8 devices", "8, 16"]),
+        (
+            "deit.py:ti",
+            ["data.source=digits", "train.batch_size=12"],
+            ["config.train.batch_size=12", "8 devices", "8, 16"],
+        ),
         ("deit.py:ti", [*DIGITS, "eval.batch_size=9"], ["config.eval.batch_size=9", "8, 16"]),
         ("deit.py:ti", [*DIGITS, "step.accum_steps=3"], ["3 accumulation steps", "24"]),
         ("deit.py:ti", [*DIGITS, "augment.mix_group=5"], ["mix_group 5", "[2, 4]"]),
         ("deit.py:ti", [*DIGITS, "input.repeats=17"], ["17 groups", "34"]),
         ("deit.py:ti", [*DIGITS, "input.repeats=0"], ["repeats must be at least 1"]),
-        ("deit.py:ti", ["data.source=digits", "train.batch_size=2048"],
-         ["config.train.batch_size=2048", "has 1442"]),
+        (
+            "deit.py:ti",
+            ["data.source=digits", "train.batch_size=2048"],
+            ["config.train.batch_size=2048", "has 1442"],
+        ),
         ("deit.py:ti", [*DIGITS, "mesh.fsdp=3"], ["fsdp=3", "data=4, fsdp=2"]),
         ("deit.py:ti", [*DIGITS, "init=nofile.pth"], ["config.init", "nofile.pth"]),
         ("finetune.py", ["data.path=/nowhere"], ["/nowhere", "train/<class>/*.jpg"]),
-        ("deit_distilled.py:ti", [*DIGITS],
-         ["config.teacher.init is not set", "regnety_160-a5fe301d.pth", "train the same student"]),
-        ("deit_distilled.py:ti", [*DIGITS, "teacher.name=regnety_161"],
-         ["unknown model 'regnety_161'", "regnety_160"]),
-        ("deit_distilled.py:ti", [*DIGITS, "teacher.init=gone.pth"], ["config.teacher", "gone.pth"]),
-        ("deit_distilled.py:ti", [*DIGITS, "model.name=deit_tiny_patch16_224"],
-         ["needs a model with a distillation token", "distill_on=class"]),
+        (
+            "deit_distilled.py:ti",
+            [*DIGITS],
+            [
+                "config.teacher.init is not set",
+                "regnety_160-a5fe301d.pth",
+                "train the same student",
+            ],
+        ),
+        (
+            "deit_distilled.py:ti",
+            [*DIGITS, "teacher.name=regnety_161"],
+            ["unknown model 'regnety_161'", "regnety_160"],
+        ),
+        (
+            "deit_distilled.py:ti",
+            [*DIGITS, "teacher.init=gone.pth"],
+            ["config.teacher", "gone.pth"],
+        ),
+        (
+            "deit_distilled.py:ti",
+            [*DIGITS, "model.name=deit_tiny_patch16_224"],
+            ["needs a model with a distillation token", "distill_on=class"],
+        ),
     ],
 )
 def test_mistake_is_named_with_its_cure(spec, overrides, said):
@@ -74,8 +107,10 @@ def test_mistake_is_named_with_its_cure(spec, overrides, said):
     [
         (["keep_latest=0"], ["keep_latest=0", "at least 1"]),
         (["best_metric=eval/class/loss"], ["keeps the worst", "turn higher_is_better round"]),
-        (["best_metric=eval/mean/top1"],
-         ["config.checkpoint: unknown best_metric 'eval/mean/top1'", "eval_ema/class/top1"]),
+        (
+            ["best_metric=eval/mean/top1"],
+            ["config.checkpoint: unknown best_metric 'eval/mean/top1'", "eval_ema/class/top1"],
+        ),
     ],
 )
 def test_what_checkpoints_cannot_keep_is_told_before_training(overrides, said, tmp_path):
@@ -88,8 +123,15 @@ def test_what_checkpoints_cannot_keep_is_told_before_training(overrides, said, t
 
 def test_mistakes_are_reported_together():
     message = refused(
-        "deit.py:ti", *DIGITS, "model.num_heads=5", "optim.name=adam", "schedule.kind=linear",
-        "augment.auto_augment=rand-x9", "eval.crop_ratio=2", "loss.tau=-1", "mesh.fsdp=3",
+        "deit.py:ti",
+        *DIGITS,
+        "model.num_heads=5",
+        "optim.name=adam",
+        "schedule.kind=linear",
+        "augment.auto_augment=rand-x9",
+        "eval.crop_ratio=2",
+        "loss.tau=-1",
+        "mesh.fsdp=3",
     )
     sections = ("model", "augment", "eval", "loss", "mesh", "schedule")
     for section in sections:
@@ -112,8 +154,14 @@ def test_empty_folder(tmp_path):
 def test_label_outside_the_classes(tmp_path):
     file = tmp_path / "photos.npz"
     images, labels = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2
-    np.savez(file, train_images=images, train_labels=labels, test_images=images,
-             test_labels=labels + 5, class_names=["cat", "dog"])
+    np.savez(
+        file,
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels + 5,
+        class_names=["cat", "dog"],
+    )
     assert "label 5" in refused("finetune.py", "data.source=arrays", f"data.path={file}")
 
 
@@ -122,8 +170,12 @@ def test_teacher_of_other_classes(tiny_teacher, tmp_path):
     images, labels = np.zeros((64, 4, 4, 3), np.uint8), np.arange(64) % 3
     np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     message = refused(
-        "deit_distilled.py:ti", "data.source=arrays", f"data.path={file}", "train.batch_size=16",
-        f"teacher.init={tiny_teacher}", "teacher.name=regnety_002",
+        "deit_distilled.py:ti",
+        "data.source=arrays",
+        f"data.path={file}",
+        "train.batch_size=16",
+        f"teacher.init={tiny_teacher}",
+        "teacher.name=regnety_002",
     )
     assert "knows 10 classes, the data has 3" in message
 
@@ -139,7 +191,9 @@ def test_workdir_that_cannot_be_written(tmp_path, capsys):
 def test_workdir_of_another_run(tmp_path, compilation_cache, capsys, monkeypatch):
     tiny_runs.make_cheap(monkeypatch)
     tiny_runs.train(tiny_runs.tiny("quickstart.py:plain", compilation_cache), tmp_path)
-    other = tiny_runs.tiny("quickstart.py:plain", compilation_cache, "schedule.base_lr=0.5", "seed=3")
+    other = tiny_runs.tiny(
+        "quickstart.py:plain", compilation_cache, "schedule.base_lr=0.5", "seed=3"
+    )
     with pytest.raises(ConfigError) as caught:
         tiny_runs.train(other, tmp_path)
     assert "config.schedule.base_lr: 0.002 there, 0.5 now" in str(caught.value)
@@ -165,9 +219,15 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monk
 
             bad = jnp.where(state.step == 1, jnp.nan, 1.0)
             state = type(state)(
-                state.step, {**state.params, "head": {
-                    **state.params["head"], "bias": state.params["head"]["bias"] * bad}},
-                state.batch_stats, state.ema_params, state.ema_batch_stats, state.opt_state,
+                state.step,
+                {
+                    **state.params,
+                    "head": {**state.params["head"], "bias": state.params["head"]["bias"] * bad},
+                },
+                state.batch_stats,
+                state.ema_params,
+                state.ema_batch_stats,
+                state.opt_state,
             )
             return step(state, teacher, batch)
 
@@ -187,11 +247,19 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monk
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--config=configs/quickstart.py:studnet", "--workdir=w"],
-         ["unknown variant 'studnet'", "student"]),
-        (["--config=configs/deit.py:s", "--workdir=w", "--config.optim.weight_decy=1",
-          "--config.train.batch_size=many"],
-         ["near ones: optim.weight_decay", "takes int (now 1024), not 'many'"]),
+        (
+            ["--config=configs/quickstart.py:studnet", "--workdir=w"],
+            ["unknown variant 'studnet'", "student"],
+        ),
+        (
+            [
+                "--config=configs/deit.py:s",
+                "--workdir=w",
+                "--config.optim.weight_decy=1",
+                "--config.train.batch_size=many",
+            ],
+            ["near ones: optim.weight_decay", "takes int (now 1024), not 'many'"],
+        ),
         (["--config=configs/deit.py:s", "--workdir=w", "--confg.seed=1"], ["'--confg.seed=1'"]),
     ],
 )

@@ -77,9 +77,13 @@ def test_every_variant_runs_and_starts_again(
     tiny_runs.on_one_device(monkeypatch)
     monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
     options = [
-        *options_of(spec, tiny_teacher), *augmentation, compilation_cache,
-        "train.total_steps=2", "train.checkpoint_every_steps=0", "eval.batch_size=120",
-    ]  # fmt: skip
+        *options_of(spec, tiny_teacher),
+        *augmentation,
+        compilation_cache,
+        "train.total_steps=2",
+        "train.checkpoint_every_steps=0",
+        "eval.batch_size=120",
+    ]
     config = tiny_runs.tiny(spec, *options)
     if "depth" in config.model:
         options.append("model.depth=1")
@@ -88,7 +92,9 @@ def test_every_variant_runs_and_starts_again(
             tiny_runs.make_cheap(patch)
             tiny_runs.train(tiny_runs.tiny(spec, *options, "train.stop_at_step=1"), tmp_path)
     results = tiny_runs.train(tiny_runs.tiny(spec, *options), tmp_path)
-    assert tiny_runs.train(tiny_runs.tiny(spec, *options), tmp_path) == {}, "started again: nothing to do"
+    assert tiny_runs.train(tiny_runs.tiny(spec, *options), tmp_path) == {}, (
+        "started again: nothing to do"
+    )
     assert results["eval/count"] == 355
     assert ("eval_ema/count" in results) == (config.step.ema_decay > 0)
     assert ("eval/dist/top1" in results) == bool(config.model.get("distilled"))
@@ -132,8 +138,11 @@ def test_going_on_equals_not_stopping(tmp_path, compilation_cache, monkeypatch):
 
     def options(**train):
         return tiny_runs.tiny(
-            "quickstart.py:plain", compilation_cache, "train.total_steps=4",
-            "train.eval_every_steps=0", *(f"train.{k}={v}" for k, v in train.items()),
+            "quickstart.py:plain",
+            compilation_cache,
+            "train.total_steps=4",
+            "train.eval_every_steps=0",
+            *(f"train.{k}={v}" for k, v in train.items()),
         )
 
     tiny_runs.train(options(), tmp_path / "whole")
@@ -163,8 +172,12 @@ def test_imagenet_photos_through_the_shipped_configs(
     photos = [f"data.data_dir={tfds_dir}", compilation_cache]
     if "distilled" in recipe:
         teacher = tiny_runs.tiny(
-            "quickstart.py:teacher", *photos, "data.source=tfds", "data.name=imagenet2012",
-            "model.image_size=32", "augment.mean=0.485,0.456,0.406",
+            "quickstart.py:teacher",
+            *photos,
+            "data.source=tfds",
+            "data.name=imagenet2012",
+            "model.image_size=32",
+            "augment.mean=0.485,0.456,0.406",
         )
         with monkeypatch.context() as patch:
             tiny_runs.make_cheap(patch)

@@ -24,9 +24,15 @@ def test_spans(text, span):
 
 @pytest.mark.parametrize(
     "text, said",
-    [("5", "'5' is not first:last"), ("a:b", "is not first:last"), ("2:", "is not first:last"),
-     ("-1:3", "is not first:last"), ("0:3", "steps 1 to 10"), ("4:3", "first cannot be after"),
-     ("4:11", "steps 1 to 10")],
+    [
+        ("5", "'5' is not first:last"),
+        ("a:b", "is not first:last"),
+        ("2:", "is not first:last"),
+        ("-1:3", "is not first:last"),
+        ("0:3", "steps 1 to 10"),
+        ("4:3", "first cannot be after"),
+        ("4:11", "steps 1 to 10"),
+    ],
 )
 def test_spans_that_no_run_has(text, said):
     with pytest.raises(ConfigError, match=said):
@@ -56,8 +62,13 @@ def test_windows_average_what_was_finite():
 
 
 def test_cold_and_warm_starts():
-    times = {"seconds": 21.26, "trace_seconds": 3.0, "compile_seconds": 12.0, "run_seconds": 0.5,
-             "programs": 4.0}
+    times = {
+        "seconds": 21.26,
+        "trace_seconds": 3.0,
+        "compile_seconds": 12.0,
+        "run_seconds": 0.5,
+        "programs": 4.0,
+    }
     assert "21.3 s after the start" in startup.describe(times | {"programs_cached": 4.0})
     assert "warm: 4 of 4" in startup.describe(times | {"programs_cached": 4.0})
     assert "cold: 3 of 4" in startup.describe(times | {"programs_cached": 3.0})
@@ -82,8 +93,14 @@ def test_the_clock_tells_tracing_compiling_and_running_apart():
 
 
 def test_the_agreement_matrix():
-    choices = {"class": [1, 2, 3, 4], "dist": [1, 2, 3, 5], "mean": [1, 2, 3, 4],
-               "softmax_sum": [1, 2, 3, 4], "teacher": [1, 2, 0, 5], "label": [1, 1, 1, 1]}
+    choices = {
+        "class": [1, 2, 3, 4],
+        "dist": [1, 2, 3, 5],
+        "mean": [1, 2, 3, 4],
+        "softmax_sum": [1, 2, 3, 4],
+        "teacher": [1, 2, 0, 5],
+        "label": [1, 1, 1, 1],
+    }
     shares = agreement.differences({name: np.array(row) for name, row in choices.items()})
     assert shares["differ/class/dist"] == 0.25 and shares["differ/teacher/label"] == 0.75
     head, *rows = agreement.table(shares | {"count": 4}, title="of 4").splitlines()
@@ -101,7 +118,10 @@ def test_what_does_not_change_the_past_may_change_between_starts(tmp_path):
     folder, _ = workdir.open_workdir(tmp_path, tiny_runs.load("quickstart.py:plain"))
     workdir.store_config(folder, tiny_runs.load("quickstart.py:plain"))
     other = ("nonfinite.action=skip", "profile=1:2", "compilation_cache=elsewhere")
-    assert workdir.open_workdir(tmp_path, tiny_runs.load("quickstart.py:plain", *other)) == (folder, [])
+    assert workdir.open_workdir(tmp_path, tiny_runs.load("quickstart.py:plain", *other)) == (
+        folder,
+        [],
+    )
 
 
 def traced_steps(folder):
@@ -125,12 +145,14 @@ def cheap_runs(monkeypatch):
     tiny_runs.make_cheap(monkeypatch)
 
 
-def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(
-    cheap_runs, tmp_path, capsys
-):
+def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(cheap_runs, tmp_path, capsys):
     options = [
-        "train.total_steps=6", "train.log_every_steps=4", "train.eval_every_steps=0",
-        "train.checkpoint_every_steps=0", "log.tensorboard=False", "model.depth=1",
+        "train.total_steps=6",
+        "train.log_every_steps=4",
+        "train.eval_every_steps=0",
+        "train.checkpoint_every_steps=0",
+        "log.tensorboard=False",
+        "model.depth=1",
         f"compilation_cache={tmp_path / 'cache'}",
     ]
     load = lambda *more: tiny_runs.tiny("quickstart.py:plain", *options, *more)
@@ -160,8 +182,13 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_an_intact_checkpoint(
 ):
     """The steps go on until so many saves have failed; what was saved before can be gone on from."""
     config = tiny_runs.tiny(
-        "quickstart.py:plain", compilation_cache, "train.total_steps=5", "model.depth=1",
-        "train.eval_every_steps=0", "log.tensorboard=False", "checkpoint.max_failures=3",
+        "quickstart.py:plain",
+        compilation_cache,
+        "train.total_steps=5",
+        "model.depth=1",
+        "train.eval_every_steps=0",
+        "log.tensorboard=False",
+        "checkpoint.max_failures=3",
     )
     begin = manager.begin_save
 

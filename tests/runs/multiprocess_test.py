@@ -15,8 +15,12 @@ from deit_jax.train import replay
 from deit_jax.train.preemption import EXIT_RESTART
 
 OPTIONS = (
-    "train.total_steps=20", "train.eval_every_steps=0", "train.checkpoint_every_steps=0",
-    "train.log_every_steps=1", "augment.cutmix=0.5", "model.drop_path_rate=0.2",
+    "train.total_steps=20",
+    "train.eval_every_steps=0",
+    "train.checkpoint_every_steps=0",
+    "train.log_every_steps=1",
+    "augment.cutmix=0.5",
+    "model.drop_path_rate=0.2",
 )
 
 
@@ -84,9 +88,7 @@ def test_a_signal_to_one_process_saves_on_both_and_one_process_goes_on(one, cach
     _assert_same_training(workdir, one)
 
 
-def test_two_processes_leave_out_the_same_steps_and_stop_at_the_same(
-    cache, tmp_path, monkeypatch
-):
+def test_two_processes_leave_out_the_same_steps_and_stop_at_the_same(cache, tmp_path, monkeypatch):
     """The second update, the first after the warm-up, makes the parameters too large."""
     workdir = tmp_path / "run"
     bad = ("schedule.base_lr=1e38", "nonfinite.action=skip", "nonfinite.max_in_a_row=3")

@@ -27,8 +27,14 @@ def photos(tmp_path_factory):
 
 
 def options(photos, compilation_cache):
-    return ("data.source=folder", f"data.path={photos}", compilation_cache,
-            "train.batch_size=8", "eval.batch_size=8", *tiny_runs.NO_AUGMENTATION)
+    return (
+        "data.source=folder",
+        f"data.path={photos}",
+        compilation_cache,
+        "train.batch_size=8",
+        "eval.batch_size=8",
+        *tiny_runs.NO_AUGMENTATION,
+    )
 
 
 def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys, monkeypatch):
@@ -45,9 +51,7 @@ def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys,
     assert str(photo) in out and all(name in out for name in CLASSES)
 
 
-def test_weights_of_another_task_start_it(
-    photos, tmp_path, compilation_cache, capsys, monkeypatch
-):
+def test_weights_of_another_task_start_it(photos, tmp_path, compilation_cache, capsys, monkeypatch):
     """Ten classes of digits, another resolution: the head starts afresh only when asked."""
     tiny_runs.make_cheap(monkeypatch)
     digits = tiny_runs.tiny("quickstart.py:plain", compilation_cache, *tiny_runs.NO_AUGMENTATION)
@@ -55,7 +59,8 @@ def test_weights_of_another_task_start_it(
     start = (f"init={tmp_path / 'digits'}", "model.image_size=48")
     with pytest.raises(ConfigError, match="drop_head"):
         tiny_runs.train(
-            tiny_runs.tiny("finetune.py", *options(photos, compilation_cache), *start), tmp_path / "no"
+            tiny_runs.tiny("finetune.py", *options(photos, compilation_cache), *start),
+            tmp_path / "no",
         )
     capsys.readouterr()
     tiny_runs.train(

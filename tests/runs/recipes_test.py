@@ -185,13 +185,15 @@ DEIT3_SIZES = {
     "b_21k": {"model.drop_path_rate": 0.1},
     "l_21k": {"model.drop_path_rate": 0.3},
     "h_21k": {
-        "model.image_size": 126, "model.drop_path_rate": 0.5, "train.total_epochs": 90.0,
+        "model.image_size": 126,
+        "model.drop_path_rate": 0.5,
+        "train.total_epochs": 90.0,
     },
     "s_21k_1k": {"model.drop_path_rate": 0.05},
     "b_21k_1k": {"model.drop_path_rate": 0.15},
     "l_21k_1k": {"model.drop_path_rate": 0.4},
     "h_21k_1k": {"model.drop_path_rate": 0.45},
-}  # fmt: skip
+}
 DEIT3_NAMES = {"s": "small_patch16", "b": "base_patch16", "l": "large_patch16", "h": "huge_patch14"}
 FROM_21K = {
     "train.total_epochs": 50.0,
@@ -214,9 +216,10 @@ def deit3(variant: str) -> dict:
 
 def expected() -> dict[str, dict]:
     """`file.py:variant` -> what its paper says of it."""
-    plain, distilled = ({
-        size: {"model.name": f"deit_{name}_{kind}patch16_224"} for size, name in SIZES.items()
-    } for kind in ("", "distilled_"))  # fmt: skip
+    plain, distilled = (
+        {size: {"model.name": f"deit_{name}_{kind}patch16_224"} for size, name in SIZES.items()}
+        for kind in ("", "distilled_")
+    )
     found = {}
     for size in SIZES:
         # Ti and S ran on 4 processes of 256 images, B on 16 of 64, each with a mix of its own.
@@ -251,8 +254,9 @@ def expected() -> dict[str, dict]:
     for side in (160, 224, 320, 384):
         found[f"finetune.py:{side}"] = FINETUNING | {"model.image_size": side}
     at_384 = FINETUNING | {
-        "model.name": "deit_base_distilled_patch16_384", "model.image_size": 384,
-    }  # fmt: skip
+        "model.name": "deit_base_distilled_patch16_384",
+        "model.image_size": 384,
+    }
     found["finetune.py:384_distilled"] = at_384 | HARD | {"teacher.input_size": 384}
     found["finetune.py:384_distilled_labels"] = at_384 | {"loss.label_on": "mean"}
     for task, facts in TASKS.items():
@@ -279,7 +283,15 @@ def test_resolved_recipe_is_the_published_one(spec):
 
 
 def test_every_variant_of_these_files_is_compared():
-    for file in ("deit", "deit_distilled", "teachers", "transfer", "ablations", "deit3", "mmpretrain"):
+    for file in (
+        "deit",
+        "deit_distilled",
+        "teachers",
+        "transfer",
+        "ablations",
+        "deit3",
+        "mmpretrain",
+    ):
         module = {}
         source = (tiny_runs.ROOT / "configs" / f"{file}.py").read_text()
         exec(compile(source, file, "exec"), module)

@@ -24,7 +24,9 @@ def run(tmp_path):
             if step % 20 == 0:
                 for kind in ("eval", "eval_ema"):
                     scores = {f"{kind}/{head}/top1": 0.3 for head in ("class", "dist", "mean")}
-                    file.write(json.dumps({"step": step, f"{kind}/class/loss": 3.0} | scores) + "\n")
+                    file.write(
+                        json.dumps({"step": step, f"{kind}/class/loss": 3.0} | scores) + "\n"
+                    )
     return folder
 
 
@@ -81,7 +83,9 @@ def test_no_word_of_fonts_or_caches_and_no_backend_is_chosen(run, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, str(run), str(tmp_path / "curves.png")],
         env={"HOME": "/proc/none", "PATH": "", "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout + done.stderr == ""
     assert logging.getLogger("matplotlib").level == logging.NOTSET

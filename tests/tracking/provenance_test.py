@@ -9,7 +9,8 @@ from deit_jax.tracking import provenance
 def git(folder, *args):
     subprocess.run(
         ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *args],
-        check=True, capture_output=True,
+        check=True,
+        capture_output=True,
     )
 
 

@@ -105,8 +105,10 @@ def test_text_goes_to_tensorboard(tmp_path):
 
 @pytest.mark.parametrize(
     "package, options",
-    [("tensorboard", {"tensorboard": True}),
-     ("wandb", {"tensorboard": False, "wandb_project": "p"})],
+    [
+        ("tensorboard", {"tensorboard": True}),
+        ("wandb", {"tensorboard": False, "wandb_project": "p"}),
+    ],
 )
 def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package, options):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:

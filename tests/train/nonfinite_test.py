@@ -100,9 +100,15 @@ def test_policies():
 
 def options(compilation_cache, *overrides):
     return tiny_runs.tiny(
-        "quickstart.py:plain", compilation_cache, "train.total_steps=5", "train.eval_every_steps=0",
-        "model.depth=1", "log.tensorboard=False", "train.checkpoint_every_steps=0",
-        "nonfinite.action=skip", *overrides,
+        "quickstart.py:plain",
+        compilation_cache,
+        "train.total_steps=5",
+        "train.eval_every_steps=0",
+        "model.depth=1",
+        "log.tensorboard=False",
+        "train.checkpoint_every_steps=0",
+        "nonfinite.action=skip",
+        *overrides,
     )
 
 
@@ -155,8 +161,11 @@ def test_a_skipped_step_is_counted_and_resume_stays_exact(
     assert leaves(whole / "nonfinite-step-2" / "1") == leaves(parts / "checkpoints" / "1")
 
     for workdir in (whole, parts):
-        lines = {line["step"]: line for line in read_jsonl(workdir / "metrics.jsonl")
-                 if "train/skipped_steps" in line}
+        lines = {
+            line["step"]: line
+            for line in read_jsonl(workdir / "metrics.jsonl")
+            if "train/skipped_steps" in line
+        }
         assert [lines[step]["train/skipped_steps"] for step in range(1, 6)] == [0, 1, 1, 1, 1]
         assert "train/loss" not in lines[2] and lines[2]["train/averaged_steps"] == 0
         assert all(np.isfinite(lines[step]["train/loss"]) for step in (1, 3, 4, 5))

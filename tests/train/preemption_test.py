@@ -64,8 +64,12 @@ def test_a_second_signal_stops_a_long_compilation_at_once(number):
     # Like a compilation, one long call that gives the lock away but does not come back to
     # the interpreter: Python's own handlers would not run until it ends.
     work = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
-    process = subprocess.Popen([sys.executable, "-c", _BUSY.format(work=work)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _BUSY.format(work=work)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     with process:
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
@@ -79,18 +83,26 @@ def test_a_second_signal_stops_a_long_compilation_at_once(number):
 @pytest.mark.parametrize("status, comes_back", [(0, False), (EXIT_RESTART, True), (1, False)])
 def test_the_slurm_script_comes_back_after_a_save_and_nothing_else(status, comes_back, tmp_path):
     """With commands of its own in place of Slurm's."""
-    commands = {"srun": 'exec "$@"', "scontrol": 'echo "scontrol $@"',
-                "python": f'echo "python $@"; exit {status}'}
+    commands = {
+        "srun": 'exec "$@"',
+        "scontrol": 'echo "scontrol $@"',
+        "python": f'echo "python $@"; exit {status}',
+    }
     for name, text in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "17",
         "PYTHON": str(tmp_path / "python"),
-    }  # fmt: skip
+    }
     done = subprocess.run(
         ["bash", ROOT / "scripts" / "slurm.sbatch", "--config=a", "--workdir=b c"],
-        env=environment, capture_output=True, text=True, check=False, timeout=60,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == status
     told = ["python train.py --config=a --workdir=b c"]

@@ -22,8 +22,13 @@ def lower_step(model, augment_fn, batch, *, teacher=None, **loss):
     schedule = lambda step: jnp.float32(1e-3)
     tx = optim.make_optimizer(params=shapes(model)["params"], schedule=schedule)
     step = step_lib.make_train_step(
-        model=model, augment_fn=augment_fn, loss_fn=losses.make_loss(**loss), tx=tx,
-        schedule=schedule, base_key=rng.base_key(0), ema_decay=0.9,
+        model=model,
+        augment_fn=augment_fn,
+        loss_fn=losses.make_loss(**loss),
+        tx=tx,
+        schedule=schedule,
+        base_key=rng.base_key(0),
+        ema_decay=0.9,
         teacher_fn=teacher and (lambda v, image: models.apply(teacher, v, image).logits),
     )
     state = jax.eval_shape(lambda: step_lib.init_state(model, tx, jax.random.key(0), ema=True))
@@ -39,8 +44,10 @@ def flops_of(name, teacher=None):
     def augment_fn(key, batch):
         return batch | {"target": jax.nn.one_hot(batch["label"], 1000)}
 
-    batch = {"image": jax.ShapeDtypeStruct((ROWS, *model.image_size, 3), jnp.float32),
-             "label": jax.ShapeDtypeStruct((ROWS,), jnp.int32)}
+    batch = {
+        "image": jax.ShapeDtypeStruct((ROWS, *model.image_size, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((ROWS,), jnp.int32),
+    }
     loss = {"distillation": "hard", "distill_on": "class"} if teacher else {}
     lowered = lower_step(model, augment_fn, batch, teacher=teacher, **loss)
     counted = lowered.cost_analysis()["flops"]
@@ -97,19 +104,28 @@ def exception_of(names):
 
 def test_products_of_a_distilled_bf16_step_are_in_bf16():
     """DeiT's whole recipe: augmentation, convnet teacher, student, both losses, AdamW, EMA."""
-    built = experiment.build(tiny_runs.tiny(
-        "deit.py:ti", *tiny_runs.DIGITS, "model.name=deit_tiny_distilled_patch16_224",
-        "model.dtype=bfloat16", "augment.mean=0.3,0.3,0.3",
-    ))
+    built = experiment.build(
+        tiny_runs.tiny(
+            "deit.py:ti",
+            *tiny_runs.DIGITS,
+            "model.name=deit_tiny_distilled_patch16_224",
+            "model.dtype=bfloat16",
+            "augment.mean=0.3,0.3,0.3",
+        )
+    )
     teacher = models.create_model(
-        "regnety_002", num_classes=10, dtype="bfloat16", image_size=32, widths=(8, 16),
-        depths=(1, 1), group_sizes=(4, 4), strides=(2, 2),
+        "regnety_002",
+        num_classes=10,
+        dtype="bfloat16",
+        image_size=32,
+        widths=(8, 16),
+        depths=(1, 1),
+        group_sizes=(4, 4),
+        strides=(2, 2),
     )
     with built.train_batches() as batches:
         batch = next(batches)
-    lowered = lower_step(
-        built.model, built.augment_fn, batch, teacher=teacher, distillation="hard"
-    )
+    lowered = lower_step(built.model, built.augment_fn, batch, teacher=teacher, distillation="hard")
     found = list(products(lowered.as_text(debug_info=True)))
     text = lowered.as_text()
     assert len(found) == len(re.findall(r"= stablehlo\.(?:dot_general|convolution)\b", text))

@@ -16,8 +16,15 @@ CLASSES, ROWS, SIDE = 5, 16, 16
 def tiny(distilled=True, **kwargs):
     kwargs = {"drop_path_rate": 0.3} | kwargs
     return models.create_model(
-        "deit_tiny_distilled_patch16_224", num_classes=CLASSES, image_size=SIDE, patch_size=8,
-        embed_dim=8, depth=1, num_heads=2, distilled=distilled, **kwargs,
+        "deit_tiny_distilled_patch16_224",
+        num_classes=CLASSES,
+        image_size=SIDE,
+        patch_size=8,
+        embed_dim=8,
+        depth=1,
+        num_heads=2,
+        distilled=distilled,
+        **kwargs,
     )
 
 
@@ -35,16 +42,24 @@ def noisy(key, batch):
     """Stands for the augmentation: it draws, and it is cheap to compile."""
     noise = jax.random.normal(key, (len(batch["label"]), SIDE, SIDE, 3))
     image = batch["canvas"][:, :SIDE, :SIDE].astype(jnp.float32) / 128 - 1 + noise / 10
-    return {"image": image, "target": jax.nn.one_hot(batch["label"], CLASSES),
-            "label": batch["label"]}
+    return {
+        "image": image,
+        "target": jax.nn.one_hot(batch["label"], CLASSES),
+        "label": batch["label"],
+    }
 
 
 def make(model=None, *, loss=None, schedule=lambda step: jnp.float32(0.1), **kwargs):
     model = model or tiny()
     tx = optax.sgd(0.1)
     step = step_lib.make_train_step(
-        model=model, augment_fn=noisy, loss_fn=losses.make_loss(**(loss or {})), tx=tx,
-        schedule=schedule, base_key=rng.base_key(0), **kwargs,
+        model=model,
+        augment_fn=noisy,
+        loss_fn=losses.make_loss(**(loss or {})),
+        tx=tx,
+        schedule=schedule,
+        base_key=rng.base_key(0),
+        **kwargs,
     )
     state = step_lib.init_state(model, tx, jax.random.key(1), ema=bool(kwargs.get("ema_decay")))
     return jax.jit(step), state
@@ -108,21 +123,27 @@ def test_nothing_is_updated_by_a_batch_that_is_not_finite():
 def test_the_learning_rate_follows_the_step_and_not_the_updates_that_were_made():
     """Two updates were left out: the optimizer's own clock stands at 3, the state's at 5."""
     tx = optim.make_optimizer(
-        params={"head": {"kernel": jnp.zeros((2, 2))}}, schedule=lambda step: 0.1 * step,
-        name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0,
+        params={"head": {"kernel": jnp.zeros((2, 2))}},
+        schedule=lambda step: 0.1 * step,
+        name="sgd",
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=0.0,
     )
     params = {"head": {"kernel": jnp.ones((2, 2))}}
     clock = lambda part: isinstance(part, optax.ScaleByScheduleState)
     lagging = jax.tree.map(
         lambda part: part._replace(count=jnp.int32(3)) if clock(part) else part,
-        tx.init(params), is_leaf=clock,
+        tx.init(params),
+        is_leaf=clock,
     )
     assert any(map(clock, jax.tree.leaves(lagging, is_leaf=clock)))
     state = TrainState(jnp.int32(5), params, {}, None, None, lagging)
     new = step_lib._updated(state, params, {}, tx, 0.0)
     np.testing.assert_allclose(new.params["head"]["kernel"], 1 - 0.1 * 5, rtol=1e-6)
-    assert [int(part.count) for part in jax.tree.leaves(new.opt_state, is_leaf=clock)
-            if clock(part)] == [6]
+    assert [
+        int(part.count) for part in jax.tree.leaves(new.opt_state, is_leaf=clock) if clock(part)
+    ] == [6]
 
 
 def test_hard_teacher_moves_the_distillation_head_alone():
@@ -166,7 +187,8 @@ def test_eight_devices_compute_what_one_does(loss):
         batch = host_batch(i)
         state, a = step(state, TEACHER, batch)
         spread, b = step(
-            spread, jax.device_put(TEACHER, sharding.replicated(mesh)),
+            spread,
+            jax.device_put(TEACHER, sharding.replicated(mesh)),
             sharding.to_global(mesh, batch),
         )
         one.append(a["loss"])

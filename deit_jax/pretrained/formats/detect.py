@@ -83,7 +83,9 @@ def _guess_transformer(
         # Plain ViTs with LayerScale and a position for the class token are not published.
         "class_position": not layer_scale,
         "layer_scale_init": 1e-4 if layer_scale else None,
-        "num_classes": _classes(shapes, "head.weight", "cls_classifier.weight", "classifier.weight"),
+        "num_classes": _classes(
+            shapes, "head.weight", "cls_classifier.weight", "classifier.weight"
+        ),
     }
     if distilled and _find(shapes, "head_dist.weight", "distillation_classifier.weight") is None:
         found["dist_head"] = False
@@ -113,7 +115,9 @@ def _image_size(patches: int, patch_size: int, hints: dict[str, Any]) -> Any:
 def _guess_regnet(
     shapes: dict[str, tuple[int, ...]], hints: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    pattern = r"(?:s(\d+)\.b(\d+)\.conv2\.conv|.*stages\.(\d+)\.layers\.(\d+)\.layer\.1\.convolution)"
+    pattern = (
+        r"(?:s(\d+)\.b(\d+)\.conv2\.conv|.*stages\.(\d+)\.layers\.(\d+)\.layer\.1\.convolution)"
+    )
     blocks: dict[int, dict[int, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         match = re.match(pattern + r"\.weight$", name)

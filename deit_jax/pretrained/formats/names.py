@@ -48,7 +48,10 @@ _HF_REGNET = [
 # What transformers >= 5 calls its modules in memory; its files keep the older names.
 _HF_MODULES = [
     (r"\.encoder\.layer\.", ".layers."),
-    (r"\.attention\.attention\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
+    (
+        r"\.attention\.attention\.(query|key|value)\.",
+        lambda match: f".attention.{match[1][0]}_proj.",
+    ),
     (r"\.attention\.output\.dense\.", ".attention.o_proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),

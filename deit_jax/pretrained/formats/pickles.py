@@ -238,7 +238,9 @@ def _storage(identifier: Any) -> Storage:
     if isinstance(identifier, tuple) and len(identifier) >= 5 and identifier[0] == "storage":
         kind, key, _, count = identifier[1:5]
         view = identifier[5] if len(identifier) > 5 else None
-        dtype = _STORAGES.get(kind.name.removeprefix("torch.")) if isinstance(kind, _Global) else None
+        dtype = (
+            _STORAGES.get(kind.name.removeprefix("torch.")) if isinstance(kind, _Global) else None
+        )
         if dtype and isinstance(key, str) and type(count) is int and count >= 0 and view is None:
             return Storage(dtype, key, count)
     raise PickleRefused("damaged pickle (storage reference)")

@@ -100,7 +100,9 @@ def _dtype(storage: Storage) -> np.dtype:
 def _numbers(data: bytes, storage: Storage, order: str) -> np.ndarray:
     dtype = _dtype(storage)
     if len(data) != storage.count * dtype.itemsize:
-        raise PickleRefused(f"storage {storage.key} has {len(data)} bytes, not {storage.count} numbers")
+        raise PickleRefused(
+            f"storage {storage.key} has {len(data)} bytes, not {storage.count} numbers"
+        )
     values = np.frombuffer(data, dtype)
     return values.byteswap() if order == "big" and dtype.itemsize > 1 else values
 
