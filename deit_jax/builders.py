@@ -1,0 +1,106 @@
+"""Builders and the tables they choose from: which options a section has, and who gets which.
+
+A builder's keyword-only parameters are the options of its config section. Where an option
+names an entry of a table (`optim.name`, `loss.base`), the keyword-only parameters of that
+entry are options of the section too, and those of the other entries are unknown keys. So a
+new optimizer is one function and one line in `OPTIMIZERS`, and its options need no other place.
+
+    @chooses(name=OPTIMIZERS)
+    def make_optimizer(params, schedule, *, name="adamw", clip_norm=None, **options):
+        direction = choose(OPTIMIZERS, name, "optimizer")
+        return optax.chain(direction(params, **options), ...)
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from deit_jax import errors
+
+Table = Mapping[str, Any]
+# From an option's value to the functions whose options it adds.
+Chosen = Callable[[Any], Iterable[Callable]]
+
+
+class Option(NamedTuple):
+    """One key of a section: its default (`inspect.Parameter.empty`: required) and annotation."""
+
+    default: Any
+    annotation: Any
+
+
+def choose(table: Table, name: str, what: str) -> Any:
+    """The entry `name` of a table.
+
+    Raises:
+      ConfigError: `unknown WHAT 'NAME'; known: ...`, nearest names first.
+    """
+    if name not in table:
+        raise errors.unknown(what, name, table)
+    return table[name]
+
+
+def chooses(**choices: Table | Chosen) -> Callable[[Callable], Callable]:
+    """Declares the tables that a builder's options choose from.
+
+    Args:
+      choices: for an option of the builder, the table that its value names an entry of (or,
+        for a tuple, several), or a function from the value to the functions it stands for.
+    """
+
+    def declare(build: Callable) -> Callable:
+        build.choices = choices
+        return build
+
+    return declare
+
+
+def composes(table: Table) -> Callable[[Callable], Callable]:
+    """Declares that a builder spreads its options over every entry of a table."""
+    return chooses(**{"": lambda _: table.values()})
+
+
+def keywords(build: Callable) -> dict[str, Option]:
+    """The keyword-only parameters of one function or class."""
+    parameters = inspect.signature(build).parameters.values()
+    hints = typing.get_type_hints(build if inspect.isroutine(build) else build.__init__)
+    return {
+        p.name: Option(p.default, hints.get(p.name, p.annotation))
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    }
+
+
+def options(build: Callable, section: Mapping[str, Any]) -> dict[str, Option]:
+    """Every option of a builder, given those that its section sets.
+
+    Raises:
+      ConfigError: the section names an entry that its table does not have.
+    """
+    own = keywords(build)
+    for key, choice in getattr(build, "choices", {}).items():
+        value = section.get(key, own[key].default) if key else None
+        for entry in _entries(choice, key, value):
+            own |= {name: option for name, option in options(entry, section).items()}
+    return own
+
+
+def bind(function: Callable, given: Mapping[str, Any]) -> Callable:
+    """`function` with those of the given options that it, or what it chooses, takes."""
+    known = options(function, given)
+    return functools.partial(function, **{k: v for k, v in given.items() if k in known})
+
+
+def headline(function: Callable) -> str:
+    """The first sentence of a docstring's first line, without its full stop."""
+    text = inspect.getdoc(inspect.unwrap(getattr(function, "func", function))) or ""
+    return text.split("\n")[0].rstrip(".")
+
+
+def _entries(choice: Table | Chosen, key: str, value: Any) -> Iterable[Callable]:
+    if not isinstance(choice, Mapping):
+        return choice(value)
+    names = value if isinstance(value, tuple | list) else [value]
+    return [choose(choice, name, key) for name in names]
