@@ -42,9 +42,7 @@ def main(argv: list[str]) -> int:
         # After the processes have found each other: these look at the devices.
         from deit_jax.train import loop, schema
 
-        resolved = config.load_config(
-            flags.config, overrides, sections=schema.SECTIONS, top=schema.TOP
-        )
+        resolved = schema.load(flags.config, overrides)
         loop.train(resolved, workdir=flags.workdir, force_resume=flags.force_resume)
     except errors.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

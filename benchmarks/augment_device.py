@@ -200,9 +200,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=10, help="calls before the rounds")
     parser.add_argument("--output", help="JSON file")
     flags, overrides = parser.parse_known_args()
-    resolved = config.load_config(
-        flags.config, config.split_overrides(overrides), sections=schema.SECTIONS, top=schema.TOP
-    )
+    resolved = schema.load(flags.config, config.split_overrides(overrides))
     options = resolved.augment.to_dict()
     result = {
         "what": "device microseconds per image of the training augmentation",

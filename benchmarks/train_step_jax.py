@@ -20,7 +20,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from deit_jax import config, data, losses, models, rng, sharding
+from deit_jax import data, losses, models, rng, sharding
 from deit_jax.augment import mix, pipeline  # noqa: E402
 from deit_jax.recipe import hardware
 from deit_jax.teacher import Teacher  # noqa: E402
@@ -50,9 +50,7 @@ def load_recipe(case: dict, folder: str) -> tuple[Any, dict]:
     if case["input"] == "image":
         overrides += ["augment.mixup=0.0", "augment.cutmix=0.0"]
     spec = f"{common.ROOT / 'configs' / recipe}.py:{case['size']}"
-    load = lambda extra: config.load_config(
-        spec, [*overrides, *extra], sections=schema.SECTIONS, top=schema.TOP
-    )
+    load = lambda extra: schema.load(spec, [*overrides, *extra])
     return load(["loss.distillation=none"]), dict(load([]).loss)
 
 

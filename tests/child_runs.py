@@ -115,11 +115,11 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
 
     import jax
 
-    from deit_jax import config, data, rng, sharding
+    from deit_jax import data, rng, sharding
     from deit_jax.checkpoint.digest import digest_tree
     from deit_jax.train import experiment, schema
 
-    resolved = config.load_config(CONFIG, overrides, sections=schema.SECTIONS, top=schema.TOP)
+    resolved = schema.load(CONFIG, overrides)
     built = experiment.build(resolved)
     augment_fn = jax.jit(built.augment_fn)
     rows = sharding.batch_sharding(built.mesh)

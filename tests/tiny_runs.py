@@ -5,7 +5,6 @@ import pathlib
 import jax
 
 from configs import common
-from deit_jax import config as config_lib
 from deit_jax import sharding
 from deit_jax.train import loop, schema
 
@@ -24,9 +23,7 @@ NO_AUGMENTATION = (
 
 def load(spec: str, *overrides: str):
     """The resolved config of a shipped recipe, `quickstart.py:student` for example."""
-    return config_lib.load_config(
-        str(ROOT / "configs" / spec), overrides, sections=schema.SECTIONS, top=schema.TOP
-    )
+    return schema.load(str(ROOT / "configs" / spec), overrides)
 
 
 def tiny(spec: str, *overrides: str):

@@ -38,12 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from deit_jax.train import schema
 
     operations = _operations(args.operation)
-    resolved = config.load_config(
-        args.config,
-        config.split_overrides(args.overrides),
-        sections=schema.SECTIONS,
-        top=schema.TOP,
-    )
+    resolved = schema.load(args.config, config.split_overrides(args.overrides))
     opened = data.open_data(**resolved.data)
     model = models.create_model(num_classes=opened.num_classes, **resolved.model)
     size = model.image_size[0]

@@ -116,9 +116,8 @@ def _config(args: argparse.Namespace, loaded: Any) -> Any:
     overrides = config.split_overrides(args.overrides)
     if args.crop_ratio is not None:
         overrides.append(f"eval.crop_ratio={args.crop_ratio}")
-    known = {"sections": schema.SECTIONS, "top": schema.TOP}
     if args.config:
-        return config.load_config(args.config, overrides, **known)
+        return schema.load(args.config, overrides)
     stored = loaded.metadata.get("config", {})
     base = {key: dict(stored[key]) for key in _SECTIONS if key in stored}
     if not stored:
@@ -126,7 +125,7 @@ def _config(args: argparse.Namespace, loaded: Any) -> Any:
     base.setdefault("eval", {})["crop_ratio"] = loaded.image["crop_ratio"]
     base.setdefault("input", {}).setdefault("canvas", 512)
     base["model"] = {"name": loaded.model}
-    return config.resolve(ml_collections.ConfigDict(base), overrides, **known)
+    return schema.resolve(ml_collections.ConfigDict(base), overrides)
 
 
 def _check_class_names(loaded: Any, one: Any) -> None:

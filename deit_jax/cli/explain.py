@@ -65,12 +65,7 @@ def explain(args: argparse.Namespace) -> list[str]:
     from deit_jax.recipe import checks, recipe, summary
     from deit_jax.train import schema
 
-    resolved = config.load_config(
-        args.config,
-        config.split_overrides(args.overrides),
-        sections=schema.SECTIONS,
-        top=schema.TOP,
-    )
+    resolved = schema.load(args.config, config.split_overrides(args.overrides))
     records, classes, source = _sizes(resolved, args)
     told = recipe.make_recipe(
         resolved,

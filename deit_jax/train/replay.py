@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from deit_jax import checkpoint, config, rng, sharding, trees
+from deit_jax import checkpoint, rng, sharding, trees
 from deit_jax.checkpoint import layout
 from deit_jax.tracking import startup
 from deit_jax.train import dump, experiment, inflight, schema
@@ -51,12 +51,7 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
     """
     step, then = dump.read_dump(folder)
     stored = layout.read_description(folder / str(step - 1)).metadata["config"]
-    resolved = config.resolve(
-        ml_collections.ConfigDict(_tuples(stored)),
-        overrides,
-        sections=schema.SECTIONS,
-        top=schema.TOP,
-    )
+    resolved = schema.resolve(ml_collections.ConfigDict(_tuples(stored)), overrides)
     built = experiment.build(resolved)
     startup.use_compilation_cache(resolved.compilation_cache, workdir=folder.absolute().parent)
     with checkpoint.Checkpointer(folder) as saver:

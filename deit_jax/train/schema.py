@@ -1,10 +1,12 @@
 """Which builder takes which section of a config, and what the training loop supplies itself."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from deit_jax import augment, checkpoint, data, losses, models, optim, sharding, teacher
+from ml_collections import ConfigDict
+
+from deit_jax import augment, checkpoint, config, data, losses, models, optim, sharding, teacher
 from deit_jax.config import Option
 from deit_jax.errors import unknown
 from deit_jax.models.registry import ARCHITECTURES
@@ -98,3 +100,13 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
     "mesh": from_signature(sharding.make_mesh),
     "nonfinite": from_signature(nonfinite.make_policy),
 }
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """The complete, locked config of `FILE[:variant]`; see `config.load_config`."""
+    return config.load_config(spec, overrides, sections=SECTIONS, top=TOP)
+
+
+def resolve(given: ConfigDict, overrides: Iterable[str] = ()) -> ConfigDict:
+    """`given`, changed in place: complete, overridden, locked; see `config.resolve`."""
+    return config.resolve(given, overrides, sections=SECTIONS, top=TOP)

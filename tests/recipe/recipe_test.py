@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deit_jax import cli, config, models
+from deit_jax import cli, models
 from deit_jax.optim import param_groups
 from deit_jax.recipe import costs, recipe, summary
 from deit_jax.recipe.checks import recipe_warnings
@@ -18,7 +18,7 @@ IMAGENET = {"records": 1_281_167, "num_classes": 1000}
 
 def resolved(spec: str, **overrides):
     texts = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    return config.load_config(str(CONFIGS / spec), texts, sections=schema.SECTIONS, top=schema.TOP)
+    return schema.load(str(CONFIGS / spec), texts)
 
 
 def make(spec: str, sizes=IMAGENET, **overrides):
