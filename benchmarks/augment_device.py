@@ -52,7 +52,7 @@ def photo_canvases(data_dir: str, count: int, canvas: int) -> dict[str, np.ndarr
 
 
 def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
-    """A training batch on the device, `source` included when images are repeated."""
+    """A training batch on the device, `canvas_index` included when images are repeated."""
     rows = flags.batch_size
     count = data.canvas_count(rows, repeats)
     if flags.data_dir:
@@ -61,7 +61,7 @@ def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
         batch = noise_canvases(count, flags.canvas)
     batch["label"] = np.arange(count, dtype=np.int32) % CLASSES
     if repeats > 1:
-        batch["source"] = (np.arange(rows) % count).astype(np.int32)
+        batch["canvas_index"] = (np.arange(rows) % count).astype(np.int32)
     return jax.device_put(batch)
 
 
@@ -78,8 +78,8 @@ def row_stages(options: dict, image_size: int, rows: int) -> dict[str, Callable]
 
     def crop_and_flip(number, batch):
         canvas, size = batch["canvas"], batch["size"]
-        if "source" in batch:
-            canvas, size = canvas[batch["source"]], size[batch["source"]]
+        if "canvas_index" in batch:
+            canvas, size = canvas[batch["canvas_index"]], size[batch["canvas_index"]]
         return pipeline.cropped(
             keys(number),
             canvas,
@@ -134,7 +134,7 @@ def make_stages(
     options: dict, image_size: int, batch: dict, mix_group: int | None
 ) -> dict[str, tuple[Callable, tuple]]:
     """Jitted stages, each with the arrays that it works on."""
-    rows = len(batch.get("source", batch["label"]))
+    rows = len(batch.get("canvas_index", batch["label"]))
     shape = (rows, image_size, image_size, 3)
     pixels = jax.random.bits(jax.random.key(2), shape, jnp.uint8)
     image = pipeline.normalise(pixels, options["mean"], options["std"])

@@ -124,7 +124,7 @@ def measure_digest(data_dir: str, threads: int, start: int, steps: int, part: st
             batch = next(batches)
             for row in range(len(rows)):
                 content = [batch[k][row].tobytes() for k in ("canvas", "size", "label", "index")]
-                content.append(batch["source"].tobytes())
+                content.append(batch["canvas_index"].tobytes())
                 digests.append(hashlib.sha256(b"".join(content)).hexdigest())
     return digests
 

@@ -90,7 +90,7 @@ def make_batch(case: dict, devices: int) -> dict[str, np.ndarray]:
     count = data.canvas_count(rows, 3, devices)
     batch = noise_canvases(count, case["canvas"])
     batch["label"] = draw.randint(0, CLASSES, count).astype(np.int32)
-    return batch | {"source": (np.arange(rows) % count).astype(np.int32)}
+    return batch | {"canvas_index": (np.arange(rows) % count).astype(np.int32)}
 
 
 def build(case: dict) -> tuple[experiment.Experiment, models.Model | None]:

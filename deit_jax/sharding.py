@@ -120,7 +120,7 @@ def to_global(
     where: Mesh | NamedSharding,
     local_batch: Mapping[str, np.ndarray],
     *,
-    whole: tuple[str, ...] = ("source",),
+    whole: tuple[str, ...] = ("canvas_index",),
 ) -> dict[str, jax.Array]:
     """Global arrays from what this process made.
 

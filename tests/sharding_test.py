@@ -90,14 +90,14 @@ def test_global_batch_is_the_local_rows_in_order(shape, permuted):
     batch = {
         "canvas": np.random.RandomState(0).randint(0, 255, (24, 4, 4, 3)).astype(np.uint8),
         "label": held.astype(np.int32),
-        "source": np.arange(5, dtype=np.int32),
+        "canvas_index": np.arange(5, dtype=np.int32),
     }
     out = sharding.to_global(mesh, batch)
     for name, value in batch.items():
         np.testing.assert_array_equal(out[name], value)
         assert out[name].dtype == value.dtype
     assert out["canvas"].addressable_shards[0].data.shape == (3, 4, 4, 3)
-    assert out["source"].sharding.is_fully_replicated
+    assert out["canvas_index"].sharding.is_fully_replicated
     for shard in out["label"].addressable_shards:
         np.testing.assert_array_equal(shard.data, held[shard.index])
 

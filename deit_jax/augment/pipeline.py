@@ -146,7 +146,7 @@ def make_augment(
     """DeiT's training augmentation `augment(key, batch)`, a pure function to be jitted.
 
     batch: canvas uint8 [n, C, C, 3], size int32 [n, 2], label int32 [n], and with
-    repeated augmentation source int32 [B], the canvas of each row. Gives image
+    repeated augmentation canvas_index int32 [B], the canvas of each row. Gives image
     float32 [B, image_size, image_size, 3], target float32 [B, num_classes] (smoothed
     and mixed) and label int32 [B]. What row i draws depends on (key, i) alone.
 
@@ -219,8 +219,8 @@ def _on_batches(
 
     def augment(key: jax.Array, batch: Batch) -> Batch:
         canvas, size, label = batch["canvas"], batch["size"], batch["label"]
-        if "source" in batch:
-            canvas, size, label = (x[batch["source"]] for x in (canvas, size, label))
+        if "canvas_index" in batch:
+            canvas, size, label = (x[batch["canvas_index"]] for x in (canvas, size, label))
         rows_key, mix_key = jax.random.split(key)
         image = image_rows(row_keys(rows_key, len(label)), canvas, size)
         target = target_rows(label)

@@ -104,8 +104,8 @@ def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_class
     del options["mix_group_limit"]
     augment = jax.jit(make_augment(image_size=size, num_classes=num_classes, **options))
     arrays = {name: batch[name] for name in ("canvas", "size", "label")}
-    source = np.tile(np.arange(args.images, dtype=np.int32), args.draws)
-    out = augment(jax.random.key(args.seed), arrays | {"source": source})
+    canvas_index = np.tile(np.arange(args.images, dtype=np.int32), args.draws)
+    out = augment(jax.random.key(args.seed), arrays | {"canvas_index": canvas_index})
     levels = np.asarray(out["image"]) * np.float32(options["std"]) + np.float32(options["mean"])
     levels = np.round(np.clip(levels, 0, 1) * 255).astype(np.uint8)
     columns = levels.reshape(args.draws, args.images, size, size, 3)

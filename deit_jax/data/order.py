@@ -27,12 +27,12 @@ class StepPlan:
 
     Attributes:
         record: int64 [n], record number of every canvas row, -1 for padding.
-        source: int32 [B], canvas row of every global batch row; None without repeats,
+        canvas_index: int32 [B], canvas row of every global batch row; None without repeats,
             where row i shows canvas i.
     """
 
     record: np.ndarray
-    source: np.ndarray | None
+    canvas_index: np.ndarray | None
 
 
 def steps_per_epoch(n_records: int, batch_size: int) -> int:
@@ -170,6 +170,6 @@ class TrainOrder:
         unique = positions // self.repeats
         first, last = unique[0], unique[-1]
         record[: last - first + 1] = permutation[first : last + 1]
-        source = np.empty(self.batch_size, np.int32)
-        source[self._rows] = unique - first
-        return StepPlan(record, source)
+        canvas_index = np.empty(self.batch_size, np.int32)
+        canvas_index[self._rows] = unique - first
+        return StepPlan(record, canvas_index)

@@ -62,7 +62,7 @@ def train_batches(
 
     Yields:
         canvas uint8 [n, C, C, 3], size int32 [n, 2], label int32 [n], index int32 [n]
-        (n = len(rows)), and with repeats source int32 [B], the canvas row of each global row.
+        (n = len(rows)), and with repeats canvas_index int32 [B], the canvas row of each global row.
 
     Raises:
         ConfigError: sizes that do not go together (at once), corrupt share (when met).
@@ -121,8 +121,8 @@ def _train_jobs(
         plan = order(step)
         records = plan.record[held]
         batch, used = _new_batch(memory, records)
-        if plan.source is not None:
-            batch["source"] = plan.source
+        if plan.canvas_index is not None:
+            batch["canvas_index"] = plan.canvas_index
         if hint_ahead and step >= hint_from:
             ahead = order(step + hint_ahead).record
             source.hint(ahead[ahead >= 0])

@@ -63,7 +63,7 @@ def test_everything_off_only_normalises():
 
 def test_the_published_recipe_on_one_device_and_on_eight(optimised):
     batch = make_batch(16)
-    batch["source"] = (np.arange(32, dtype=np.int32) * 5) % 16
+    batch["canvas_index"] = (np.arange(32, dtype=np.int32) * 5) % 16
     alone = run(batch, mix_group=4)
     mesh = sharding.make_mesh(data=4, fsdp=2)
     shared = jax.device_put(batch, sharding.batch_sharding(mesh))
@@ -73,7 +73,7 @@ def test_the_published_recipe_on_one_device_and_on_eight(optimised):
 
     assert alone["image"].shape == (32, SIDE, SIDE, 3) and alone["image"].dtype == np.float32
     assert alone["target"].shape == (32, CLASSES) and alone["target"].dtype == np.float32
-    np.testing.assert_array_equal(alone["label"], batch["label"][batch["source"]])
+    np.testing.assert_array_equal(alone["label"], batch["label"][batch["canvas_index"]])
     np.testing.assert_allclose(alone["target"].sum(1), 1.0, rtol=1e-6)
     assert np.isfinite(alone["image"]).all()
     np.testing.assert_array_equal(run(batch, mix_group=4)["image"], alone["image"])
@@ -83,9 +83,9 @@ def test_the_published_recipe_on_one_device_and_on_eight(optimised):
 def test_rows_differ_and_do_not_depend_on_the_rest_of_the_batch():
     batch = make_batch(2)
     unmixed = {"mixup": 0.0, "cutmix": 0.0, "auto_augment": "rand-m9-n1-p1-inc1"}
-    images = run(batch | {"source": np.zeros(16, np.int32)}, **unmixed)["image"]
+    images = run(batch | {"canvas_index": np.zeros(16, np.int32)}, **unmixed)["image"]
     assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
-    few = run(batch | {"source": np.array([0, 0, 0, 0, 1], np.int32)}, **unmixed)["image"]
+    few = run(batch | {"canvas_index": np.array([0, 0, 0, 0, 1], np.int32)}, **unmixed)["image"]
     np.testing.assert_array_equal(few[:4], images[:4])
 
 
@@ -111,13 +111,13 @@ def test_deit_3_options_on_one_device_and_on_eight():
     assert np.isfinite(alone["image"]).all()
 
 
-def test_source_names_the_canvas_of_every_row():
+def test_canvas_index_names_the_canvas_of_every_row():
     batch = make_batch(6)
-    source = np.array([5, 0, 0, 3, 1, 1, 2, 5], np.int32)
+    index = np.array([5, 0, 0, 3, 1, 1, 2, 5], np.int32)
     options = OFF | {"crop": "center"}
-    out = run(batch | {"source": source}, **options)
-    np.testing.assert_array_equal(out["image"], run(batch, **options)["image"][source])
-    np.testing.assert_array_equal(out["label"], batch["label"][source])
+    out = run(batch | {"canvas_index": index}, **options)
+    np.testing.assert_array_equal(out["image"], run(batch, **options)["image"][index])
+    np.testing.assert_array_equal(out["label"], batch["label"][index])
 
 
 def test_flips_happen_and_are_half():

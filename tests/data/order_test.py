@@ -15,7 +15,7 @@ def make_order(**overrides):
 
 def shown(plan):
     """Record of every global row, int64 [B]."""
-    return plan.record if plan.source is None else plan.record[plan.source]
+    return plan.record if plan.canvas_index is None else plan.record[plan.canvas_index]
 
 
 def test_imagenet_numbers_of_the_published_recipe():
@@ -76,7 +76,7 @@ def test_without_repeats_an_epoch_shows_every_image_once():
     order = make_order(n_records=100, batch_size=20, repeats=1, mix_group=10)
     rows = np.concatenate([shown(order(step)) for step in range(5)])
     assert np.array_equal(np.sort(rows), np.arange(100))
-    assert order(0).source is None
+    assert order(0).canvas_index is None
 
 
 def test_batch_follows_the_documented_formula():
@@ -91,7 +91,7 @@ def test_canvases_are_static_and_divide_among_devices():
     order = make_order(batch_size=64, mix_group=16, device_count=8)
     sizes = {len(order(step).record) for step in range(12)}
     assert sizes == {24}
-    assert all((order(step).record[order(step).source] >= 0).all() for step in range(12))
+    assert all((order(step).record[order(step).canvas_index] >= 0).all() for step in range(12))
 
 
 def test_windows_are_read_one_after_the_other():

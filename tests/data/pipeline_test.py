@@ -78,7 +78,7 @@ def test_batch_contract(source):
         "size": ((12, 2), "int32"),
         "label": ((12,), "int32"),
         "index": ((12,), "int32"),
-        "source": ((24,), "int32"),
+        "canvas_index": ((24,), "int32"),
     }
     for canvas, size, label, index in zip(
         batch["canvas"], batch["size"], batch["label"], batch["index"], strict=True
@@ -94,7 +94,7 @@ def test_batch_contract(source):
             expected = Image.open(io.BytesIO(source.records[index]))
             np.testing.assert_array_equal(canvas[:height, :width], expected)
     (plain,) = take(data.train_batches(source, batch_size=24, canvas=48), 1)
-    assert "source" not in plain and plain["canvas"].shape[0] == 24
+    assert "canvas_index" not in plain and plain["canvas"].shape[0] == 24
 
 
 @pytest.mark.parametrize("window_shards", [None, 2])
@@ -139,7 +139,9 @@ def test_processes_together_make_the_single_process_batch(source, repeats):
                 np.testing.assert_array_equal(joined, batch[key])
             if repeats > 1:
                 for share in shares:
-                    np.testing.assert_array_equal(share[step]["source"], batch["source"])
+                    np.testing.assert_array_equal(
+                        share[step]["canvas_index"], batch["canvas_index"]
+                    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 80, 96])
