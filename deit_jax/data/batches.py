@@ -21,14 +21,6 @@ _LOG = logging.getLogger(__name__)
 _CHUNK = 8
 
 
-@dataclasses.dataclass
-class _Met:
-    """What one task met: images shrunk, record -> reason of the corrupt ones."""
-
-    shrunk: int = 0
-    corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
-
-
 class CanvasMemory:
     """Memory for uint8 [n, C, C, 3] arrays, used again once nobody holds the array made of it.
 
@@ -52,22 +44,30 @@ class CanvasMemory:
 
 @dataclasses.dataclass
 class Health:
-    """What the batches handed out so far met.
+    """Counts over all batches returned so far; they only grow.
 
     Attributes:
-        images: images read.
-        shrunk: of these, those that exceeded the canvas.
-        corrupt: record number -> name of those that could not be decoded.
+        images: images read, a record counted each time.
+        shrunk: of these, those that were larger than the canvas.
+        corrupt_names: record number -> name of the records that could not be decoded.
     """
 
     images: int = 0
     shrunk: int = 0
-    corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
+    corrupt_names: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @property
-    def shrunk_share(self) -> float:
-        """Share of the images that exceeded the canvas."""
-        return self.shrunk / max(self.images, 1)
+    def corrupt(self) -> int:
+        """Different records that could not be decoded."""
+        return len(self.corrupt_names)
+
+
+@dataclasses.dataclass
+class _ChunkStats:
+    """Counts of one task: images shrunk; record number -> reason of the corrupt ones."""
+
+    shrunk: int = 0
+    corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 class CorruptShareExceeded(ConfigError):
@@ -92,20 +92,20 @@ class Reader:
     replace: bool
     closed: threading.Event = dataclasses.field(default_factory=threading.Event)
 
-    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> _Met:
+    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> _ChunkStats:
         """Fill `rows` of the batch with `records`; how many were shrunk, which are corrupt."""
-        met = _Met()
+        stats = _ChunkStats()
         if self.closed.is_set():
-            return met
+            return stats
         images, labels = self.source.get(records)
         for row, record, image, label in zip(rows, records, images, labels, strict=True):
             record = int(record)
-            pixels = self._decode(image, record, met)
-            while pixels is None and self.replace and len(met.corrupt) < len(self.source):
+            pixels = self._decode(image, record, stats)
+            while pixels is None and self.replace and len(stats.corrupt) < len(self.source):
                 # The next record, whoever reads it: the same on every thread and process.
                 record = (record + 1) % len(self.source)
                 (image,), (label,) = self.source.get(np.array([record]))
-                pixels = self._decode(image, record, met)
+                pixels = self._decode(image, record, stats)
             if pixels is None:
                 batch["canvas"][row] = 0
                 if not self.replace:
@@ -113,10 +113,10 @@ class Reader:
                 continue
             if max(pixels.shape[:2]) > self.canvas:
                 pixels = self.fit(pixels)
-                met.shrunk += 1
+                stats.shrunk += 1
             elif isinstance(image, bytes) and max(frame(image)[:2]) > self.canvas:
                 # Decoded at a fraction of its size.
-                met.shrunk += 1
+                stats.shrunk += 1
             height, width = pixels.shape[:2]
             batch["canvas"][row, :height, :width] = pixels
             batch["canvas"][row, :height, width:] = 0
@@ -124,13 +124,13 @@ class Reader:
             batch["size"][row] = height, width
             batch["label"][row] = label
             batch["index"][row] = record
-        return met
+        return stats
 
-    def _decode(self, image: Record, record: int, met: _Met) -> np.ndarray | None:
+    def _decode(self, image: Record, record: int, stats: _ChunkStats) -> np.ndarray | None:
         try:
             return self.decode(image)
         except CorruptImage as error:
-            met.corrupt[record] = str(error)
+            stats.corrupt[record] = str(error)
             return None
 
 
@@ -138,7 +138,7 @@ class BatchIterator(Iterator[Batch]):
     """Host batches in order, `prefetch` of them worked on ahead by a pool of threads.
 
     Attributes:
-        health: counts of images, of shrunk ones, of corrupt records and their names.
+        health: counts of images, shrunk images and corrupt records so far.
     """
 
     def __init__(
@@ -192,10 +192,10 @@ class BatchIterator(Iterator[Batch]):
             ]
             self._pending.append((batch, len(rows), futures))
 
-    def _account(self, met: _Met) -> None:
-        self.health.shrunk += met.shrunk
-        source, corrupt = self._reader.source, self.health.corrupt
-        for record, reason in met.corrupt.items():
+    def _account(self, stats: _ChunkStats) -> None:
+        self.health.shrunk += stats.shrunk
+        source, corrupt = self._reader.source, self.health.corrupt_names
+        for record, reason in stats.corrupt.items():
             if record in corrupt:
                 continue
             name = corrupt[record] = source.record_name(record)

@@ -25,14 +25,16 @@ class prefetch_to_device(Iterator[Any]):
         depth: finished transfers kept ready.
 
     Attributes:
-        wait_seconds: total time that `next` has waited; `reset_wait()` returns and clears it.
+        wait_seconds: total time that `next` has waited.
+        health: of the host batches, `batches.Health`, counting those transferred ahead too;
+            None where they keep no counts.
 
     Raises (from `next`): whatever `batches` or `put_fn` raised, in its place in the order.
     """
 
     def __init__(self, batches: Iterator[Any], put_fn: Callable[[Any], Any], *, depth: int = 2):
         self.wait_seconds = 0.0
-        self._batches = batches
+        self.health = getattr(batches, "health", None)
         self._queue: queue.Queue = queue.Queue(maxsize=max(depth - 1, 1))
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -60,11 +62,6 @@ class prefetch_to_device(Iterator[Any]):
                 raise error
             raise StopIteration
         return item
-
-    def reset_wait(self) -> float:
-        """Seconds waited since the last call."""
-        waited, self.wait_seconds = self.wait_seconds, 0.0
-        return waited
 
     def close(self) -> None:
         """Stop the thread and the batches behind it; harmless when repeated."""

@@ -60,7 +60,7 @@ def test_crops_are_identical_on_any_number_of_devices(photos):
         )
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         with data.prefetch_to_device(
-            data.eval_batches(photos, **options), lambda b: jax.device_put(b, sharding)
+            data.eval_batches(photos, **options), lambda b, s=sharding: jax.device_put(b, s)
         ) as batches:
             results.append([np.asarray(transform(b)) for b in batches])
     for other in results[1:]:

@@ -206,7 +206,7 @@ def test_corrupt_record_is_replaced_counted_and_named(caplog):
         shown = {11: 13, 12: 13, 40: 41}
         assert batch["index"].tolist() == [shown.get(i, i) for i in expected.tolist()]
         assert (batch["size"] > 0).all() and (batch["label"] == batch["index"] % 7).all()
-        assert batches.health.corrupt == {i: f"record {i}" for i in shown}
+        assert batches.health.corrupt_names == {i: f"record {i}" for i in shown}
     assert len(digests) == 1
     # Once by each of the two iterators, though every record is met in both batches.
     assert caplog.text.count("cannot decode record 40") == 2
@@ -218,7 +218,7 @@ def test_corrupt_record_is_masked_in_evaluation():
     batches = data.eval_batches(damaged, **options)
     index = np.concatenate([b["index"][b["mask"]] for b in batches])
     assert index.tolist() == [i for i in range(80) if i not in (11, 79)]
-    assert batches.health.corrupt == {11: "record 11", 79: "record 79"}
+    assert batches.health.corrupt_names == {11: "record 11", 79: "record 79"}
 
 
 @pytest.mark.parametrize("damaged", [[5], range(80)])
@@ -238,11 +238,11 @@ def test_allowed_share_of_corrupt_records():
 
 
 @pytest.mark.parametrize("canvas", [48, 99, 100])
-def test_share_that_exceeds_the_canvas_is_counted(source, canvas):
+def test_images_larger_than_the_canvas_are_counted(source, canvas):
     """Also of those that the decoder already halves (100 pixels wide on 48)."""
     batches = data.train_batches(source, batch_size=80, canvas=canvas)
     take(batches, 1)
-    assert batches.health.shrunk_share == (0.1 if canvas < 100 else 0)
+    assert (batches.health.images, batches.health.shrunk) == (80, 8 if canvas < 100 else 0)
 
 
 def test_memory_is_used_again_but_never_under_a_held_array(source):

@@ -157,7 +157,7 @@ def test_record_damaged_around_the_image_counts_as_corrupt(tfds_dir, tmp_path):
     with data.eval_batches(opened.eval, **options, max_corrupt_share=0.1) as batches:
         mask = next(batches)["mask"]
     assert mask.tolist() == [i != 7 for i in range(10)]
-    assert batches.health.corrupt == {7: f"{path.name} record 7"}
+    assert batches.health.corrupt_names == {7: f"{path.name} record 7"}
 
 
 def test_a_window_start_reads_at_most_one_window(tfds_dir, monkeypatch):
