@@ -73,18 +73,45 @@ def keywords(build: Callable) -> dict[str, Option]:
     }
 
 
-def options(build: Callable, section: Mapping[str, Any]) -> dict[str, Option]:
+class Section(NamedTuple):
+    """Options that no signature holds, such as the attributes of a model's class.
+
+    Attributes:
+      options: from what the section sets to all of its options.
+      choosers: the options that choose, see `chooses`.
+    """
+
+    options: Callable[[Mapping[str, Any]], dict[str, Option]]
+    choosers: tuple[str, ...]
+
+
+def options(build: Callable | Section, section: Mapping[str, Any]) -> dict[str, Option]:
     """Every option of a builder, given those that its section sets.
 
     Raises:
       ConfigError: the section names an entry that its table does not have.
     """
+    if isinstance(build, Section):
+        return build.options(section)
     own = keywords(build)
     for key, choice in getattr(build, "choices", {}).items():
         value = section.get(key, own[key].default) if key else None
         for entry in _entries(choice, key, value):
-            own |= {name: option for name, option in options(entry, section).items()}
+            own |= options(entry, section)
     return own
+
+
+def choosers(build: Callable | Section, section: Mapping[str, Any]) -> set[str]:
+    """The options that choose an entry of a table, those of chosen entries included."""
+    if isinstance(build, Section):
+        return set(build.choosers)
+    found = set()
+    for key, choice in getattr(build, "choices", {}).items():
+        found |= {key} - {""}
+        value = section.get(key, keywords(build)[key].default) if key else None
+        for entry in _entries(choice, key, value):
+            found |= choosers(entry, section)
+    return found
 
 
 def bind(function: Callable, given: Mapping[str, Any]) -> Callable:

@@ -1,79 +1,91 @@
-"""Loading a config file, completing it from the builders, and overriding it from the command line.
+"""A complete config: what the file sets, defaults from the builders, overrides of the command line.
 
-A config is a Python file with `get_config(variant)` that returns a `ConfigDict` of
-sections. Each section is spread into one keyword-only builder, and what the file
-leaves out is filled in from the builder's signature, so defaults live in one place
-and every option can be overridden and is written to the workdir.
+A config is a `ConfigDict` of sections, made by a Python file (`config_file.py`). Each section
+is spread into one builder, and what the file leaves out is filled in from the builder's
+signature, so defaults live in one place and every option can be overridden and is written
+to the workdir. Where an option names an entry of a table, the options of that entry belong
+to the section too, and those of the other entries are unknown keys (`builders.py`).
 """
 
 import ast
 import difflib
-import importlib.util
 import inspect
 import json
-import pathlib
-import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
 
-from deit_jax import errors
+from deit_jax import builders, config_file, errors
+from deit_jax.builders import Option
 
 
-class Option(NamedTuple):
-    """One key of a section: its default (None: unset) and annotation."""
+class Schema(NamedTuple):
+    """What there is to set.
 
-    default: Any
-    annotation: Any
+    Attributes:
+      sections: section name -> its builder, or what has `options(section)` and `choosers`.
+      top: options of the run as a whole, outside of any section.
+    """
 
-
-# Section name -> function of the section's keys so far -> its options.
-Sections = Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Option]]]
+    sections: Mapping[str, Any]
+    top: Mapping[str, Option]
 
 
 def load_config(
-    spec: str, overrides: Iterable[str] = (), *, sections: Sections, top: Mapping[str, Option]
+    spec: str, overrides: Iterable[str] = (), *, schema: Schema
 ) -> ml_collections.ConfigDict:
     """The locked, complete config of `FILE[:variant]` with `a.b=c` overrides applied.
 
     Args:
       spec: path of a config file, optionally followed by `:variant`.
-      overrides: `section.key=value` texts; values are parsed by the type of the default.
-      sections, top: what there is to set, see `train/schema.py`.
+      overrides: `section.key=value` texts; values are parsed by the type of the option.
 
     Raises:
-      ConfigError: every unknown key and wrong type at once, naming what would work.
+      ConfigError: every unknown key and wrong value together, naming what would work.
     """
-    return resolve(_read(spec), overrides, sections=sections, top=top)
+    config, file = config_file.read(spec)
+    where = lambda *names: f"{file}:{config_file.line_of(file, names)}: "
+    return resolve(config, overrides, schema=schema, where=where)
 
 
 def resolve(
     config: ml_collections.ConfigDict,
     overrides: Iterable[str] = (),
     *,
-    sections: Sections,
-    top: Mapping[str, Option],
+    schema: Schema,
+    where: Any = lambda *names: "",
 ) -> ml_collections.ConfigDict:
-    """`config`, changed in place: complete, overridden, locked; raises as `load_config`."""
-    overrides = list(overrides)
-    problems = []
-    # The model's options depend on its name, so that comes first.
-    overrides.sort(key=lambda text: not text.startswith("model.name="))
-    if overrides and overrides[0].startswith("model.name=") and "model" in config:
-        config.model.name = overrides.pop(0).partition("=")[2]
-    problems += complete(config, sections, top)
-    nullable = _nullable(config, sections, top)
-    for override in overrides:
+    """`config`, changed in place: complete, overridden, locked; raises as `load_config`.
+
+    `where(section, key)` is put in front of what is wrong with a value of `config` itself.
+    """
+    problems = errors.Problems(config)
+    given = _split(overrides, problems)
+    _check_keys(config, schema, problems, where)
+    _complete_options(config, schema.top, "", problems, where)
+    options = dict(schema.top)
+    for name, section in schema.sections.items():
+        if not isinstance(config.get(name), ml_collections.ConfigDict):
+            with config.ignore_type():
+                config[name] = ml_collections.ConfigDict()
         try:
-            _apply_override(config, override, nullable)
+            known = _choose(config[name], section, name, given)
         except errors.ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise errors.ConfigError("\n".join(problems))
+            problems.add(f"config.{name}: {error}")
+            given = {k: v for k, v in given.items() if not k.startswith(f"{name}.")}
+            continue
+        _complete_options(config[name], known, name, problems, where)
+        options |= {f"{name}.{key}": option for key, option in known.items()}
+    for path, text in given.items():
+        try:
+            _apply_override(config, path, text, options)
+        except errors.ConfigError as error:
+            problems.add(str(error))
+    problems.raise_any()
     return config.lock()
 
 
@@ -96,158 +108,202 @@ def split_overrides(arguments: Iterable[str]) -> list[str]:
         overrides.append(override)
     if wrong:
         raise errors.ConfigError(
-            f"unknown argument {', '.join(map(repr, wrong))}; settings are written "
+            f"unknown argument {', '.join(map(repr, wrong))}; options are written "
             "--config.section.key=value"
         )
     return overrides
 
 
-def _read(spec: str) -> ml_collections.ConfigDict:
-    file, _, variant = spec.partition(":")
-    path = pathlib.Path(file)
-    if not path.is_file():
-        shipped = sorted(str(p) for p in path.parent.glob("*.py")) or ["configs/deit.py"]
-        raise errors.ConfigError(
-            f"no config file {file!r}; {path.parent} holds: {', '.join(shipped)}"
-        )
-    # Recipes share sections through `from configs import common`.
-    root = str(path.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.append(root)
-    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise errors.ConfigError(f"{file} has no get_config(variant) function")
-    variants = getattr(module, "VARIANTS", None)
-    if variants is not None and not variant:
-        variant = next(iter(variants))
-    if variants is not None and variant not in variants:
-        raise errors.ConfigError(
-            f"unknown variant {variant!r} of {file}; known: {', '.join(variants)}"
-        )
-    return module.get_config(variant) if variants is not None else module.get_config()
+def _split(overrides: Iterable[str], problems: errors.Problems) -> dict[str, str]:
+    given = {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if equals:
+            given[path] = text
+        else:
+            problems.add(f"--config.{path} has no value; write --config.{path}=VALUE")
+    return given
 
 
-def complete(
-    config: ml_collections.ConfigDict, sections: Sections, top: Mapping[str, Option]
-) -> list[str]:
-    """Adds, in place, every option that the file leaves out; returns what is wrong.
+def _check_keys(config: Any, schema: Schema, problems: errors.Problems, where: Any) -> None:
+    """Whether the file's sections exist and are sections."""
+    for key in config:
+        is_section = isinstance(config[key], ml_collections.ConfigDict)
+        if key not in schema.sections and key not in schema.top:
+            known = errors.close_matches(key, [*schema.sections, *schema.top])
+            problems.add(f"{where(key)}unknown key config.{key}; known: {known}")
+        elif key in schema.sections and not is_section:
+            problems.add(f"{where(key)}config.{key} is a section of options, not {config[key]!r}")
 
-    A key that no builder of its section takes is reported with the nearest ones.
+
+def _choose(values: Any, section: Any, name: str, given: dict[str, str]) -> dict[str, Option]:
+    """The section's options, after the overrides that choose another entry of a table.
+
+    Those overrides are taken out of `given`. What the file sets for the entry that was
+    replaced goes with it.
     """
-    problems = []
-    for key in sorted(set(config) - set(sections) - set(top)):
-        known = errors.close_matches(key, [*sections, *top])
-        problems.append(f"unknown key config.{key}; known: {known}")
-    for key, option in top.items():
-        if key not in config:
-            config[key] = _field(option)
-    for section, options in sections.items():
-        if section not in config:
-            config[section] = ml_collections.ConfigDict()
-        try:
-            known = options(config[section])
-        except errors.ConfigError as error:
-            problems.append(f"config.{section}: {error}")
+    before = known = builders.options(section, values)
+    while True:
+        replaced = [k for k in builders.choosers(section, values) if f"{name}.{k}" in given]
+        if not replaced:
+            break
+        for key in replaced:
+            path = f"{name}.{key}"
+            current = values.get(key, known[key].default)
+            with values.ignore_type():
+                values[key] = _parsed(path, given.pop(path), known[key].annotation, current)
+        known = builders.options(section, values)
+    for key in set(before) - set(known):
+        if key in values:
+            del values[key]
+    return known
+
+
+def _complete_options(
+    values: Any,
+    known: Mapping[str, Option],
+    section: str,
+    problems: errors.Problems,
+    where: Any,
+) -> None:
+    """Adds the defaults that are missing; notes keys and values that are wrong."""
+    prefix = f"{section}." if section else ""
+    for key in sorted(values) if section else ():
+        if key not in known:
+            near = errors.close_matches(key, known)
+            problems.add(f"{where(section, key)}unknown key config.{prefix}{key}; known: {near}")
+    for key, option in known.items():
+        if key not in values:
+            values[key] = _default(option)
             continue
-        for key in config[section]:
-            if key not in known:
-                near = errors.close_matches(key, known)
-                problems.append(f"unknown key config.{section}.{key}; known: {near}")
-        for key, option in known.items():
-            if key not in config[section]:
-                config[section][key] = _field(option)
-    return problems
-
-
-def _nullable(
-    config: ml_collections.ConfigDict, sections: Sections, top: Mapping[str, Option]
-) -> set[str]:
-    """The keys that may be None, by their annotation or because that is their default."""
-    known = dict(top)
-    for section, options in sections.items():
+        value = values[key]
         try:
-            known |= {f"{section}.{key}": o for key, o in options(config[section]).items()}
-        except errors.ConfigError:
-            continue  # reported by `complete`
-    return {
-        key
-        for key, option in known.items()
-        if option.default is None or types.NoneType in typing.get_args(option.annotation)
-    }
+            converted = _convert(value, option.annotation)
+        except TypeError:
+            problems.add(
+                f"{where(section, key)}config.{prefix}{key} takes "
+                f"{_type_name(option.annotation)}, not {value!r}"
+            )
+        else:
+            with values.ignore_type():
+                values[key] = converted
 
 
-def _field(option: Option) -> Any:
+def _default(option: Option) -> Any:
     if option.default is inspect.Parameter.empty:
         return config_dict.required_placeholder(object)
-    if option.default is not None:
-        return option.default
-    kinds = [t for t in typing.get_args(option.annotation) if t is not types.NoneType]
-    kind = kinds[0] if len(kinds) == 1 else object
-    return config_dict.placeholder(typing.get_origin(kind) or kind)
+    # A placeholder, so that None can be replaced by any value.
+    return config_dict.placeholder(object) if option.default is None else option.default
 
 
-def _apply_override(config: ml_collections.ConfigDict, override: str, nullable: set[str]) -> None:
-    path, equals, text = override.partition("=")
-    if not equals:
-        raise errors.ConfigError(f"--config.{path} has no value; write --config.{path}=VALUE")
-    *sections, leaf = path.split(".")
-    node = config
-    for depth, section in enumerate(sections):
-        if section not in node or not isinstance(node[section], ml_collections.ConfigDict):
-            raise _unknown_key(config, path, ".".join(sections[: depth + 1]))
-        node = node[section]
-    if leaf not in node:
-        raise _unknown_key(config, path, path)
-    if isinstance(node[leaf], ml_collections.ConfigDict):
-        keys = ", ".join(f"{path}.{key}" for key in node[leaf])
+def _apply_override(
+    config: ml_collections.ConfigDict, path: str, text: str, options: Mapping[str, Option]
+) -> None:
+    if path in config and isinstance(config[path], ml_collections.ConfigDict):
+        keys = ", ".join(f"{path}.{key}" for key in config[path])
         raise errors.ConfigError(f"config.{path} is a section; set one of its keys: {keys}")
-    if text.lower() == "none" and path in nullable:
-        node[leaf] = None
-    else:
-        node[leaf] = _parse(path, text, node.get_type(leaf), node[leaf])
+    if path not in options:
+        raise _unknown_key(path, options)
+    *sections, leaf = path.split(".")
+    node = config[sections[0]] if sections else config
+    with node.ignore_type():
+        node[leaf] = _parsed(path, text, options[path].annotation, node[leaf])
 
 
-def _unknown_key(config: ml_collections.ConfigDict, path: str, missing: str) -> errors.ConfigError:
-    known = list(flatten(config))
-    leaf = path.split(".")[-1]
+def _unknown_key(path: str, known: Iterable[str]) -> errors.ConfigError:
+    section, leaf = path.split(".")[0], path.split(".")[-1]
+    in_section = [k for k in known if k.split(".")[0] == section]
+    wrong = path if in_section or "." not in path else section
     same_leaf = [k for k in known if k.split(".")[-1] == leaf]
-    near = same_leaf + [k for k in difflib.get_close_matches(path, known, 4) if k not in same_leaf]
-    if not near:
-        near = [k for k in known if k.split(".")[0] == path.split(".")[0]] or sorted(config)
-    return errors.ConfigError(f"unknown key config.{missing}; near ones: {', '.join(near[:8])}")
-
-
-def _parse(path: str, text: str, kind: type, current: Any) -> Any:
-    wrong = errors.ConfigError(
-        f"config.{path} takes {kind.__name__} (now {current!r}), not {text!r}"
+    near = same_leaf or difflib.get_close_matches(path, known, 4)
+    if near:
+        return errors.ConfigError(
+            f"unknown key config.{wrong}; did you mean {', '.join(near[:4])}?"
+        )
+    return errors.ConfigError(
+        f"unknown key config.{wrong}; known: {', '.join(sorted(in_section or known))}"
     )
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() in ("true", "false", "1", "0"):
-            return text.lower() in ("true", "1")
-        raise wrong
+
+
+def _parsed(path: str, text: str, annotation: Any, current: Any) -> Any:
+    """The value of an override's text."""
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if kind in (type(None), object):
-            return text
-        raise wrong from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in (tuple, list):
-        items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        if current and any(type(item) is not type(current[0]) for item in items):
-            floats = isinstance(current[0], float) and all(type(i) in (int, float) for i in items)
-            if not floats:
-                raise wrong
-            items = tuple(float(item) for item in items)
-        return kind(items)
-    if kind not in (type(None), object) and type(value) is not kind:
-        raise wrong
-    return value
+        return _parse(text, annotation)
+    except (TypeError, ValueError, SyntaxError):
+        raise errors.ConfigError(
+            f"config.{path} takes {_type_name(annotation)} (now {current!r}), not {text!r}"
+        ) from None
+
+
+def _parse(text: str, annotation: Any) -> Any:
+    kinds = _alternatives(annotation)
+    if text.lower() == "none" and types.NoneType in kinds:
+        return None
+    if bool in kinds and text.lower() in ("true", "false", "1", "0"):
+        return text.lower() in ("true", "1")
+    if str in kinds:
+        return text
+    sequences = [kind for kind in kinds if _is_sequence(kind)]
+    if any(typing.get_args(kind)[:1] == (str,) for kind in sequences):
+        return tuple(part.strip() for part in text.strip("()").split(",") if part.strip())
+    value = ast.literal_eval(text)
+    if sequences and not isinstance(value, tuple | list):
+        scalars = [kind for kind in kinds if not _is_sequence(kind)]
+        if not any(_is_a(value, kind) for kind in scalars):
+            value = (value,)
+    return _convert(value, annotation)
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    """`value` as the annotation says; an int serves as a float, a list as a tuple.
+
+    Raises:
+      TypeError: it is of another type.
+    """
+    kinds = _alternatives(annotation)
+    for kind in kinds:
+        if _is_a(value, kind):
+            return value
+    for kind in kinds:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if _is_sequence(kind) and isinstance(value, tuple | list):
+            items = typing.get_args(kind)
+            kinds_of_items = items[:1] * len(value) if items[-1:] == (...,) else items
+            if items and len(kinds_of_items) != len(value):
+                continue
+            pairs = zip(value, kinds_of_items or (Any,) * len(value), strict=True)
+            return tuple(_convert(item, kind) for item, kind in pairs)
+    raise TypeError
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """`int | None` as (int, NoneType)."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _is_sequence(kind: Any) -> bool:
+    return kind in (tuple, list) or typing.get_origin(kind) in (tuple, list)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind in (Any, object, inspect.Parameter.empty):
+        return True
+    if kind in (int, float):
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(kind, type) and not _is_sequence(kind) and isinstance(value, kind)
+
+
+def _type_name(annotation: Any) -> str:
+    """`int or None` for `int | None`."""
+    names = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
+    shown = [
+        str(kind) if typing.get_args(kind) else name
+        for kind, name in zip(_alternatives(annotation), names, strict=True)
+    ]
+    return " or ".join("None" if name == "NoneType" else name for name in shown)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -262,7 +318,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The resolved config as JSON text, one key a line."""
+    """The resolved config as JSON text, one line per key."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 

@@ -1,7 +1,10 @@
-"""Errors that a user can act on, and the words to say them with."""
+"""Errors that a user can act on, and collecting several of them before anything starts."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -29,3 +32,45 @@ def close_matches(name: str, known: Iterable[str], *, limit: int = 12) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
     """`unknown model 'deit_x'; known: ...`, nearest names first."""
     return ConfigError(f"unknown {what} {name!r}; known: {close_matches(name, known)}")
+
+
+class Problems:
+    """Collects what is wrong with a config, so that all mistakes are reported together.
+
+        problems = Problems(config)
+        with problems.section("optim"):
+            tx = make_optimizer(params, schedule, **config.optim)
+        problems.raise_any()
+
+    Only what a user can mend is collected; a programmer's error keeps its traceback.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self.messages: list[str] = []
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Keeps a ConfigError or FileNotFoundError of its body, with `config.NAME` in front."""
+        try:
+            yield
+        except (ConfigError, FileNotFoundError) as error:
+            self.add(self._located(name, str(error)))
+
+    def add(self, message: str) -> None:
+        """Notes a message once."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    def raise_any(self) -> None:
+        """Raises one ConfigError with everything noted so far, if anything was."""
+        if self.messages:
+            raise ConfigError("\n".join(self.messages))
+
+    def _located(self, section: str, message: str) -> str:
+        if not section or re.match(r"(config\.|--)", message):
+            return message
+        first = re.match(r"\w*", message)[0]
+        values = self._config.get(section)
+        is_option = hasattr(values, "keys") and first in values
+        return f"config.{section}.{message}" if is_option else f"config.{section}: {message}"

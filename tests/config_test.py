@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from deit_jax import builders
 from deit_jax import config as config_lib
 from deit_jax.errors import ConfigError
-from deit_jax.train.schema import from_signature
 
 FILE = """
 from ml_collections import ConfigDict
@@ -17,27 +17,35 @@ def get_config(variant):
 
 
 def make_model(
-    *,
     classes,
-    width=4,
-    rate=0.5,
-    name="net",
-    sizes=(1.0, 2.0),
-    wide=False,
+    *,
+    width: int = 4,
+    rate: float = 0.5,
+    name: str = "net",
+    sizes: tuple[float, ...] = (1.0, 2.0),
+    words: tuple[str, ...] = (),
+    wide: bool = False,
     limit: int | None = None,
 ):
     """A builder; `classes` is supplied by the loop."""
 
 
-def make_optim(*, params, lr=0.1, momentum: float | None = None, clip: float | None = 1.0):
+def adam(*, beta: float = 0.9):
+    """An entry of a table."""
+
+
+def sgd(*, momentum: float | None = None):
     """Another."""
 
 
-SECTIONS = {
-    "model": from_signature(make_model, supplied=("classes",)),
-    "optim": from_signature(make_optim, supplied=("params",)),
-}
-TOP = {"seed": config_lib.Option(0, int)}
+@builders.chooses(kind={"adam": adam, "sgd": sgd})
+def make_optim(params, *, lr: float = 0.1, kind: str = "sgd", clip: float | None = 1.0, **options):
+    """A builder that chooses."""
+
+
+SCHEMA = config_lib.Schema(
+    {"model": make_model, "optim": make_optim}, {"seed": builders.Option(0, int)}
+)
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def load(tmp_path):
     file.write_text(FILE)
 
     def load(variant=":small", *overrides):
-        return config_lib.load_config(f"{file}{variant}", overrides, sections=SECTIONS, top=TOP)
+        return config_lib.load_config(f"{file}{variant}", overrides, schema=SCHEMA)
 
     return load
 
@@ -60,10 +68,11 @@ def test_defaults_come_from_the_builders(load):
             "rate": 0.5,
             "name": "net",
             "sizes": (1.0, 2.0),
+            "words": (),
             "wide": False,
             "limit": None,
         },
-        "optim": {"lr": 0.1, "momentum": None, "clip": 1.0},
+        "optim": {"lr": 0.1, "kind": "sgd", "clip": 1.0, "momentum": None},
     }
     assert load(":large").model.width == 16
     assert load("").model.width == 8, "the first variant is the default"
@@ -82,6 +91,8 @@ def test_defaults_come_from_the_builders(load):
         ("model.wide=False", "wide", False),
         ("model.sizes=(3,4.5)", "sizes", (3.0, 4.5)),
         ("model.sizes=3,4", "sizes", (3.0, 4.0)),
+        ("model.words=one, two", "words", ("one", "two")),
+        ("model.words=", "words", ()),
         ("model.limit=5", "limit", 5),
         ("model.limit=none", "limit", None),
         ("optim.momentum=0.9", "momentum", 0.9),
@@ -97,20 +108,20 @@ def test_overrides_take_the_type_of_the_default(load, override, key, value):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("model.widht=3", "unknown key config.model.widht; near ones: model.width"),
-        ("modle.width=3", "unknown key config.modle; near ones: model.width"),
-        ("width=3", "unknown key config.width; near ones: model.width"),
-        ("model=3", "config.model is a section; set one of its keys: model.limit, model.name"),
+        ("model.widht=3", "unknown key config.model.widht; did you mean model.width"),
+        ("modle.width=3", "unknown key config.modle; did you mean model.width?"),
+        ("width=3", "unknown key config.width; did you mean model.width?"),
+        ("model=3", "config.model is a section; set one of its keys: model."),
         ("model.width=abc", "config.model.width takes int (now 8), not 'abc'"),
         ("model.width=1.5", "config.model.width takes int (now 8), not '1.5'"),
         ("model.width=none", "config.model.width takes int (now 8), not 'none'"),
         ("model.width=True", "config.model.width takes int (now 8), not 'True'"),
         ("model.rate=fast", "config.model.rate takes float (now 0.5), not 'fast'"),
         ("model.wide=yes", "config.model.wide takes bool (now False), not 'yes'"),
-        ("model.sizes=('a',)", "config.model.sizes takes tuple"),
-        ("model.limit=1.5", "config.model.limit takes int (now None), not '1.5'"),
+        ("model.sizes=('a',)", "config.model.sizes takes tuple[float, ...]"),
+        ("model.limit=1.5", "config.model.limit takes int or None (now None), not '1.5'"),
         ("model.classes=3", "unknown key config.model.classes"),
-        ("model.width", "config.model.width has no value"),
+        ("model.width", "config.model.width has no value; write --config.model.width=VALUE"),
     ],
 )
 def test_wrong_overrides_are_refused_with_the_cure(load, override, message):
@@ -127,8 +138,8 @@ def test_several_mistakes_are_reported_together(load):
 def test_unknown_variant_and_file_name_what_exists(load, tmp_path):
     with pytest.raises(ConfigError, match="unknown variant 'tiny' of .*known: small, large"):
         load(":tiny")
-    with pytest.raises(ConfigError, match="no config file .*holds: .*recipe.py"):
-        config_lib.load_config(str(tmp_path / "recipes.py"), sections=SECTIONS, top=TOP)
+    with pytest.raises(ConfigError, match="no config file .*has: .*recipe.py"):
+        config_lib.load_config(str(tmp_path / "recipes.py"), schema=SCHEMA)
 
 
 def test_unknown_keys_of_the_file_itself_are_reported(tmp_path):
@@ -138,9 +149,70 @@ def test_unknown_keys_of_the_file_itself_are_reported(tmp_path):
         "def get_config():\n    return ConfigDict({'model': {'widht': 3}, 'optimizer': {}})\n"
     )
     with pytest.raises(ConfigError) as caught:
-        config_lib.load_config(str(file), sections=SECTIONS, top=TOP)
+        config_lib.load_config(str(file), schema=SCHEMA)
     assert "unknown key config.optimizer; known: optim" in str(caught.value)
     assert "unknown key config.model.widht; known: width" in str(caught.value)
+
+
+def test_options_are_those_of_the_chosen_entry(load):
+    assert "momentum" not in load(":small", "optim.kind=adam").optim
+    assert load(":small", "optim.kind=adam", "optim.beta=0.5").optim.beta == 0.5
+    with pytest.raises(ConfigError, match=r"unknown key config.optim.beta"):
+        load(":small", "optim.beta=0.5")
+    with pytest.raises(ConfigError, match=r"config.optim: unknown kind 'adm'; known: adam, sgd"):
+        load(":small", "optim.kind=adm", "optim.momentum=1")
+
+
+def test_what_a_file_sets_for_another_entry_goes_with_the_choice(tmp_path):
+    file = tmp_path / "sgd.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'optim': {'kind': 'sgd', 'momentum': 0.5}})\n"
+    )
+    load = lambda *overrides: config_lib.load_config(str(file), overrides, schema=SCHEMA)
+    assert load().optim.momentum == 0.5
+    assert load("optim.kind=adam").optim.to_dict() == {
+        "kind": "adam",
+        "lr": 0.1,
+        "clip": 1.0,
+        "beta": 0.9,
+    }
+    file.write_text(file.read_text().replace("'sgd'", "'adam'"))
+    with pytest.raises(ConfigError, match=r"sgd.py:3: unknown key config.optim.momentum"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def get_config(:\n", r"1: SyntaxError"),
+        ("import math\nimport no_such_package\n", r"2: ModuleNotFoundError: No module named"),
+        ("x = 1\n\ny = x / 0\n", r"3: ZeroDivisionError"),
+        ("def get_config():\n    return missing\n", r"2: NameError"),
+        ("x = 1\ndef get_config():\n    pass\n", r"2: get_config must return .*, not None"),
+        ("def get_config():\n    return {}\n", r"1: get_config must return .*, not a dict"),
+        ("x = 1\n", r"1: there is no function get_config"),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config():\n    return ConfigDict({\n        'model': 3})\n",
+            r"4: config.model is a section of options, not 3",
+        ),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config():\n    c = ConfigDict({'model': {}})\n"
+            "    c.model.width = 'wide'\n    return c\n",
+            r"4: config.model.width takes int, not 'wide'",
+        ),
+        ("raise SystemExit(3)\n", r"1: SystemExit: 3"),
+    ],
+)
+def test_a_file_that_does_not_load_is_one_line_with_its_place(tmp_path, text, message):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config_lib.load_config(str(file), schema=SCHEMA)
+    assert re.match(rf".*broken\.py:{message}", str(caught.value))
+    assert "\n" not in str(caught.value)
 
 
 def test_config_is_locked(load):

@@ -149,8 +149,8 @@ class Evaluator:
         import jax
 
         from deit_jax import augment, models, sharding
+        from deit_jax.errors import Problems
         from deit_jax.evaluation import predictions
-        from deit_jax.problems import Problems
         from deit_jax.train import experiment
 
         sizes = {"image_size": image_size} if image_size else {}
@@ -158,10 +158,9 @@ class Evaluator:
         self.side = square_side(self.model)
         self.mesh = sharding.make_mesh()
         self.rows = sharding.batch_sharding(self.mesh)
-        problems = Problems()
-        self.options = problems.check(
-            "eval", experiment.make_evaluation, image_size=self.side, **config.eval
-        )
+        problems = Problems(config)
+        with problems.section("eval"):
+            self.options = experiment.make_evaluation(image_size=self.side, **config.eval)
         problems.raise_any()
         self.reading = {
             key: config.input[key] for key in ("threads", "prefetch", "max_corrupt_share")

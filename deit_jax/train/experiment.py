@@ -9,9 +9,9 @@ import jax
 import ml_collections
 
 from deit_jax import augment, data, losses, models, optim, pretrained, rng, sharding
+from deit_jax.errors import ConfigError, Problems
 from deit_jax.evaluation.evaluate import make_eval_step
 from deit_jax.optim import schedules
-from deit_jax.problems import Problems
 from deit_jax.recipe import recipe
 from deit_jax.recipe.durations import Plan, make_plan
 from deit_jax.teacher import Teacher, make_teacher
@@ -133,9 +133,9 @@ def make_evaluation(
     slightly other accuracies for the same weights.
     """
     if not 0 < crop_ratio <= 1:
-        raise ValueError(f"config.eval.crop_ratio={crop_ratio} must be above 0 and at most 1")
+        raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {crop_ratio}")
     if batch_size < 1:
-        raise ValueError(f"config.eval.batch_size={batch_size}; at least 1")
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     canvas = max(canvas, math.ceil(image_size / crop_ratio))
     return Evaluation(batch_size, image_size, crop_ratio, canvas, agreement)
 
@@ -146,8 +146,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       ConfigError: all that is wrong, a line or more each.
     """
-    problems = Problems()
-    check = problems.check
+    problems = Problems(config)
+
+    def check(section: str, make: Callable, *args: Any, **options: Any) -> Any:
+        with problems.section(section):
+            return make(*args, **options)
+
     opened = check("data", data.open_data, **config.data)
     mesh = check("mesh", sharding.make_mesh, **config.mesh)
     num_classes = opened.num_classes if opened else 1000
@@ -222,15 +226,14 @@ def _teacher(
 ) -> Teacher | None:
     if config.loss.distillation == "none":
         return None
-    return problems.check(
-        "teacher",
-        make_teacher,
-        num_classes=num_classes,
-        image_size=image_size,
-        mean=config.augment.mean,
-        std=config.augment.std,
-        **config.teacher,
-    )
+    with problems.section("teacher"):
+        return make_teacher(
+            num_classes=num_classes,
+            image_size=image_size,
+            mean=config.augment.mean,
+            std=config.augment.std,
+            **config.teacher,
+        )
 
 
 def _schedule(config: ml_collections.ConfigDict, plan: Plan) -> Callable:
@@ -273,7 +276,8 @@ def _check_divisible(problems: Problems, config: Any, mesh: jax.sharding.Mesh) -
 
 def _check_values(problems: Problems, config: Any) -> None:
     """What no builder sees before the first step."""
-    problems.check("step", recipe.check_ema_decay, config.step.ema_decay)
+    with problems.section("step"):
+        recipe.check_ema_decay(config.step.ema_decay)
     if not 0 <= config.seed < 2**32:
         problems.add(f"config.seed={config.seed}; 0 to {2**32 - 1}")
 

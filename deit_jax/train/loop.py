@@ -22,9 +22,8 @@ import jax
 import ml_collections
 
 from deit_jax import checkpoint, data, sharding
-from deit_jax.errors import RunStopped
+from deit_jax.errors import Problems, RunStopped
 from deit_jax.evaluation import agreement, evaluate
-from deit_jax.problems import Problems
 from deit_jax.recipe import hardware
 from deit_jax.tracking import averages, curves, profiler, progress, startup, writers
 from deit_jax.train import experiment, inflight, nonfinite, preemption, report
@@ -78,16 +77,20 @@ def _prepare(
     clock: startup.StartClock,
 ) -> tuple[_Setting, pathlib.Path]:
     """Checks everything, says what will run, and claims the workdir."""
-    problems = Problems()
-    built = problems.check("", experiment.build, config)
-    policy = problems.check("nonfinite", nonfinite.make_policy, **config.nonfinite)
-    steps = built.plan.total_steps if built else math.inf
-    span = problems.check("profile", profiler.parse_span, config.profile, total_steps=steps)
-    if built:
-        problems.check("checkpoint", init_lib.checkpoint_options, built)
-    opened = problems.check(
-        "", workdir_lib.open_workdir, workdir, config, force_resume=force_resume
-    )
+    problems = Problems(config)
+    built = policy = span = opened = None
+    with problems.section(""):
+        built = experiment.build(config)
+    with problems.section("nonfinite"):
+        policy = nonfinite.make_policy(**config.nonfinite)
+    with problems.section("profile"):
+        steps = built.plan.total_steps if built else math.inf
+        span = profiler.parse_span(config.profile, total_steps=steps)
+    with problems.section("checkpoint"):
+        if built:
+            init_lib.checkpoint_options(built)
+    with problems.section(""):
+        opened = workdir_lib.open_workdir(workdir, config, force_resume=force_resume)
     problems.raise_any()
     folder, notices = opened
     if jax.process_index() == 0:

@@ -1,13 +1,23 @@
-"""Which builder takes which section of a config, and what the training loop supplies itself."""
+"""Which builder takes which section of a config."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax import augment, checkpoint, config, data, losses, models, optim, sharding, teacher
-from deit_jax.config import Option
+from deit_jax import (
+    augment,
+    builders,
+    checkpoint,
+    config,
+    data,
+    losses,
+    models,
+    optim,
+    sharding,
+    teacher,
+)
+from deit_jax.builders import Option, Section
 from deit_jax.errors import unknown
 from deit_jax.models.registry import ARCHITECTURES
 from deit_jax.optim import schedules
@@ -17,17 +27,14 @@ from deit_jax.train import experiment, nonfinite
 from deit_jax.train import step as step_lib
 
 
-def from_signature(build: Callable, *, supplied: tuple[str, ...] = ()) -> Callable:
+def from_signature(build: Callable, *, supplied: tuple[str, ...] = ()) -> Section:
     """Options of a keyword-only builder, without those that the loop supplies."""
 
     def options(section: Mapping[str, Any]) -> dict[str, Option]:
-        return {
-            name: Option(parameter.default, parameter.annotation)
-            for name, parameter in inspect.signature(build).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in supplied
-        }
+        known = builders.options(build, section)
+        return {name: option for name, option in known.items() if name not in supplied}
 
-    return options
+    return Section(options, ())
 
 
 def model_options(section: Mapping[str, Any]) -> dict[str, Option]:
@@ -42,6 +49,7 @@ def model_options(section: Mapping[str, Any]) -> dict[str, Option]:
         for key, field in cls.__dataclass_fields__.items()
         if key not in ("parent", "name", "num_classes")
     }
+    fields["image_size"] = Option(fields["image_size"].default, int | tuple[int, int])
     return {"name": Option(name, str)} | fields
 
 
@@ -59,9 +67,9 @@ TOP: dict[str, Option] = {
 }
 
 # The number of classes comes from the data; sizes of batch and image from one place each.
-SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
-    "model": model_options,
-    "data": from_signature(data.open_data),
+SECTIONS = {
+    "model": Section(model_options, ("name",)),
+    "data": data.open_data,
     "input": from_signature(
         data.train_batches,
         supplied=(
@@ -75,16 +83,19 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
             "decode",
         ),
     ),
-    "augment": lambda section: {
-        **from_signature(augment.make_augment, supplied=("image_size", "num_classes", "mesh"))(
-            section
-        ),
-        **from_signature(augment.resolve_mix_group)(section),
-    },
+    "augment": Section(
+        lambda section: {
+            **from_signature(
+                augment.make_augment, supplied=("image_size", "num_classes", "mesh")
+            ).options(section),
+            **builders.options(augment.resolve_mix_group, section),
+        },
+        (),
+    ),
     "teacher": from_signature(
         teacher.make_teacher, supplied=("num_classes", "image_size", "mean", "std")
     ),
-    "loss": from_signature(losses.make_loss),
+    "loss": losses.make_loss,
     "optim": from_signature(optim.make_optimizer, supplied=("params", "schedule")),
     "schedule": from_signature(
         schedules.make_schedule, supplied=("batch_size", "steps_per_epoch", "total_steps")
@@ -95,18 +106,19 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Option]]] = {
     ),
     "train": from_signature(durations.make_plan, supplied=("records",)),
     "eval": from_signature(experiment.make_evaluation, supplied=("image_size",)),
-    "checkpoint": from_signature(checkpoint.Checkpointer.__init__),
-    "log": from_signature(writers.MetricsWriter.__init__, supplied=("resume_step", "config")),
-    "mesh": from_signature(sharding.make_mesh),
-    "nonfinite": from_signature(nonfinite.make_policy),
+    "checkpoint": checkpoint.Checkpointer,
+    "log": from_signature(writers.MetricsWriter, supplied=("resume_step", "config")),
+    "mesh": sharding.make_mesh,
+    "nonfinite": nonfinite.make_policy,
 }
+SCHEMA = config.Schema(SECTIONS, TOP)
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """The complete, locked config of `FILE[:variant]`; see `config.load_config`."""
-    return config.load_config(spec, overrides, sections=SECTIONS, top=TOP)
+    return config.load_config(spec, overrides, schema=SCHEMA)
 
 
 def resolve(given: ConfigDict, overrides: Iterable[str] = ()) -> ConfigDict:
     """`given`, changed in place: complete, overridden, locked; see `config.resolve`."""
-    return config.resolve(given, overrides, sections=SECTIONS, top=TOP)
+    return config.resolve(given, overrides, schema=SCHEMA)

@@ -49,8 +49,12 @@ def refused(spec: str, *overrides: str) -> str:
         ("deit.py:ti", [*DIGITS, "seed=-1"], ["config.seed=-1; 0 to"]),
         ("deit.py:ti", [*DIGITS, "train.batch_size=0"], ["config.train.batch_size=0; at least 1"]),
         ("deit.py:ti", [*DIGITS, "train.stop_at_step=-1"], ["stop_at_step=-1"]),
-        ("deit.py:ti", [*DIGITS, "eval.batch_size=0"], ["config.eval.batch_size=0"]),
-        ("deit.py:ti", [*DIGITS, "input.max_corrupt_share=-1"], ["config.input: ", "in [0, 1]"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "eval.batch_size=0"],
+            ["config.eval.batch_size must be at least 1, not 0"],
+        ),
+        ("deit.py:ti", [*DIGITS, "input.max_corrupt_share=-1"], ["config.input.", "in [0, 1]"]),
         ("deit.py:ti", [*DIGITS, "model.image_size=225"], ["225", "patch_size 16"]),
         (
             "deit.py:ti",
@@ -234,7 +238,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monk
         assert schedule
         return train_step
 
-    monkeypatch.setattr(experiment.steps, "make_train_step", poisoned)
+    monkeypatch.setattr(experiment.step_lib, "make_train_step", poisoned)
     config = tiny_runs.tiny("quickstart.py:plain")
     with pytest.raises(loop.NonFiniteError) as caught:
         tiny_runs.train(config, tmp_path)
@@ -258,7 +262,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monk
                 "--config.optim.weight_decy=1",
                 "--config.train.batch_size=many",
             ],
-            ["near ones: optim.weight_decay", "takes int (now 1024), not 'many'"],
+            ["did you mean optim.weight_decay", "takes int (now 1024), not 'many'"],
         ),
         (["--config=configs/deit.py:s", "--workdir=w", "--confg.seed=1"], ["'--confg.seed=1'"]),
     ],

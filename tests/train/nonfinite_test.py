@@ -136,7 +136,7 @@ def bad_second_step(monkeypatch):
 
         return train_step
 
-    monkeypatch.setattr(experiment.steps, "make_train_step", poisoned)
+    monkeypatch.setattr(experiment.step_lib, "make_train_step", poisoned)
 
 
 def leaves(folder):

@@ -1,0 +1,105 @@
+"""Reading a config file: a Python file with `get_config(variant)`, and what can be wrong with it.
+
+Whatever a file does wrong (a syntax error, a missing import, an exception, a wrong value) is
+one line that names the file and the line number.
+"""
+
+import ast
+import importlib.util
+import inspect
+import pathlib
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_collections
+
+from deit_jax.errors import ConfigError
+
+
+def read(spec: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+    """The config that `FILE[:variant]` gives, not yet complete, and the file.
+
+    Raises:
+      ConfigError: no such file or variant, or a file that does not give a config.
+    """
+    file, _, variant = spec.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.py")) or ["configs/deit.py"]
+        raise ConfigError(f"no config file {file!r}; {path.parent} has: {', '.join(known)}")
+    module = _execute(path)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{file}:1: there is no function get_config(variant) in this file")
+    variants = getattr(module, "VARIANTS", None)
+    if variants is None and variant and not inspect.signature(module.get_config).parameters:
+        raise ConfigError(f"{file} has no variants, so {variant!r} names none; use {file}")
+    if variants is not None and not variant:
+        variant = next(iter(variants))
+    if variants is not None and variant not in variants:
+        raise ConfigError(f"unknown variant {variant!r} of {file}; known: {', '.join(variants)}")
+    arguments = (variant,) if variants is not None else ()
+    return _get_config(module.get_config, arguments, path), path
+
+
+def line_of(path: pathlib.Path, names: Iterable[str]) -> int:
+    """The line on which a file sets the last of `names` (section, key), its `get_config` else."""
+    tree = ast.parse(path.read_text())
+    lines = {"get_config": 1}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "get_config":
+            lines["get_config"] = node.lineno
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            lines.setdefault(node.value, node.lineno)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            lines.setdefault(node.attr, node.lineno)
+        elif isinstance(node, ast.keyword) and node.arg:
+            lines.setdefault(node.arg, node.value.lineno)
+    return next(
+        (lines[name] for name in reversed(list(names)) if name in lines), lines["get_config"]
+    )
+
+
+def _execute(path: pathlib.Path) -> types.ModuleType:
+    # Recipes share sections through `from configs import common`.
+    root = str(path.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    _guarded(path, spec.loader.exec_module, module)
+    return module
+
+
+def _get_config(
+    function: Callable, arguments: tuple, path: pathlib.Path
+) -> ml_collections.ConfigDict:
+    config = _guarded(path, function, *arguments)
+    if not isinstance(config, ml_collections.ConfigDict):
+        kind = "None" if config is None else f"a {type(config).__name__}"
+        raise ConfigError(
+            f"{path}:{line_of(path, [])}: get_config must return an ml_collections.ConfigDict, "
+            f"not {kind}"
+        )
+    return config
+
+
+def _guarded(path: pathlib.Path, function: Callable, *arguments: Any) -> Any:
+    """`function(*arguments)`; what it raises becomes a ConfigError that names file and line."""
+    try:
+        return function(*arguments)
+    except SyntaxError as error:
+        where = f"{error.filename or path}:{error.lineno or 1}"
+        raise ConfigError(f"{where}: {type(error).__name__}: {error.msg}") from None
+    except (Exception, SystemExit) as error:
+        folder = path.resolve().parent
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if pathlib.Path(frame.filename).resolve().parent == folder
+        ]
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else f"{path}:1"
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{where}: {type(error).__name__}: {text}") from None
