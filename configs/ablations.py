@@ -30,7 +30,7 @@ Each took the authors 53 hours on 8 V100.
 
 from ml_collections import ConfigDict
 
-from configs import common, finetune
+from configs import common, deit, finetune
 
 # Variant -> what is changed.
 VARIANTS = {
@@ -48,12 +48,12 @@ VARIANTS = {
     "dropout": {"model": {"dropout_rate": 0.1}},
     "ema": {"checkpoint": {"best_metric": "eval_ema/class/top1"}},
 }
+MODES = common.MODES
 
 
 def get_config(variant: str) -> ConfigDict:
     changed = ConfigDict(VARIANTS[variant])
     if variant == "sgd_finetune":
         return common.merged(finetune.get_config("384"), changed)
-    model = {"name": "deit_base_patch16_224", "dtype": "bfloat16", "drop_path_rate": 0.1}
-    base = common.merged(common.imagenet(), common.deit_training(), ConfigDict({"model": model}))
-    return common.merged(base, changed)
+    model = ConfigDict({"model": {"name": "deit_base_patch16_224"}})
+    return common.merged(deit.imagenet(), deit.table_9(), model, changed)

@@ -26,7 +26,7 @@ of 8 GPUs, l, h four; hours are not given.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, deit
 
 MODELS = {
     "s": "deit3_small_patch16_224",
@@ -45,13 +45,14 @@ STAGES = {
 VARIANTS = tuple(
     f"{size}_{stage}".removesuffix("_") for stage, sizes in STAGES.items() for size in sizes
 )
+MODES = common.MODES
 
 
 def get_config(variant: str) -> ConfigDict:
     size, _, stage = variant.partition("_")
     side, drop_path = STAGES[stage][size]
     name = MODELS[size].replace("_224", "_384") if side == 384 else MODELS[size]
-    model = {"name": name, "image_size": side, "dtype": "bfloat16", "drop_path_rate": drop_path}
+    model = {"name": name, "image_size": side, "drop_path_rate": drop_path}
     recipe = {
         "": _scratch,
         "ft224": _finetuning,
@@ -65,9 +66,7 @@ def get_config(variant: str) -> ConfigDict:
         "augment": {"erasing_prob": 0.0},
         "eval": {"crop_ratio": 1.0},
     }
-    return common.merged(
-        common.imagenet(), common.deit_training(), ConfigDict(shared), *map(ConfigDict, recipe)
-    )
+    return common.merged(deit.imagenet(), deit.table_9(), shared, *recipe)
 
 
 THREE_AUGMENT = {"augment": {"auto_augment": "", "three_augment": True, "color_jitter": 0.3}}
@@ -110,7 +109,7 @@ def _21k(size: str) -> list[dict]:
 def _from_21k(size: str) -> list[dict]:
     changed = {
         "init_drop_head": True,
-        "data": common.imagenet().data.to_dict(),
+        "data": deit.imagenet().data.to_dict(),
         "schedule": {"base_lr": 3e-4},
         "step": {"ema_decay": 0.0},
         "train": {"total_epochs": 50.0},

@@ -26,39 +26,41 @@ of s, 0.9 of b.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, deit
 
 SIZES = {"ti": "tiny", "s": "small", "b": "base"}
 ROWS = ("token", "1000", "none", "soft", "hard")
 # The rows of a size behind its name; the token's row is the size's own.
 VARIANTS = tuple(SIZES) + tuple(f"{size}_{row}" for row in ROWS[1:] for size in SIZES)
+MODES = common.MODES
 
 
 def get_config(variant: str) -> ConfigDict:
     size, _, row = variant.partition("_")
     row = row or "token"
-    parts = [common.imagenet(), common.deit_training(), _model(size, row in ("token", "1000"))]
+    parts = [deit.get_config(size)]
     if row != "none":
-        parts += [common.token_distillation("regnety_160"), _loss(row)]
-    if row == "1000":
-        parts.append(ConfigDict({"train": {"total_epochs": 1000.0}}))
-    return common.merged(*parts)
+        parts.append(deit.token_distillation("regnety_160"))
+    return common.merged(*parts, _changed(size, row))
 
 
-def _model(size: str, distilled: bool) -> ConfigDict:
-    kind = "distilled_" if distilled else ""
-    name = f"deit_{SIZES[size]}_{kind}patch16_224"
-    return ConfigDict(
-        {
-            "model": {"name": name, "dtype": "bfloat16", "drop_path_rate": 0.1},
-            "augment": {"mix_group_limit": common.MIX_GROUP[size]},
-        }
-    )
-
-
-def _loss(row: str) -> ConfigDict:
-    """What differs from the distillation on the token."""
-    if row == "soft":
-        soft = {"distillation": "soft", "alpha": 0.1, "tau": 3.0, "normalise": "numel"}
-        return ConfigDict({"loss": {"distill_on": "class"} | soft})
-    return ConfigDict({"loss": {"distill_on": "class"}} if row == "hard" else {})
+def _changed(size: str, row: str) -> ConfigDict:
+    """What differs from deit.py, and from the distillation on the token."""
+    changed = {
+        "token": {},
+        "1000": {"train": {"total_epochs": 1000.0}},
+        "none": {},
+        "soft": {
+            "loss": {
+                "distillation": "soft",
+                "distill_on": "class",
+                "alpha": 0.1,
+                "tau": 3.0,
+                "normalise": "numel",
+            }
+        },
+        "hard": {"loss": {"distill_on": "class"}},
+    }[row]
+    if row in ("token", "1000"):
+        changed["model"] = {"name": f"deit_{SIZES[size]}_distilled_patch16_224"}
+    return ConfigDict(changed)

@@ -17,29 +17,18 @@ batch 1,024; no hours are published.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, deit
 
-VARIANTS = {
-    "ti": "deit_tiny_patch16_224",
-    "s": "deit_small_patch16_224",
-    "b": "deit_base_patch16_224",
-}
+VARIANTS = ("ti", "s", "b")
+MODES = common.MODES
 
 
 def get_config(variant: str) -> ConfigDict:
-    base = variant == "b"
-    changed = ConfigDict(
-        {
-            "model": {
-                "name": VARIANTS[variant],
-                "dtype": "bfloat16",
-                "drop_path_rate": 0.1 if base else 0.0,
-            },
-            "input": {"repeats": 1},
-            "augment": {"mix_group_limit": common.MIX_GROUP[variant]},
-            "optim": {"clip_norm": 5.0},
-            "schedule": {"warmup_epochs": 20.0, "warmup_prefix": True},
-            "step": {"ema_decay": 0.99996 if base else 0.0},
-        }
-    )
-    return common.merged(common.imagenet(), common.deit_training(), changed)
+    changed = {
+        "input": {"repeats": 1},
+        "optim": {"clip_norm": 5.0},
+        "schedule": {"warmup_epochs": 20.0, "warmup_prefix": True},
+    }
+    if variant != "b":
+        changed |= {"model": {"drop_path_rate": 0.0}, "step": {"ema_decay": 0.0}}
+    return common.merged(deit.get_config(variant), changed)

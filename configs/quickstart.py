@@ -1,4 +1,4 @@
-"""The whole of DeiT in minutes on a laptop: a convnet teacher, a distilled student, the student alone.
+"""All of DeiT in minutes on a laptop: a convnet teacher, a student with it, one without.
 
     python train.py --config=configs/quickstart.py:teacher --workdir=runs/quickstart/teacher
     python train.py --config=configs/quickstart.py:student --workdir=runs/quickstart/student
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 VARIANTS = ("teacher", "student", "plain")
+MODES = common.MODES
 
 
 def get_config(variant: str) -> ConfigDict:

@@ -15,7 +15,7 @@ Published top-1: the teacher; its student DeiT-B with token at 224, and fine-tun
     regnety_160   82.9    b_from_regnety_160   83.1   84.2   (configs/deit_distilled.py:b)
 
 The column 224 of the students is the table's; Table 3 gives 83.4 for both heads of the last.
-At 384: configs/finetune.py:b384_distilled.
+At 384: configs/finetune.py:384_distilled.
 
 The authors say of their teacher that it was trained "with the same data and same
 data-augmentation as DeiT" and give no more. The recipe here is what their training script
@@ -26,18 +26,19 @@ took 53 hours on 8 V100.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, deit
 
 TEACHERS = ("regnety_160", "regnety_120", "regnety_080", "regnety_040")
 STUDENTS = {f"b_from_{name}": name for name in TEACHERS} | {
     "b_from_deit_b": "deit_base_patch16_224"
 }
 VARIANTS = (*TEACHERS, *STUDENTS)
+MODES = common.MODES
 
 
 def get_config(variant: str) -> ConfigDict:
     name = "deit_base_distilled_patch16_224" if variant in STUDENTS else variant
-    parts = [ConfigDict({"model": {"name": name, "dtype": "bfloat16", "drop_path_rate": 0.1}})]
+    parts = [ConfigDict({"model": {"name": name}})]
     if variant in STUDENTS:
-        parts.append(common.token_distillation(STUDENTS[variant]))
-    return common.merged(common.imagenet(), common.deit_training(), *parts)
+        parts.append(deit.token_distillation(STUDENTS[variant]))
+    return common.merged(deit.imagenet(), deit.table_9(), *parts)

@@ -37,7 +37,7 @@ run. --config.schedule.min_lr=0 makes it fall. No hardware or hours are publishe
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, deit
 
 SGD = {
     "model": {"drop_path_rate": 0.0},
@@ -78,6 +78,7 @@ TASKS = {
     "inat19": (FOLDER, INAT),
 }
 VARIANTS = (*TASKS, *(f"{task}_distilled" for task in TASKS))
+MODES = common.MODES
 
 
 def get_config(variant: str) -> ConfigDict:
@@ -87,15 +88,14 @@ def get_config(variant: str) -> ConfigDict:
     shared = ConfigDict(
         {
             "init_drop_head": True,
-            "model": {"name": name, "dtype": "bfloat16", "drop_path_rate": 0.1},
-            "input": {"canvas": 512, "repeats": 3},
+            "model": {"name": name},
             "schedule": {"scale_by_batch": None},
             # The averages of the published runs were never used.
             "step": {"ema_decay": 0.0},
             "train": {"batch_size": 768},
         }
     )
-    parts = [common.deit_training(), shared, *map(ConfigDict, TASKS[task])]
+    parts = [deit.table_9(), shared, *map(ConfigDict, TASKS[task])]
     if distilled:
-        parts.append(common.token_distillation("regnety_160"))
+        parts.append(deit.token_distillation("regnety_160"))
     return common.merged(*parts)

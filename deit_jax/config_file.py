@@ -1,12 +1,13 @@
 """Reading a config file: a Python file with `get_config(variant)`, and what can be wrong with it.
 
+`VARIANTS` are the names of the file's variants. `MODES` are functions from config to config whose
+names may follow a variant after a comma, such as `tiny` in `FILE:VARIANT,tiny`.
 Whatever a file does wrong (a syntax error, a missing import, an exception, a wrong value) is
 one line that names the file and the line number.
 """
 
 import ast
 import importlib.util
-import inspect
 import pathlib
 import sys
 import traceback
@@ -20,10 +21,10 @@ from deit_jax.errors import ConfigError
 
 
 def read(spec: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
-    """The config that `FILE[:variant]` gives, not yet complete, and the file.
+    """The config that `FILE[:variant[,mode]]` gives, not yet complete, and the file.
 
     Raises:
-      ConfigError: no such file or variant, or a file that does not give a config.
+      ConfigError: no such file, variant or mode, or a file that does not give a config.
     """
     file, _, variant = spec.partition(":")
     path = pathlib.Path(file)
@@ -33,15 +34,28 @@ def read(spec: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     module = _execute(path)
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"{file}:1: there is no function get_config(variant) in this file")
-    variants = getattr(module, "VARIANTS", None)
-    if variants is None and variant and not inspect.signature(module.get_config).parameters:
-        raise ConfigError(f"{file} has no variants, so {variant!r} names none; use {file}")
-    if variants is not None and not variant:
-        variant = next(iter(variants))
-    if variants is not None and variant not in variants:
-        raise ConfigError(f"unknown variant {variant!r} of {file}; known: {', '.join(variants)}")
-    arguments = (variant,) if variants is not None else ()
-    return _get_config(module.get_config, arguments, path), path
+    variant, modes = _chosen(module, variant, file)
+    arguments = (variant,) if hasattr(module, "VARIANTS") else ()
+    config = _get_config(module.get_config, arguments, path)
+    for mode in modes:
+        config = _get_config(mode, (config,), path)
+    return config, path
+
+
+def _chosen(module: types.ModuleType, text: str, file: str) -> tuple[str, list[Callable]]:
+    """The variant of `VARIANT,MODE...`, by default the file's first, and its modes' functions."""
+    variants, modes = getattr(module, "VARIANTS", ("",)), getattr(module, "MODES", {})
+    if text and not any(variants) and not modes:
+        raise ConfigError(f"{file} has no variants, so {text!r} names none; use {file}")
+    variant, *chosen = text.split(",")
+    if variant in modes and variant not in variants:
+        variant, chosen = "", [variant, *chosen]
+    variant = variant or next(iter(variants))
+    if variant not in variants or set(chosen) - set(modes):
+        known = ", ".join(variants) + "".join(f"; each also with ,{mode}" for mode in modes)
+        wrong = ",".join([variant, *chosen])
+        raise ConfigError(f"unknown variant {wrong!r} of {file}; known: {known}")
+    return variant, [modes[name] for name in chosen]
 
 
 def line_of(path: pathlib.Path, names: Iterable[str]) -> int:

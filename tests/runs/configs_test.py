@@ -1,6 +1,7 @@
 """Every shipped recipe and variant, shrunk, runs and goes on; the quickstart on eight devices."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import tiny_runs
 
 from deit_jax import config as config_lib
 from deit_jax.checkpoint import read_variables
+from deit_jax.errors import ConfigError
 from deit_jax.tracking.writers import read_jsonl
 from deit_jax.train import loop
 
@@ -104,6 +106,24 @@ def test_every_variant_runs_and_starts_again(
     distils = config.loss.distillation != "none"
     assert all(("train/distillation_loss" in r) == distils for r in records)
     assert all(np.isfinite(r["train/loss"]) for r in records)
+
+
+def test_every_variant_has_the_tiny_mode():
+    """Only size, length and cadence change; data, teacher, loss and optimizer stay."""
+    for spec in shipped():
+        whole, tiny = (config_lib.flatten(load(spec)) for load in (tiny_runs.load, tiny_runs.tiny))
+        changed = {key for key in tiny if tiny[key] != whole.get(key)}
+        sections = {key.split(".")[0] for key in changed}
+        assert sections <= {"model", "input", "schedule", "train", "eval"}, spec
+        assert tiny["train.total_steps"] == 3
+        assert tiny["model.image_size"] == 32
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones():
+    known = re.escape("known: ti, s, b; each also with ,tiny")
+    for spec in ("deit.py:xl", "deit.py:ti,tny", "deit.py:ti,tiny,tny", "deit.py:tiny,ti"):
+        with pytest.raises(ConfigError, match=known):
+            tiny_runs.load(spec)
 
 
 @pytest.mark.parametrize("variant", ["teacher", "student", "plain"])
