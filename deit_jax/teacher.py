@@ -52,6 +52,7 @@ def make_teacher(
     init: str = "",
     name: str = "",
     ema: bool = False,
+    which: str = "latest",
     input_size: int | None = None,
     dtype: str = "auto",
     fold_batch_norm: bool = True,
@@ -64,7 +65,8 @@ def make_teacher(
       init: checkpoint of the teacher: a published `.pth`, a `.safetensors`, or the
         workdir of a run; see `pretrained.load_checkpoint`.
       name: registered model of `init`, when the file does not say it.
-      ema: of a run of ours, take the averaged weights.
+      ema: use the EMA weights of a run of ours.
+      which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
       input_size: side at which the teacher sees the image; None for the student's,
         which is what the paper does.
       dtype: compute type; 'auto' is bfloat16 on accelerators, float32 on CPU.
@@ -79,7 +81,7 @@ def make_teacher(
         raise ConfigError(NO_TEACHER)
     from deit_jax import pretrained
 
-    loaded = pretrained.load_checkpoint(init, ema=ema, model=name or None)
+    loaded = pretrained.load_checkpoint(init, ema=ema, which=which, model=name or None)
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     classes = loaded.num_classes
@@ -91,7 +93,7 @@ def make_teacher(
     side = input_size or image_size
     kwargs = dict(loaded.model_kwargs) | {"image_size": side, "dtype": dtype}
     model = models.create_model(loaded.model, **kwargs | {"num_classes": num_classes})
-    variables = pretrained.initialise(loaded, model=model).variables
+    variables = pretrained.adapt(loaded, model=model).variables
     if fold_batch_norm and "batch_stats" in variables:
         model, variables = models.fold_batch_norm(model, variables)
     convert = _input_conversion(
@@ -105,7 +107,9 @@ def make_teacher(
         return (output.logits + output.dist_logits) / 2
 
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables))
-    description = f"{loaded.model} from {init}, {count:,} parameters, at {side} px in {dtype}"
+    description = (
+        f"{loaded.model} from {loaded.label}, {count:,} parameters, at {side} px in {dtype}"
+    )
     return Teacher(fn=fn, variables=variables, description=description, model=model)
 
 

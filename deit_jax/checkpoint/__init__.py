@@ -7,24 +7,28 @@ differences, falling back to an older step, NaN never counting as best, and fail
 background saves that are reported and counted.
 """
 
-from deit_jax.checkpoint.io import Restored, read_variables
+from deit_jax.checkpoint.io import Restored, read_metadata, read_variables
 from deit_jax.checkpoint.layout import (
     CheckpointError,
     DamagedCheckpointError,
     SaveFailedError,
+    SelectedStep,
     StructureError,
+    select_step,
 )
-from deit_jax.checkpoint.manager import Best, Checkpointer
+from deit_jax.checkpoint.manager import Checkpointer
 from deit_jax.checkpoint.retention import Retention
 
 __all__ = [
-    "Best",
     "CheckpointError",
     "Checkpointer",
     "DamagedCheckpointError",
     "Restored",
     "Retention",
     "SaveFailedError",
+    "SelectedStep",
     "StructureError",
+    "read_metadata",
     "read_variables",
+    "select_step",
 ]

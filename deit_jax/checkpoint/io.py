@@ -91,10 +91,8 @@ def read_variables(
     Reads nothing but them: no optimizer state, no accelerator, any process count.
 
     Args:
-      path: a workdir, its `checkpoints` folder, or one step's folder.
-      ema: the averaged instead of the raw ones.
-      which: "latest", or "best" on the metric that the run selected by; without meaning
-        for one step's folder.
+      path, which: see `layout.select_step`.
+      ema: the EMA instead of the raw ones.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` (the latter only for models that have it), and
@@ -102,17 +100,15 @@ def read_variables(
 
     Raises:
       FileNotFoundError: no checkpoint there.
-      DamagedCheckpointError: it fails to verify; names the arrays. An older one is not
-        taken instead, since nothing would tell the caller.
-      ConfigError: no averaged variables in it, or no measured best.
+      DamagedCheckpointError: it fails to verify; names the arrays. No older one is read
+        instead, as the caller would not notice.
+      ConfigError: no such step, or no EMA in it.
     """
     quiet_orbax()
-    folder = layout.find_step(pathlib.Path(path).absolute(), which)
-    described = layout.read_description(folder)
+    folder = layout.select_step(path, which=which).folder
+    described = _described_variables(folder, ema)
     prefix = "ema/" if ema else ""
     parts = {"ema"} if ema else {"params", "batch_stats"} & described.parts()
-    if ema and "ema" not in described.parts():
-        raise ConfigError(f"{folder} holds no EMA (the run had none); read it with ema=False")
     hosts = {
         name: np.broadcast_to(np.zeros((), jnp.dtype(leaf["dtype"])), leaf["shape"])
         for name, leaf in described.leaves.items()
@@ -123,6 +119,20 @@ def read_variables(
     if bad:
         raise DamagedCheckpointError(_changed(folder, bad))
     return nested({name.removeprefix(prefix): loaded[name] for name in hosts}), described.metadata
+
+
+def read_metadata(
+    path: str | os.PathLike, *, ema: bool = False, which: str = "latest"
+) -> dict[str, Any]:
+    """The metadata that `read_variables` returns, verified, without reading an array."""
+    return _described_variables(layout.select_step(path, which=which).folder, ema).metadata
+
+
+def _described_variables(folder: pathlib.Path, ema: bool) -> layout.Described:
+    described = layout.read_description(folder)
+    if ema and "ema" not in described.parts():
+        raise ConfigError(f"{folder} holds no EMA (the run had none); read it with ema=False")
+    return described
 
 
 def _changed(folder: pathlib.Path, names: list[str]) -> str:

@@ -184,31 +184,63 @@ def structural_differences(
     return lines
 
 
-def find_step(path: pathlib.Path, which: str) -> pathlib.Path:
-    """One step of a workdir, checkpoints folder or step folder; `which` is "latest" or "best"."""
-    if (path / MANIFEST).is_dir():
-        return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+@dataclasses.dataclass(frozen=True)
+class SelectedStep:
+    """One step's folder; `selection` names the step that `which` selected, "" for the latest."""
+
+    folder: pathlib.Path
+    selection: str
+
+
+def select_step(path: str | os.PathLike, *, which: str = "latest") -> SelectedStep:
+    """One step of a run.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or (for the latest) one step's folder.
+      which: `latest`, `best` by the metric that the run selects by, or a step.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+      ConfigError: there is no such step, or none with a value of the metric.
+      DamagedCheckpointError: for `best`, the metadata of any step fail to verify.
+    """
+    folder = pathlib.Path(path).absolute()
+    if (folder / MANIFEST).is_dir():
+        if which != "latest":
+            raise ConfigError(f"{path} is one step; for which={which!r} give the run's workdir")
+        return SelectedStep(folder, "")
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
     steps = steps_in(folder)
     if not steps:
         raise FileNotFoundError(
             f"no checkpoint in {path}; give a workdir, its checkpoints folder, or one step's folder"
         )
     if which == "latest":
-        return folder / str(steps[-1])
-    if which != "best":
-        raise ConfigError(f"which={which!r}; known: latest, best")
-    notes = {step: read_description(folder / str(step)).metadata["checkpoint"] for step in steps}
-    last = notes[steps[-1]]
-    ranked = Retention(
-        best_metric=last["best_metric"], higher_is_better=last["higher_is_better"]
-    ).ranked({step: note["metrics"] for step, note in notes.items()})
-    if not ranked:
-        raise ConfigError(
-            f"{folder}: no checkpoint has a value of {last['best_metric']!r}; "
-            "read the latest instead"
+        return SelectedStep(folder / str(steps[-1]), "")
+    if which == "best":
+        step, metric, value = _best_step(folder, steps)
+        return SelectedStep(
+            folder / str(step), f"best of {path}: step {step:,}, {metric} {value:.4g}"
         )
-    return folder / str(ranked[0])
+    if not which.isdecimal():
+        raise ConfigError(f"which must be latest, best or a step, not {which!r}")
+    if int(which) not in steps:
+        raise ConfigError(f"{path} has no step {which}; steps: {', '.join(map(str, steps))}")
+    return SelectedStep(folder / str(int(which)), f"step {int(which):,} of {path}")
+
+
+def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str, float]:
+    """(step, metric, its value) by the metric of the newest step."""
+    notes = {step: read_description(folder / str(step)).metadata["checkpoint"] for step in steps}
+    metric, higher = (notes[steps[-1]][key] for key in ("best_metric", "higher_is_better"))
+    retention = Retention(best_metric=metric, higher_is_better=higher)
+    metrics = {step: note["metrics"] for step, note in notes.items()}
+    ranked = retention.ranked(metrics)
+    if not ranked:
+        what = f"has a value of {metric}" if metric else "was saved with a best_metric"
+        raise ConfigError(f"{folder}: which='best' has no answer, as no checkpoint {what}")
+    return ranked[0], metric, metrics[ranked[0]][metric]
 
 
 def _read_json(folder: pathlib.Path, part: str) -> dict[str, Any]:

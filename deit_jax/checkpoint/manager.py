@@ -1,7 +1,6 @@
 """The checkpoints of one run: background saves, retention, and falling back when one is damaged."""
 
 import concurrent.futures
-import dataclasses
 import logging
 import os
 import pathlib
@@ -24,14 +23,6 @@ from deit_jax.train_state import TrainState
 from deit_jax.trees import named_leaves
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """The best saved value of the selection metric and the step that reached it."""
-
-    step: int
-    value: float
 
 
 class Checkpointer:
@@ -101,13 +92,6 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Committed steps, ascending; a save that is under way is not among them."""
         return sorted(self._saved)
-
-    def best(self) -> Best | None:
-        """The best value of `best_metric` among the checkpoints kept, None if there is none."""
-        ranked = self._retention.ranked(self._saved)
-        if not ranked:
-            return None
-        return Best(ranked[0], self._retention.value(self._saved[ranked[0]]))
 
     def save(
         self,

@@ -197,7 +197,7 @@ class Evaluator:
         from deit_jax import data, pretrained, sharding
         from deit_jax.evaluation import predictions
 
-        variables = pretrained.initialise(loaded, model=self.model).variables
+        variables = pretrained.adapt(loaded, model=self.model).variables
         variables = jax.device_put(variables, sharding.replicated(self.mesh))
         devices, e = self.mesh.size, self.options
         host = data.eval_batches(

@@ -1,10 +1,22 @@
 """Weights from anywhere, as variables of our models: published files, timm, Hugging Face, our runs.
 
-`load.py` reads, `adapt.py` fits what was read to another head, size or kind of model, `hub.py`
-lists the published files, `convert.py` writes. A new file format is a module in `formats/`.
+`load.py` reads, `adapt.py` fits a checkpoint to another head, size or kind of model, `hub.py`
+lists the published files, `convert.py` writes. `checkpoint.py` is what passes between them.
+
+A new file format or naming: see `formats/`. A new target of `deit-jax convert`: a function and
+a line in `convert.WRITERS`. A newly published checkpoint: a line in `hub.PUBLISHED`.
 """
 
-from deit_jax.pretrained.adapt import Initialised, Report, initialise
-from deit_jax.pretrained.load import Loaded, load_checkpoint
+from deit_jax.pretrained.adapt import Adapted, Report, adapt
+from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
+from deit_jax.pretrained.load import describe, load_checkpoint
 
-__all__ = ["Initialised", "Loaded", "Report", "initialise", "load_checkpoint"]
+__all__ = [
+    "Adapted",
+    "CheckpointInfo",
+    "LoadedCheckpoint",
+    "Report",
+    "adapt",
+    "describe",
+    "load_checkpoint",
+]

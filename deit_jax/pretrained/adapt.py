@@ -1,7 +1,7 @@
-"""Starting a model from weights of another size, head or kind."""
+"""Initializing a model from weights of another size, head or kind."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,9 +10,7 @@ from deit_jax import trees
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, VisionTransformer, init_variables
 from deit_jax.models.position import resize_position
-
-if TYPE_CHECKING:
-    from deit_jax.pretrained.load import Loaded
+from deit_jax.pretrained.checkpoint import LoadedCheckpoint
 
 _HEADS = ("params/head/", "params/head_dist/")
 _DISTILLATION = ("params/dist_token", "params/head_dist/")
@@ -20,49 +18,51 @@ _DISTILLATION = ("params/dist_token", "params/head_dist/")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of each array, by `/`-joined path; `notes` says why."""
+    """Which arrays were loaded, resized, dropped or initialized, by path; `notes` say why."""
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
     dropped: tuple[str, ...]
-    initialised: tuple[str, ...]
+    initialized: tuple[str, ...]
     notes: tuple[str, ...]
+    source: str
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} arrays", *self.notes]
-        for what in ("resized", "dropped", "initialised"):
+        lines = [f"loaded {len(self.loaded)} arrays from {self.source}", *self.notes]
+        for what in ("resized", "dropped", "initialized"):
             paths = getattr(self, what)
             if paths:
                 lines.append(f"{what}: {', '.join(paths)}")
         return "\n".join(lines)
 
 
-class Initialised(NamedTuple):
-    """Variables of the new model, and where they come from."""
+class Adapted(NamedTuple):
+    """Variables of the new model, and where each of them is from."""
 
     variables: dict[str, Any]
     report: Report
 
 
-def initialise(
-    loaded: "Loaded",
+def adapt(
+    loaded: LoadedCheckpoint,
     template: dict[str, Any] | None = None,
     *,
     model: Model,
     drop_head: bool = False,
-) -> Initialised:
+) -> Adapted:
     """Variables for `model` from a checkpoint.
 
-    The position embedding is resized to the model's grid (class and distillation rows are
-    kept). A distilled checkpoint starts a plain model without its distillation token, row and
-    head; a plain one starts a distilled model whose token, row and head come from `template`.
+    The position embedding is resized to the model's grid, all but the rows of the class and
+    distillation tokens. From a distilled checkpoint a plain model takes all but the
+    distillation token, its row and its head; a distilled model takes these three from
+    `template` where the checkpoint is a plain one.
 
     Args:
       loaded: see `pretrained.load_checkpoint`.
-      template: freshly initialised `variables` of `model`, where arrays that the checkpoint
-        lacks come from; None: there must be none.
-      model: the model to start.
-      drop_head: start the classification heads afresh; without it a head of another
+      template: freshly initialized `variables` of `model`, for arrays that the checkpoint
+        lacks; None where it must have all.
+      model: the model to initialize.
+      drop_head: initialize the classification heads; without it a head of another
         number of classes is refused.
 
     Raises:
@@ -76,19 +76,19 @@ def initialise(
     dropped, notes = [], []
     if drop_head:
         dropped += [path for path in have if path.startswith(_HEADS)]
-        notes.append("the classification heads start afresh, as asked")
-    was, now = (getattr(m, "distilled", False) for m in (old_model, model))
-    if was and not now:
+        notes.append("drop_head: the classification heads are initialized")
+    old_distilled, distilled = (getattr(m, "distilled", False) for m in (old_model, model))
+    if old_distilled and not distilled:
         dropped += [path for path in have if path.startswith(_DISTILLATION)]
         notes.append("distilled -> plain: without distillation token, its position and its head")
-    dropped = [path for path in dict.fromkeys(dropped)]
+    dropped = list(dict.fromkeys(dropped))
     have = {path: value for path, value in have.items() if path not in dropped}
     absent = [path for path in wanted if path not in have]
     expected = _HEADS if drop_head else ()
-    if now and not was:
+    if distilled and not old_distilled:
         expected += _DISTILLATION
         notes.append(
-            "plain -> distilled: distillation token, its position and its head start afresh"
+            "plain -> distilled: distillation token, its position and its head are initialized"
         )
     resized = []
     pos = "params/pos_embed"
@@ -100,24 +100,26 @@ def initialise(
             notes.append(f"position embedding {old_model.grid} -> {model.grid}")
     _check(loaded, wanted, have, [path for path in absent if not path.startswith(expected)])
     if absent and template is None:
-        raise ConfigError(f"{loaded.source} lacks {', '.join(absent)}, and no template was given")
+        raise ConfigError(f"{loaded.label} lacks {', '.join(absent)}, and no template was given")
     values = {path: have.get(path, fresh.get(path)) for path in wanted}
-    kept = tuple(path for path in wanted if path in have and path not in resized)
-    report = Report(kept, tuple(resized), tuple(dropped), tuple(absent), tuple(notes))
-    return Initialised(trees.nested(values), report)
+    whole = tuple(path for path in wanted if path in have and path not in resized)
+    report = Report(
+        whole, tuple(resized), tuple(dropped), tuple(absent), tuple(notes), loaded.label
+    )
+    return Adapted(trees.nested(values), report)
 
 
-def _check(loaded: "Loaded", wanted: dict, have: dict, missing: list[str]) -> None:
-    """Refuses what does not fit, everything at once."""
+def _check(loaded: LoadedCheckpoint, wanted: dict, have: dict, missing: list[str]) -> None:
+    """Raises ConfigError with all that does not fit."""
     problems = [f"missing {path}" for path in missing]
     problems += [f"unexpected {path}" for path in have if path not in wanted]
     for path, value in have.items():
         if path in wanted and value.shape != wanted[path].shape:
             shapes = f"{path} is {value.shape}, the model has {wanted[path].shape}"
             head = path.startswith(_HEADS)
-            problems.append(shapes + (" (drop_head starts it afresh)" if head else ""))
+            problems.append(shapes + (" (drop_head initializes it)" if head else ""))
     if problems:
-        raise ConfigError(f"{loaded.source} does not fit: {'; '.join(problems)}")
+        raise ConfigError(f"{loaded.label} does not fit: {'; '.join(problems)}")
 
 
 def _position(
@@ -138,7 +140,7 @@ def _position(
         elif fresh is not None:
             rows = np.concatenate([rows, np.asarray(fresh)[:, 1:2]], axis=1)
         else:
-            raise ConfigError("a distilled model starts from a plain one only with a template")
+            raise ConfigError("a distilled model needs a template to start from a plain one")
     moved = old.grid != new.grid
     patches = resize_position(patches, old.grid, new.grid)
     return np.concatenate([rows, patches], axis=1), moved

@@ -7,6 +7,7 @@ import pathlib
 import re
 import urllib.error
 import urllib.request
+from typing import Any
 
 from deit_jax.errors import ConfigError
 
@@ -105,13 +106,24 @@ def cache_directory() -> pathlib.Path:
     return pathlib.Path(base) / "deit_jax"
 
 
+def preparation(model: str) -> dict[str, Any]:
+    """`mean`, `std` and `crop_ratio` of the published evaluation of a model."""
+    ratios = [entry.crop_ratio for entry in checkpoints_of(model).values()]
+    return {"mean": MEAN, "std": STD, "crop_ratio": ratios[0] if ratios else 0.875}
+
+
+def cached_path(entry: Published) -> pathlib.Path:
+    """Where the file is once it has been downloaded."""
+    return cache_directory() / entry.url.rsplit("/", 1)[-1]
+
+
 def fetch(entry: Published, *, timeout: float = 30.0) -> pathlib.Path:
     """Path of the file in the cache, downloaded first if it is not there.
 
     `timeout` in seconds. Raises ConfigError when there is no network, or when the file
     does not have the digest that its authors give.
     """
-    path = cache_directory() / entry.url.rsplit("/", 1)[-1]
+    path = cached_path(entry)
     if path.is_file():
         check_digest(path, entry.sha256)
         return path

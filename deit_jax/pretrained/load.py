@@ -1,87 +1,36 @@
-"""Weights from anywhere: published files, timm, Hugging Face, our own checkpoints."""
+"""Weights from anywhere: published files, timm, Hugging Face, our own runs."""
 
-import dataclasses
-import json
 import pathlib
 from typing import Any
 
-import numpy as np
-
+from deit_jax import checkpoint
 from deit_jax.errors import ConfigError, close_matches
-from deit_jax.models import Model, create_model
+from deit_jax.models import create_model
 from deit_jax.pretrained import hub
-from deit_jax.pretrained.adapt import Initialised, Report, initialise
-from deit_jax.pretrained.formats import detect, names
-from deit_jax.pretrained.formats.safetensors_file import read_safetensors
-from deit_jax.pretrained.formats.torch_file import read_torch
-
-__all__ = ["Initialised", "Loaded", "Report", "initialise", "load_checkpoint"]
+from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
+from deit_jax.pretrained.formats import READERS, detect, huggingface, names, torch_file
 
 # How to compute, not what: a checkpoint does not decide it.
 _COMPUTE = ("dtype", "attention", "scan", "remat")
-_WRAPPERS = ("model", "state_dict")
-_EMA_WRAPPERS = ("model_ema", "state_dict_ema")
-_HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A checkpoint in memory.
-
-    Attributes:
-      variables: numpy arrays, as `models.init_variables` lays them out.
-      model: registered name.
-      model_kwargs: further arguments of `create_model`.
-      class_names: K names, or None where the file does not tell.
-      source: path that was read.
-      format: `timm`, `facebook`, `hf`, `hf-modules` or `deit_jax`.
-      image: `size` (height, width), `mean`, `std`, `crop_ratio` of the evaluation.
-      metadata: what else a checkpoint of ours holds.
-    """
-
-    variables: dict[str, Any]
-    model: str
-    model_kwargs: dict[str, Any]
-    class_names: tuple[str, ...] | None
-    source: str
-    format: str
-    image: dict[str, Any]
-    metadata: dict[str, Any]
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.variables["params"]["head"]["bias"].shape[0]
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of the pixels / 255 per channel, before the model."""
-        return tuple(self.image["mean"])
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """The same for the standard deviation."""
-        return tuple(self.image["std"])
-
-    def create_model(self, **overrides: Any) -> Model:
-        """The model of these variables."""
-        return create_model(self.model, **self.model_kwargs | overrides)
 
 
 def load_checkpoint(
     path_or_name: str | pathlib.Path,
     *,
     ema: bool = False,
+    which: str = "latest",
     model: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
-) -> Loaded:
+) -> LoadedCheckpoint:
     """Reads weights, detecting format and naming.
 
     Args:
-      path_or_name: a `.pth`/`.bin` file of torch (zip or older), a `.safetensors` file, a folder of
-        Hugging Face, a checkpoint or workdir of ours, or the name of a published checkpoint.
-      ema: take the averaged weights.
-      model: registered name, when it cannot be told from the shapes.
+      path_or_name: a `.pth`/`.bin` file of torch (zip or older), a `.safetensors` file, a
+        Hugging Face folder, a checkpoint or workdir of ours, or the name of a published
+        checkpoint, which is downloaded unless it is in the cache.
+      ema: read the EMA weights.
+      which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
+      model: registered name, when the shapes do not determine it.
       model_kwargs: arguments of `create_model`, likewise (num_heads, image_size, ...).
 
     Raises:
@@ -90,178 +39,150 @@ def load_checkpoint(
     """
     path = pathlib.Path(path_or_name)
     if not path.exists():
-        found = hub.find(str(path_or_name))
-        if found is None:
-            near = close_matches(str(path_or_name), hub.PUBLISHED)
-            raise FileNotFoundError(
-                f"{path_or_name}: no such file or folder, nor a published checkpoint; known: {near}"
+        path = hub.fetch(_published(path_or_name)[1])
+    info = _read(path, ema, which, model, model_kwargs or {}, arrays=True)
+    assert isinstance(info, LoadedCheckpoint)
+    return info
+
+
+def describe(
+    path_or_name: str | pathlib.Path,
+    *,
+    ema: bool = False,
+    which: str = "latest",
+    model: str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> CheckpointInfo:
+    """What `load_checkpoint` would answer, without arrays and without downloading.
+
+    Of a run the metadata are read, of a `.safetensors` file the header, and of a published
+    checkpoint that is not in the cache its row of `hub.PUBLISHED`; a torch file is read
+    whole. Neither the digests of arrays nor all names and shapes are checked.
+
+    Args and Raises: as `load_checkpoint`.
+    """
+    path = pathlib.Path(path_or_name)
+    if not path.exists():
+        name, entry = _published(path_or_name)
+        path = hub.cached_path(entry)
+        if not path.is_file():
+            _refuse_selection(name, which)
+            return _info(
+                model or entry.model, dict(model_kwargs or {}), source=name, format="published"
             )
-        path = hub.fetch(found[1])
-    overrides = dict(model_kwargs or {})
-    if path.is_dir() and not any((path / name).is_file() for name in _HF_WEIGHTS):
-        loaded = _load_ours(path, ema)
-        if model not in (None, loaded.model):
-            raise ConfigError(f"{path} holds a {loaded.model}, not a {model}")
-        return loaded
+    return _read(path, ema, which, model, model_kwargs or {}, arrays=False)
+
+
+def _published(name: str | pathlib.Path) -> tuple[str, hub.Published]:
+    found = hub.find(str(name))
+    if found is None:
+        near = close_matches(str(name), hub.PUBLISHED)
+        raise FileNotFoundError(
+            f"{name}: no such file or folder, and not a published checkpoint; known: {near}"
+        )
+    return found
+
+
+def _read(
+    path: pathlib.Path,
+    ema: bool,
+    which: str,
+    model: str | None,
+    model_kwargs: dict[str, Any],
+    *,
+    arrays: bool,
+) -> CheckpointInfo:
+    if path.is_dir() and not huggingface.is_folder(path):
+        return _read_run(path, ema, which, model, arrays=arrays)
+    _refuse_selection(str(path), which)
     try:
-        return _load_foreign(path, ema, model, overrides)
-    except ConfigError as error:
+        return _read_state_dict(path, ema, model, model_kwargs, arrays=arrays)
+    except (ConfigError, TypeError) as error:
         text = str(error)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-    except TypeError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
-def _load_ours(path: pathlib.Path, ema: bool) -> Loaded:
-    """A checkpoint directory or workdir of a training run."""
-    from deit_jax.checkpoint import read_variables
+def _refuse_selection(source: str, which: str) -> None:
+    if which != "latest":
+        raise ConfigError(f"{source}: which={which!r} selects a step of a run; this is not a run")
 
-    variables, metadata = read_variables(path, ema=ema)
+
+def _read_run(
+    path: pathlib.Path, ema: bool, which: str, model: str | None, *, arrays: bool
+) -> CheckpointInfo:
+    """A checkpoint folder or workdir of a training run."""
+    step = checkpoint.select_step(path, which=which)
+    metadata = checkpoint.read_metadata(step.folder, ema=ema)
     arguments = dict(metadata["model"])
     name = arguments.pop("name")
     arguments |= arguments.pop("kwargs", {})
-    names_of_classes = metadata.get("class_names")
-    model = create_model(name, **arguments)
-    return Loaded(
-        variables=variables,
-        model=name,
-        model_kwargs=_without_compute(arguments),
-        class_names=tuple(names_of_classes) if names_of_classes else None,
+    if model not in (None, name):
+        raise ConfigError(f"{path} holds a {name}, not a {model}")
+    info = _info(
+        name,
+        arguments,
         source=str(path),
         format="deit_jax",
-        image=_image(name, model.image_size, metadata.get("image", {})),
+        notes=metadata,
         metadata=metadata,
+        selection=step.selection,
     )
+    if not arrays:
+        return info
+    return _with(info, checkpoint.read_variables(step.folder, ema=ema)[0])
 
 
-def _load_foreign(
-    path: pathlib.Path, ema: bool, model: str | None, overrides: dict[str, Any]
-) -> Loaded:
-    weights = _weights_file(path)
-    tensors, notes = _read_file(weights, ema)
+def _read_state_dict(
+    path: pathlib.Path,
+    ema: bool,
+    model: str | None,
+    model_kwargs: dict[str, Any],
+    *,
+    arrays: bool,
+) -> CheckpointInfo:
+    """A file of another framework, or one of ours with timm's or Hugging Face's names."""
+    file = huggingface.weights_file(path) if path.is_dir() else path
+    if arrays:
+        hub.check_digest(file, hub.digest_in_name(file))
+    read = READERS.get(file.suffix, torch_file.read_state_dict)
+    tensors, notes = read(file, ema=ema, arrays=arrays)
+    shapes = detect.shapes_of(tensors)
     naming = detect.naming_of(set(tensors))
-    config = _hf_config(weights.parent) if naming.startswith("hf") else {}
-    hints = _hints(config) | overrides
-    if model is None and notes.get("model"):
-        arguments = dict(notes["model"]) | overrides
-        name = arguments.pop("name")
-    elif model is None:
-        name, arguments = detect.guess_model(detect.shapes_of(tensors), naming, hints)
+    config = huggingface.read_config(file.parent) if naming.startswith("hf") else {}
+    hints = huggingface.model_hints(config) | model_kwargs
+    if model is not None:
+        arguments = {"num_classes": detect.num_classes(shapes, default=1000)} | hints
+    elif notes.get("model"):
+        arguments = dict(notes["model"]) | model_kwargs
+        model = arguments.pop("name")
     else:
-        _, arguments = model, {"num_classes": _classes(tensors)} | hints
-        name = model
-    created = create_model(name, **arguments)
-    variables = names.read(names.entries(created, naming), tensors)
-    return Loaded(
-        variables=variables,
-        model=name,
-        model_kwargs=_without_compute(arguments),
-        class_names=_class_names(notes, config, variables),
-        source=str(path),
-        format=naming,
-        image=_image(name, created.image_size, notes.get("image", {})),
-        metadata={},
+        model, arguments = detect.guess_model(shapes, naming, hints)
+    created = create_model(model, **arguments)
+    if config and not notes.get("class_names"):
+        notes = notes | {"class_names": huggingface.class_names(config, created.num_classes)}
+    info = _info(model, arguments, source=str(path), format=naming, notes=notes)
+    if not arrays:
+        return info
+    return _with(info, names.read(names.entries(created, naming), tensors))
+
+
+def _info(
+    model: str, arguments: dict[str, Any], *, notes: dict[str, Any] | None = None, **fields: Any
+) -> CheckpointInfo:
+    """`notes` of our own files hold `class_names` and `image`; the published model is the rest."""
+    notes = notes or {}
+    size = create_model(model, **arguments).image_size
+    image = {"size": tuple(size)} | hub.preparation(model) | notes.get("image", {})
+    names_of_classes = notes.get("class_names")
+    fields.setdefault("metadata", {})
+    return CheckpointInfo(
+        model=model,
+        model_kwargs={key: value for key, value in arguments.items() if key not in _COMPUTE},
+        class_names=tuple(names_of_classes) if names_of_classes else None,
+        image=image,
+        **fields,
     )
 
 
-def _weights_file(path: pathlib.Path) -> pathlib.Path:
-    if path.is_file():
-        return path
-    for name in _HF_WEIGHTS:
-        if (path / name).is_file():
-            return path / name
-    if list(path.glob("*.index.json")):
-        raise ConfigError(f"{path}: weights split over several files are not read; join them first")
-    raise FileNotFoundError(f"{path}: no {' or '.join(_HF_WEIGHTS)} in this folder")
-
-
-def _read_file(path: pathlib.Path, ema: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(tensors by name, our notes) of one file; its digest is checked where there is one."""
-    hub.check_digest(path, hub.digest_in_name(path))
-    if path.suffix == ".safetensors":
-        if ema:
-            raise ConfigError("holds no averaged weights beside the raw ones")
-        return read_safetensors(path)
-    tree = read_torch(path)
-    if not isinstance(tree, dict):
-        raise ConfigError(f"holds a {type(tree).__name__}, not a state dict")
-    wrapper = next((key for key in (_EMA_WRAPPERS if ema else _WRAPPERS) if key in tree), None)
-    if ema and wrapper is None:
-        raise ConfigError(f"holds no averaged weights ({' or '.join(_EMA_WRAPPERS)})")
-    state = tree[wrapper] if wrapper else tree
-    if not isinstance(state, dict) or not state:
-        raise ConfigError("holds no state dict")
-    other = [str(k) for k, v in state.items() if not (isinstance(k, str) and _is_array(v))]
-    if other:
-        raise ConfigError(f"entries that are no tensors: {', '.join(other[:5])}")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): array for name, array in state.items()}
-    return state, {}
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
-
-
-def _classes(tensors: dict[str, np.ndarray]) -> int:
-    for name in ("head.weight", "head.fc.weight", "cls_classifier.weight", "classifier.weight"):
-        if name in tensors:
-            return tensors[name].shape[0]
-    return tensors["classifier.1.weight"].shape[0] if "classifier.1.weight" in tensors else 1000
-
-
-def _hf_config(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: damaged file ({error})") from None
-    if config.get("model_type") not in ("deit", "vit", "regnet"):
-        raise ConfigError(
-            f"{path}: model_type {config.get('model_type')!r}; known: deit, vit, regnet"
-        )
-    return config
-
-
-def _hints(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `create_model` that a Hugging Face config.json tells.
-
-    Its `layer_norm_eps` (1e-12 in DeiT files of the hub, where 1e-6 was trained with) is
-    followed, so that the answers equal those of transformers.
-    """
-    if not config or config["model_type"] == "regnet":
-        return {}
-    known = {"num_attention_heads": "num_heads", "layer_norm_eps": "epsilon"}
-    hints = {ours: config[theirs] for theirs, ours in known.items() if theirs in config}
-    if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
-        raise ConfigError("config.json asks for another activation than gelu, or no qkv bias")
-    if "image_size" in config:
-        size = config["image_size"]
-        hints["image_size"] = tuple(size) if isinstance(size, list) else size
-    return hints
-
-
-def _class_names(
-    notes: dict[str, Any], config: dict[str, Any], variables: dict[str, Any]
-) -> tuple[str, ...] | None:
-    if notes.get("class_names"):
-        return tuple(notes["class_names"])
-    labels = config.get("id2label", {})
-    count = variables["params"]["head"]["bias"].shape[0]
-    found = [labels.get(str(i), f"LABEL_{i}") for i in range(count)]
-    # transformers writes LABEL_0, LABEL_1, ... when it was told no names.
-    return None if found == [f"LABEL_{i}" for i in range(count)] else tuple(found)
-
-
-def _image(name: str, size: tuple[int, int], known: dict[str, Any]) -> dict[str, Any]:
-    """How images are prepared: what the file says, else as for the published model."""
-    checkpoints = list(hub.checkpoints_of(name).values())
-    crop_ratio = checkpoints[0].crop_ratio if checkpoints else 0.875
-    defaults = {"mean": hub.MEAN, "std": hub.STD, "crop_ratio": crop_ratio}
-    return {"size": tuple(size)} | defaults | known
-
-
-def _without_compute(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if key not in _COMPUTE}
+def _with(info: CheckpointInfo, variables: dict[str, Any]) -> LoadedCheckpoint:
+    return LoadedCheckpoint(**vars(info), variables=variables)

@@ -50,7 +50,7 @@ class Experiment:
     mix_group: int | None
     model: models.Model
     teacher: Teacher | None
-    start: pretrained.Initialised | None
+    start: pretrained.Adapted | None
     tx: Any
     schedule: Callable
     augment_fn: Callable
@@ -250,12 +250,12 @@ def model_kwargs(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in config.model.to_dict().items() if key != "name"}
 
 
-def _start_weights(config: Any, model: models.Model) -> pretrained.Initialised:
-    loaded = pretrained.load_checkpoint(config.init, ema=config.init_ema)
+def _start_weights(config: Any, model: models.Model) -> pretrained.Adapted:
+    loaded = pretrained.load_checkpoint(config.init, ema=config.init_ema, which=config.init_which)
     template = models.init_variables(
         model, rng.step_key(rng.base_key(config.seed), rng.Purpose.INIT, 0)
     )
-    return pretrained.initialise(loaded, template, model=model, drop_head=config.init_drop_head)
+    return pretrained.adapt(loaded, template, model=model, drop_head=config.init_drop_head)
 
 
 def _check_divisible(problems: Problems, config: Any, mesh: jax.sharding.Mesh) -> None:

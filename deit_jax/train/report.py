@@ -37,7 +37,7 @@ def resolved_recipe(experiment: Experiment) -> str:
     if e.teacher:
         lines.append(f"teacher: {e.teacher.description}")
     if e.start:
-        lines.append(f"start from {e.config.init}: {e.start.report}")
+        lines.append(f"start: {e.start.report}")
     lines += ["", summary.describe(told), ""]
     lines += [f"warning: {text}" for text in checks.recipe_warnings(told)]
     return "\n".join([*lines, "config", *_sections(e.config)])

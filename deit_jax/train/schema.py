@@ -59,6 +59,8 @@ TOP: dict[str, Option] = {
     # Weights to start from: a published file, a converted one, or a run of ours.
     "init": Option("", str),
     "init_ema": Option(False, bool),
+    # Of a run of ours: latest, best (by its checkpoint.best_metric) or a step.
+    "init_which": Option("latest", str),
     "init_drop_head": Option(False, bool),
     # Steps to profile, 'first:last', both included, counted from 1; empty for none.
     "profile": Option("", str),

@@ -23,7 +23,7 @@ TINY = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
 def save_checkpoint(path, num_classes=1000):
     """A random tiny model with two heads, as a .safetensors file with timm's names."""
     model = models.create_model(NAME, num_classes=num_classes, **TINY)
-    loaded = pretrained.Loaded(
+    loaded = pretrained.LoadedCheckpoint(
         variables=jax.device_get(models.init_variables(model, jax.random.key(0))),
         model=NAME,
         model_kwargs=TINY | {"num_classes": num_classes},

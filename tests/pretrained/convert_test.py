@@ -137,7 +137,7 @@ def test_predict_equals_pillow_and_the_model(tmp_path, capsys):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == str(photo) and len(lines) == 4
-    for line, (head, logits) in zip(lines[1:], heads.items()):
+    for line, (head, logits) in zip(lines[1:], heads.items(), strict=True):
         probabilities = np.asarray(jax.nn.softmax(logits[0]))
         best = np.argsort(-probabilities)[:2]
         expected = ", ".join(f"{'cat dog emu'.split()[k]} {probabilities[k]:.1%}" for k in best)

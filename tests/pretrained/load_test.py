@@ -148,8 +148,8 @@ def test_all_problems_are_listed_at_once():
         names.read(names.entries(model, "timm"), state)
 
 
-def test_averaged_weights_of_foreign_files(vectors, tmp_path):
-    with pytest.raises(ConfigError, match="holds no averaged weights"):
+def test_ema_weights_of_foreign_files(vectors, tmp_path):
+    with pytest.raises(ConfigError, match="holds no EMA weights"):
         pretrained.load_checkpoint(vectors / "models_zip.pth", ema=True)
 
 
@@ -175,9 +175,9 @@ def test_larger_images(tmp_path, distilled, class_position):
     kwargs = {"distilled": distilled, "class_position": class_position}
     loaded = loaded_from(tmp_path, tiny(**kwargs))
     model = tiny(image_size=(24, 40), **kwargs)
-    variables, report = pretrained.initialise(loaded, model=model)
+    variables, report = pretrained.adapt(loaded, model=model)
     assert report.resized == ("params/pos_embed",)
-    assert report.initialised == report.dropped == ()
+    assert report.initialized == report.dropped == ()
     assert "(2, 2) -> (3, 5)" in str(report)
     rows = (1 + distilled) if class_position else 0
     old, new = loaded.variables["params"]["pos_embed"], variables["params"]["pos_embed"]
@@ -188,10 +188,10 @@ def test_larger_images(tmp_path, distilled, class_position):
 
 def test_same_model_is_loaded_whole(tmp_path):
     loaded = loaded_from(tmp_path, tiny(distilled=True))
-    found = pretrained.initialise(loaded, model=tiny(distilled=True))
+    found = pretrained.adapt(loaded, model=tiny(distilled=True))
     assert_equal_trees(found.variables, loaded.variables)
     assert len(found.report.loaded) == len(jax.tree.leaves(loaded.variables))
-    assert str(found.report) == f"loaded {len(found.report.loaded)} arrays"
+    assert str(found.report) == f"loaded {len(found.report.loaded)} arrays from {loaded.source}"
 
 
 def test_head_of_other_classes_is_dropped_only_when_asked(tmp_path):
@@ -202,12 +202,12 @@ def test_head_of_other_classes_is_dropped_only_when_asked(tmp_path):
         match=r"head/kernel is \(8, 3\), the model has \(8, 5\) "
         r"\(drop_head starts it afresh\)",
     ):
-        pretrained.initialise(loaded, fresh(model), model=model)
-    variables, report = pretrained.initialise(loaded, fresh(model), model=model, drop_head=True)
+        pretrained.adapt(loaded, fresh(model), model=model)
+    variables, report = pretrained.adapt(loaded, fresh(model), model=model, drop_head=True)
     heads = {
         f"params/{head}/{leaf}" for head in ("head", "head_dist") for leaf in ("bias", "kernel")
     }
-    assert set(report.dropped) == set(report.initialised) == heads
+    assert set(report.dropped) == set(report.initialized) == heads
     assert "as asked" in str(report)
     np.testing.assert_array_equal(
         variables["params"]["head"]["kernel"], fresh(model)["params"]["head"]["kernel"]
@@ -219,7 +219,7 @@ def test_head_of_other_classes_is_dropped_only_when_asked(tmp_path):
 
 def test_distilled_starts_plain(tmp_path):
     loaded = loaded_from(tmp_path, tiny(distilled=True))
-    variables, report = pretrained.initialise(loaded, model=tiny())
+    variables, report = pretrained.adapt(loaded, model=tiny())
     assert set(report.dropped) == {
         "params/dist_token",
         "params/head_dist/bias",
@@ -232,8 +232,8 @@ def test_distilled_starts_plain(tmp_path):
 def test_plain_starts_distilled(tmp_path):
     loaded = loaded_from(tmp_path, tiny())
     model = tiny(distilled=True)
-    variables, report = pretrained.initialise(loaded, fresh(model), model=model)
-    assert set(report.initialised) == {
+    variables, report = pretrained.adapt(loaded, fresh(model), model=model)
+    assert set(report.initialized) == {
         "params/dist_token",
         "params/head_dist/bias",
         "params/head_dist/kernel",
@@ -242,16 +242,16 @@ def test_plain_starts_distilled(tmp_path):
     np.testing.assert_array_equal(new[:, [0, 2, 3, 4, 5]], old)
     np.testing.assert_array_equal(new[:, 1], fresh(model)["params"]["pos_embed"][:, 1])
     with pytest.raises(ConfigError, match="template"):
-        pretrained.initialise(loaded, model=model)
+        pretrained.adapt(loaded, model=model)
 
 
 def test_another_architecture_is_refused(tmp_path):
     loaded = loaded_from(tmp_path, tiny())
     model = tiny(layer_scale_init=1e-4)
     with pytest.raises(ConfigError, match="missing params/blocks_0/gamma_1"):
-        pretrained.initialise(loaded, fresh(model), model=model)
+        pretrained.adapt(loaded, fresh(model), model=model)
     with pytest.raises(ConfigError, match="unexpected params/blocks_1/norm1/bias"):
-        pretrained.initialise(loaded, fresh(tiny(depth=1)), model=tiny(depth=1))
+        pretrained.adapt(loaded, fresh(tiny(depth=1)), model=tiny(depth=1))
 
 
 def test_published_files_are_fetched_checked_and_cached(tmp_path, monkeypatch, vectors):

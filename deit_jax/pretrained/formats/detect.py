@@ -13,20 +13,30 @@ from deit_jax.models.registry import ARCHITECTURES
 _TRANSFORMER_KEYS = ("embed_dim", "depth", "patch_size", "distilled", "class_position")
 _REGNET_KEYS = ("widths", "depths", "group_sizes")
 
+_HEADS = (
+    "head.weight",
+    "head.fc.weight",
+    "cls_classifier.weight",
+    "classifier.weight",
+    "classifier.1.weight",
+)
+# For each of `names.NAMINGS` a name that only it has; the first that matches is taken.
+MARKS = {
+    "hf-modules": r"(deit|vit)\.layers\.",
+    "hf": r"(deit|vit|regnet)\.",
+    "facebook": r".*\.gamma_1$",
+    "timm": r"(cls_token|stem\.conv\.weight)$",
+}
+
 
 def naming_of(names: set[str]) -> str:
     """One of `names.NAMINGS`. Raises ConfigError when it is none of them."""
-    if any(re.match(r"(deit|vit)\.layers\.", name) for name in names):
-        return "hf-modules"
-    if any(name.startswith(("deit.", "vit.", "regnet.")) for name in names):
-        return "hf"
-    if any(name.endswith(".gamma_1") for name in names):
-        return "facebook"
-    if {"cls_token", "stem.conv.weight"} & names:
-        return "timm"
-    shown = ", ".join(sorted(names)[:3])
+    for naming, mark in MARKS.items():
+        if any(re.match(mark, name) for name in names):
+            return naming
+    first = ", ".join(sorted(names)[:3])
     raise ConfigError(
-        f"neither timm's, facebookresearch/deit's nor Hugging Face's names ({shown}, ...)"
+        f"names of none of timm, facebookresearch/deit and Hugging Face ({first}, ...)"
     )
 
 
@@ -166,6 +176,11 @@ def _registered(
     return names[0], {"num_classes": found["num_classes"]} | {
         key: value for key, value in arguments.items() if published.get(key, missing) != value
     }
+
+
+def num_classes(shapes: dict[str, tuple[int, ...]], *, default: int) -> int:
+    """Rows of the classification head under any naming, `default` where there is none."""
+    return next((shapes[name][0] for name in _HEADS if name in shapes), default)
 
 
 def shapes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

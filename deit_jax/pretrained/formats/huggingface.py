@@ -1,9 +1,81 @@
-"""The JSON files beside Hugging Face weights."""
+"""Folders of Hugging Face: which file holds the weights, and the JSON files beside them."""
 
+import json
+import pathlib
 from typing import Any
 
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, RegNet
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def is_folder(path: pathlib.Path) -> bool:
+    """Whether this is a folder with weights of Hugging Face, whole or split."""
+    return any((path / name).is_file() for name in _WEIGHTS) or _is_split(path)
+
+
+def weights_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file with the weights.
+
+    Raises:
+      ConfigError: they are split over several files.
+    """
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"{folder}: weights split over several files are not read; join them first")
+
+
+def _is_split(folder: pathlib.Path) -> bool:
+    return any((folder / f"{name}.index.json").is_file() for name in _WEIGHTS)
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """`config.json`, `{}` where there is none.
+
+    Raises:
+      ConfigError: it is damaged, or of another family of models than DeiT, ViT and RegNet.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged file ({error})") from None
+    if config.get("model_type") not in ("deit", "vit", "regnet"):
+        raise ConfigError(
+            f"{path}: model_type {config.get('model_type')!r}; known: deit, vit, regnet"
+        )
+    return config
+
+
+def model_hints(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `create_model` that a config.json gives.
+
+    Its `layer_norm_eps` (1e-12 in DeiT files of the hub, trained with 1e-6) is followed, so
+    that outputs equal those of transformers.
+    """
+    if not config or config["model_type"] == "regnet":
+        return {}
+    known = {"num_attention_heads": "num_heads", "layer_norm_eps": "epsilon"}
+    hints = {ours: config[theirs] for theirs, ours in known.items() if theirs in config}
+    if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
+        raise ConfigError("config.json asks for another activation than gelu, or no qkv bias")
+    if "image_size" in config:
+        size = config["image_size"]
+        hints["image_size"] = tuple(size) if isinstance(size, list) else size
+    return hints
+
+
+def class_names(config: dict[str, Any], num_classes: int) -> list[str] | None:
+    """K names, None where a config.json has none."""
+    labels = config.get("id2label", {})
+    default = [f"LABEL_{i}" for i in range(num_classes)]
+    found = [labels.get(str(i), label) for i, label in enumerate(default)]
+    # transformers writes LABEL_0, LABEL_1, ... when it has no names.
+    return None if found == default else found
 
 
 def model_config(model: Model, class_names: tuple[str, ...] | None) -> dict[str, Any]:
@@ -71,7 +143,7 @@ def _regnet(model: RegNet) -> dict[str, Any]:
 
 
 def processor_config(image: dict[str, Any]) -> dict[str, Any]:
-    """`preprocessor_config.json`: short side to size / crop ratio, centre crop, normalise.
+    """`preprocessor_config.json`: short side to size / crop ratio, center crop, normalize.
 
     Not DeiTImageProcessor, which squashes the image to a square.
     """

@@ -19,7 +19,6 @@ from deit_jax.errors import ConfigError
 from deit_jax.models import Model, RegNet, init_variables
 
 _FLOATS = [np.dtype(kind) for kind in ("float16", "float32", "float64", ml_dtypes.bfloat16)]
-NAMINGS = ("timm", "facebook", "hf", "hf-modules")
 
 # timm name -> Hugging Face name, of DeiT and ViT classes. `{m}` is `deit` or `vit`.
 _HF_TRANSFORMER = [
@@ -87,7 +86,7 @@ def entries(model: Model, naming: str) -> tuple[Entry, ...]:
         path = tuple(key.key for key in keys)
         axes = _axes(path, leaf.ndim)
         shape = tuple(leaf.shape[axis] for axis in axes) if axes else leaf.shape
-        names = _names(_timm_name(path, model), naming, model)
+        names = NAMINGS[naming](_timm_name(path, model), model)
         table.append(Entry(path, names, shape, axes))
     return tuple(table)
 
@@ -110,19 +109,29 @@ def _timm_name(path: tuple[str, ...], model: Model) -> str:
     return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
 
 
-def _names(name: str, naming: str, model: Model) -> tuple[str, ...]:
-    """The names under `naming` of the tensor that timm calls `name`."""
-    if naming == "timm":
-        return (name,)
-    if naming == "facebook":
-        return (re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name),)
+def _timm(name: str, model: Model) -> tuple[str, ...]:
+    return (name,)
+
+
+def _facebook(name: str, model: Model) -> tuple[str, ...]:
+    return (re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name),)
+
+
+def _hf(name: str, model: Model) -> tuple[str, ...]:
     if isinstance(model, RegNet):
         return (_hf_regnet_name(name),)
-    names = _hf_transformer_names(name, model)
-    if naming == "hf-modules":
-        for pattern, replacement in _HF_MODULES:
-            names = tuple(re.sub(pattern, replacement, name) for name in names)
+    return _hf_transformer_names(name, model)
+
+
+def _hf_modules(name: str, model: Model) -> tuple[str, ...]:
+    names = _hf(name, model)
+    for pattern, replacement in _HF_MODULES:
+        names = tuple(re.sub(pattern, replacement, name) for name in names)
     return names
+
+
+# Naming -> function of a tensor's timm name and the model to its names in that naming.
+NAMINGS = {"timm": _timm, "facebook": _facebook, "hf": _hf, "hf-modules": _hf_modules}
 
 
 def _hf_regnet_name(name: str) -> str:
@@ -198,7 +207,7 @@ def write(table: Sequence[Entry], variables: dict[str, Any]) -> dict[str, np.nda
         value = np.asarray(value, np.float32)
         if entry.axes:
             value = value.transpose(entry.axes)
-        for name, part in zip(entry.names, np.split(value, len(entry.names))):
+        for name, part in zip(entry.names, np.split(value, len(entry.names)), strict=True):
             tensors[name] = np.ascontiguousarray(part)
             if name.endswith("running_mean"):
                 counter = name.replace("running_mean", "num_batches_tracked")

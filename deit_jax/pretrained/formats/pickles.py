@@ -162,7 +162,7 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is not dict or len(pairs) % 2:
             raise PickleRefused("damaged pickle (items for no dict)")
-        target.update(zip(pairs[::2], pairs[1::2]))
+        target.update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def append(self, values: list[Any]) -> None:
         if type(self.stack[-1]) is not list:

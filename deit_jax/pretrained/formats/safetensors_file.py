@@ -1,4 +1,4 @@
-"""`.safetensors` files through their own package, with a digest of the numbers in those we write."""
+"""`.safetensors` files through their own package, those we write with a digest of the values."""
 
 import hashlib
 import json
@@ -14,29 +14,41 @@ METADATA_KEY = "deit_jax"
 _DIGEST = "sha256"
 
 
-def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors by name, and what `write_safetensors` noted (`{}` in files of others).
+def read_safetensors(
+    path: pathlib.Path, *, ema: bool = False, arrays: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors by name, and the notes of `write_safetensors` (`{}` in files of others).
 
-    The digest of a file of ours is checked; the format itself has none.
-    Raises ConfigError naming file and reason.
+    The digest of a file of ours is checked; the format itself has none. Without `arrays` only
+    the header is read, and every tensor is a view of one zero in its shape.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ConfigError: names file and reason; also for `ema`, which these files do not hold.
     """
     import safetensors
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if ema:
+        raise ConfigError(f"{path}: holds no EMA weights beside the raw ones")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if arrays:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            else:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+                tensors = {k: np.broadcast_to(np.zeros(()), s) for k, s in shapes.items()}
         notes = json.loads(header.get(METADATA_KEY, "{}"))
     except (safetensors.SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}: damaged file ({type(error).__name__}: {error})") from None
     except Exception as error:  # The package's panics are plain exceptions without a public type.
         raise ConfigError(f"{path}: damaged file ({type(error).__name__}: {error})") from None
-    if METADATA_KEY in header and (
-        not isinstance(notes, dict) or notes.pop(_DIGEST, None) != digest(tensors, notes)
-    ):
-        raise ConfigError(f"{path}: damaged file (its numbers do not match its digest)")
+    if METADATA_KEY in header:
+        wanted = notes.pop(_DIGEST, None) if isinstance(notes, dict) else None
+        if wanted is None or arrays and wanted != digest(tensors, notes):
+            raise ConfigError(f"{path}: damaged file (the values do not match its digest)")
     return tensors, notes
 
 
@@ -46,7 +58,7 @@ def write_safetensors(
     """Writes `tensors` with `notes` (JSON) and their digest in the header, atomically."""
     from safetensors.numpy import save_file
 
-    # The package writes the memory of a strided array as it lies, i.e. the wrong numbers.
+    # The package writes the memory of a strided array as it is, so in the wrong order.
     # `ascontiguousarray` would turn scalars into vectors.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     notes = json.loads(json.dumps(notes))
@@ -58,7 +70,7 @@ def write_safetensors(
 
 
 def digest(tensors: dict[str, np.ndarray], notes: dict[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and numbers in the order of names, and the notes."""
+    """SHA-256 over names, types, shapes and values in the order of names, and the notes."""
     total = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
     for name in sorted(tensors):
         array = tensors[name]

@@ -15,6 +15,38 @@ from deit_jax.pretrained.formats.pickles import PickleRefused, Storage, TensorRe
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _BOTH_ORDERS = ("little", "big")
+# Keys under which training scripts save their state dicts.
+_WRAPPERS = ("model", "state_dict")
+_EMA_WRAPPERS = ("model_ema", "state_dict_ema")
+
+
+def read_state_dict(
+    path: pathlib.Path, *, ema: bool = False, arrays: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The (EMA) weights of a `torch.save` file by name, and no notes; always read whole.
+
+    Raises:
+      ConfigError: not a state dict of tensors, or one without EMA.
+    """
+    tree = read_torch(path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"holds a {type(tree).__name__}, not a state dict")
+    wrapper = next((key for key in (_EMA_WRAPPERS if ema else _WRAPPERS) if key in tree), None)
+    if ema and wrapper is None:
+        raise ConfigError(f"holds no EMA weights ({' or '.join(_EMA_WRAPPERS)})")
+    state = tree[wrapper] if wrapper else tree
+    if not isinstance(state, dict) or not state:
+        raise ConfigError("holds no state dict")
+    other = [
+        str(key)
+        for key, value in state.items()
+        if not (isinstance(key, str) and isinstance(value, np.ndarray))
+    ]
+    if other:
+        raise ConfigError(f"entries that are not tensors: {', '.join(other[:5])}")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): array for name, array in state.items()}
+    return state, {}
 
 
 def read_torch(path: pathlib.Path) -> Any:
@@ -48,7 +80,7 @@ def _read_zip(file: IO[bytes]) -> Any:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
-            raise PickleRefused("no torch file: not one data.pkl in the archive")
+            raise PickleRefused("not a torch file: not one data.pkl in the archive")
         root = pickles[0].removesuffix("data.pkl")
         # torch stores without compression; refusing the rest rules out decompression bombs.
         packed = [n for n, info in members.items() if info.compress_type != zipfile.ZIP_STORED]
@@ -73,9 +105,9 @@ def _read_zip(file: IO[bytes]) -> Any:
 
 
 def _read_legacy(file: IO[bytes]) -> Any:
-    """Pickles (magic, protocol, system, object, storage keys), then the storages, each with a count."""
+    """Five pickles (magic, protocol, system, object, storage keys), then storages with counts."""
     if load_state(file) != _LEGACY_MAGIC or load_state(file) != _LEGACY_PROTOCOL:
-        raise PickleRefused("no torch file: wrong magic number")
+        raise PickleRefused("not a torch file: wrong magic number")
     system, tree, keys = load_state(file), load_state(file), load_state(file)
     order = "little" if system["little_endian"] else "big"
     storages = {ref.storage.key: ref.storage for ref in _references(tree)}
@@ -85,11 +117,11 @@ def _read_legacy(file: IO[bytes]) -> Any:
     for key in keys:
         count = int.from_bytes(file.read(8), order)
         if key not in storages or storages[key].count != count:
-            raise PickleRefused(f"storage {key} has another size than the tensors say")
+            raise PickleRefused(f"storage {key} is not of the size that the tensors state")
         size = count * np.dtype(_dtype(storages[key])).itemsize
         cache[key] = _numbers(file.read(size), storages[key], order)
     if file.read(1):
-        raise PickleRefused("bytes behind the last storage")
+        raise PickleRefused("bytes after the last storage")
     return _resolve(tree, lambda storage: cache[storage.key])
 
 
@@ -132,14 +164,14 @@ def _resolve(tree: Any, numbers: Any, depth: int = 0) -> Any:
 
 
 def _view(values: np.ndarray, ref: TensorRef) -> np.ndarray:
-    last = sum((size - 1) * stride for size, stride in zip(ref.shape, ref.strides))
+    last = sum((size - 1) * stride for size, stride in zip(ref.shape, ref.strides, strict=True))
     if 0 in ref.shape:
         return np.zeros(ref.shape, values.dtype)
     if ref.offset + last >= values.size or int(np.prod(ref.shape, dtype=object)) > values.size:
         raise PickleRefused(f"a tensor of shape {ref.shape} reaches beyond its storage")
     # No state dict needs one element at two places; damaged strides would.
     reach = 1
-    for stride, size in sorted(zip(ref.strides, ref.shape)):
+    for stride, size in sorted(zip(ref.strides, ref.shape, strict=True)):
         if size > 1 and stride < reach:
             raise PickleRefused(f"a tensor of shape {ref.shape} overlaps itself")
         reach += (size - 1) * stride
