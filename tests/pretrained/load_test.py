@@ -194,13 +194,13 @@ def test_same_model_is_loaded_whole(tmp_path):
     assert str(found.report) == f"loaded {len(found.report.loaded)} arrays from {loaded.source}"
 
 
-def test_head_of_other_classes_is_dropped_only_when_asked(tmp_path):
+def test_head_of_other_classes_is_dropped_only_on_request(tmp_path):
     loaded = loaded_from(tmp_path, tiny(distilled=True))
     model = tiny(distilled=True, classes=5)
     with pytest.raises(
         ConfigError,
         match=r"head/kernel is \(8, 3\), the model has \(8, 5\) "
-        r"\(drop_head starts it afresh\)",
+        r"\(drop_head initializes it\)",
     ):
         pretrained.adapt(loaded, fresh(model), model=model)
     variables, report = pretrained.adapt(loaded, fresh(model), model=model, drop_head=True)
@@ -208,7 +208,7 @@ def test_head_of_other_classes_is_dropped_only_when_asked(tmp_path):
         f"params/{head}/{leaf}" for head in ("head", "head_dist") for leaf in ("bias", "kernel")
     }
     assert set(report.dropped) == set(report.initialized) == heads
-    assert "as asked" in str(report)
+    assert "drop_head: the classification heads are initialized" in str(report)
     np.testing.assert_array_equal(
         variables["params"]["head"]["kernel"], fresh(model)["params"]["head"]["kernel"]
     )

@@ -52,7 +52,7 @@ def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys,
 
 
 def test_weights_of_another_task_start_it(photos, tmp_path, compilation_cache, capsys, monkeypatch):
-    """Ten classes of digits, another resolution: the head starts afresh only when asked."""
+    """Ten classes of digits, another resolution: the head is initialized on request only."""
     tiny_runs.make_cheap(monkeypatch)
     digits = tiny_runs.tiny("quickstart.py:plain", compilation_cache, *tiny_runs.NO_AUGMENTATION)
     tiny_runs.train(digits, tmp_path / "digits")
@@ -70,4 +70,7 @@ def test_weights_of_another_task_start_it(photos, tmp_path, compilation_cache, c
         tmp_path / "yes",
     )
     out = capsys.readouterr().out
-    assert "start afresh, as asked" in out and "position embedding (2, 2) -> (3, 3)" in out
+    assert (
+        "drop_head: the classification heads are initialized" in out
+        and "position embedding (2, 2) -> (3, 3)" in out
+    )
