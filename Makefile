@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 READY := $(VENV)/.ready
 
-.PHONY: help setup test quickstart clean
+.PHONY: help setup lint test quickstart clean
 
 help:
 	@echo "make quickstart   train a convnet teacher, distil a small DeiT from it, compare (minutes, CPU)"
 	@echo "make test         run the tests"
+	@echo "make lint         check format, rules and types"
 	@echo "make setup        only install into $(VENV)"
 
 setup: $(READY)
@@ -20,6 +21,15 @@ $(READY): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart,test]'
 	@touch $(READY)
+
+$(VENV)/.lint: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@
+
+lint: $(VENV)/.lint
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15

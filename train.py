@@ -1,4 +1,4 @@
-"""Trains, distils or fine-tunes as a config says: python train.py --config=configs/deit.py:s --workdir=DIR"""
+"""Trains, distils or fine-tunes a model as its config says."""
 
 import argparse
 import sys

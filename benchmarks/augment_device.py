@@ -32,12 +32,12 @@ DISTINCT = 64
 
 
 def noise_canvases(count: int, canvas: int) -> dict[str, np.ndarray]:
-    """Canvases uint8 [count, C, C, 3] of noise, short sides of 0.6 C to 0.98 C, landscape or not."""
+    """Canvases uint8 [count, C, C, 3] of noise: short sides of 0.6 C to 0.98 C, either way up."""
     draw = np.random.RandomState(0)
     canvases = np.zeros((min(count, DISTINCT), canvas, canvas, 3), np.uint8)
     sizes = draw.randint(int(0.6 * canvas), int(0.98 * canvas), (len(canvases), 2))
     sizes[np.arange(len(canvases)), draw.randint(0, 2, len(canvases))] = int(0.98 * canvas)
-    for image, (height, width) in zip(canvases, sizes):
+    for image, (height, width) in zip(canvases, sizes, strict=True):
         image[:height, :width] = draw.randint(0, 256, (height, width, 3))
     rows = np.arange(count) % len(canvases)
     return {"canvas": canvases[rows], "size": sizes[rows].astype(np.int32)}

@@ -179,7 +179,7 @@ def compare(photos: pathlib.Path, references: pathlib.Path, matmul: str) -> Tall
     paths = sorted(photos.glob("*.npy"))
     for done, part in enumerate(chunks(paths)):
         loaded = [dict(np.load(references / f"{path.stem}.npz")) for path in part]
-        for path, expected in zip(part, loaded):
+        for path, expected in zip(part, loaded, strict=True):
             compare_crops(tally, np.load(path), expected, functions)
         compare_operations(tally, loaded)
         compare_three(tally, loaded)

@@ -20,11 +20,11 @@ _library = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402
-import torchvision  # noqa: E402
-from timm.data import auto_augment  # noqa: E402
-from timm.data.transforms import RandomResizedCropAndInterpolation as RandomCrop  # noqa: E402
-from torchvision.transforms import InterpolationMode, functional  # noqa: E402
+import timm
+import torchvision
+from timm.data import auto_augment
+from timm.data.transforms import RandomResizedCropAndInterpolation as RandomCrop
+from torchvision.transforms import InterpolationMode, functional
 
 SIZE = 224
 FILL = (124, 116, 104)
@@ -39,8 +39,9 @@ def recording_policy() -> tuple[auto_augment.RandAugment, list]:
     policy = auto_augment.rand_augment_transform(POLICY, hparams)
     log: list[tuple[int, float]] = []
     for op in policy.ops:
+        index = NAMES.index(op.name)
 
-        def record(image, *args, number=NAMES.index(op.name), run=op.aug_fn, **kwargs):
+        def record(image, *args, number=index, run=op.aug_fn, **kwargs):
             # The device works with float32 arguments.
             args = tuple(float(np.float32(a)) if isinstance(a, float) else a for a in args)
             log.append((number, args[0] if args else 0.0))

@@ -31,7 +31,7 @@ SERVER = ROOT / "tests" / "reference" / "serve_models.py"
 LARGE = ("deit3_large", "deit3_huge", "regnety_320")
 
 sys.path.insert(0, str(SERVER.parent))
-from random_weights import random_image  # noqa: E402
+from random_weights import random_image
 
 
 class Reference:
@@ -94,7 +94,7 @@ def _has_hf(name: str) -> bool:
 
 
 def compare(reference: Reference, kind: str, name: str) -> dict:
-    """One model under one naming: largest relative differences and whether round trips are exact."""
+    """One model under one naming: largest relative differences; are round trips exact?"""
     start = time.monotonic()
     model = models.create_model(name)
     size = model.image_size[0]

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(
     variant: str, workdir: pathlib.Path, overrides: list[str], *, log: pathlib.Path | None = None
 ) -> None:
-    """One run to its end; its minutes are kept beside it. Exits with the run's status if it fails."""
+    """One run to its end, its minutes written beside it; exits with its status if it fails."""
     record = workdir / "minutes.json"
     if record.is_file():
         print(f"{workdir}: done already", flush=True)

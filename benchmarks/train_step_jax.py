@@ -16,14 +16,14 @@ import common
 
 START = time.perf_counter()
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from deit_jax import data, losses, models, rng, sharding
-from deit_jax.augment import mix, pipeline  # noqa: E402
+from deit_jax.augment import mix, pipeline
 from deit_jax.recipe import hardware
-from deit_jax.teacher import Teacher  # noqa: E402
+from deit_jax.teacher import Teacher
 from deit_jax.train import experiment, nonfinite, schema
 from deit_jax.train import step as step_lib
 

@@ -15,7 +15,7 @@ import common
 
 START = time.perf_counter()
 
-import torch  # noqa: E402
+import torch
 
 try:
     import torchvision  # noqa: F401
@@ -25,8 +25,8 @@ except (ImportError, RuntimeError):
     for _name in ("nms", "qnms"):
         _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402
-from timm.optim import param_groups_weight_decay  # noqa: E402
+import timm
+from timm.optim import param_groups_weight_decay
 
 CLASSES = 1000
 SMOOTHING = 0.1

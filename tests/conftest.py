@@ -25,8 +25,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile much and compute little.

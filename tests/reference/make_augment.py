@@ -1,6 +1,6 @@
 """Writes tests/vectors/augment_*.npz: what Pillow, timm and torchvision do to drawn images.
 
-Run with Pillow < 13, torch, torchvision and timm installed: `python tests/reference/make_augment.py`.
+Run with Pillow < 13, torch, torchvision and timm: `python tests/reference/make_augment.py`.
 No photo goes in: the images are noise, gradients and shapes drawn from a seed.
 """
 
@@ -18,10 +18,10 @@ _library = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from timm.data import auto_augment, mixup, random_erasing  # noqa: E402
+from timm.data import auto_augment, mixup, random_erasing
 from timm.data import transforms as timm_transforms
-from torchvision import transforms  # noqa: E402
-from torchvision.transforms import functional  # noqa: E402
+from torchvision import transforms
+from torchvision.transforms import functional
 
 SIDE = 36
 FILL = (124, 116, 104)

@@ -1,6 +1,6 @@
-"""Writes tests/vectors/augment_autoaugment.npz: timm's AutoAugment policies and draws of two of them.
+"""Writes tests/vectors/augment_autoaugment.npz: timm's AutoAugment policies, and draws of two.
 
-Run with Pillow < 13, torch, torchvision and timm installed: `python tests/reference/make_autoaugment.py`.
+Run with Pillow < 13, torch, torchvision and timm: `python tests/reference/make_autoaugment.py`.
 """
 
 import random
@@ -40,8 +40,9 @@ def samples(config: str) -> np.ndarray:
     row = [0]
     for pair in policy.policy:
         for layer, op in enumerate(pair):
+            code = number(op.name)
 
-            def record(image, *args, layer=layer, code=number(op.name), **kwargs):
+            def record(image, *args, layer=layer, code=code, **kwargs):
                 drawn[row[0], layer] = code, args[0] if args else 0.0
                 return image
 

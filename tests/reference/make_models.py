@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import timm  # noqa: E402
-import torch_models  # noqa: E402
-from random_weights import random_image, random_tensor  # noqa: E402
+import timm
+import torch_models
+from random_weights import random_image, random_tensor
 
 VECTORS = pathlib.Path(__file__).resolve().parent.parent / "vectors"
 
@@ -69,7 +69,7 @@ def _regnet_designs() -> dict[str, np.ndarray]:
         convs = [next(stage.children()).conv2.conv for stage in stages]
         rows = [
             (c.out_channels, len(list(s.children())), c.weight.shape[1])
-            for s, c in zip(stages, convs)
+            for s, c in zip(stages, convs, strict=True)
         ]
         arrays[f"design/{name}"] = np.array(rows)
     return arrays

@@ -14,8 +14,8 @@ _library = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from timm.models.deit import VisionTransformerDistilled  # noqa: E402
-from timm.optim import Lamb, param_groups_layer_decay, param_groups_weight_decay  # noqa: E402
+from timm.models.deit import VisionTransformerDistilled
+from timm.optim import Lamb, param_groups_layer_decay, param_groups_weight_decay
 
 STEPS, KEPT = 20, (1, 7, 20)
 PUBLISHED = {"pos_embed", "cls_token"}

@@ -12,7 +12,7 @@ _library = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from timm.scheduler import CosineLRScheduler  # noqa: E402
+from timm.scheduler import CosineLRScheduler
 
 # name: (epochs, peak, floor, warm-up epochs)
 RECIPES = {

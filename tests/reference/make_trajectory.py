@@ -16,10 +16,10 @@ _library = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from timm.loss import SoftTargetCrossEntropy  # noqa: E402
-from timm.models.deit import VisionTransformerDistilled  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from timm.optim import param_groups_weight_decay  # noqa: E402
+from timm.loss import SoftTargetCrossEntropy
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_weight_decay
 
 
 def model(kind: type, *, seed: int) -> torch.nn.Module:

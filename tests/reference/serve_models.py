@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import torch_models  # noqa: E402  isort: skip  (makes torchvision importable)
-import timm  # noqa: E402
-import transformers  # noqa: E402
-from random_weights import random_image  # noqa: E402
+import torch_models  # isort: skip  (makes torchvision importable)
+import timm
+import transformers
+from random_weights import random_image
 
 
 def make(kind: str, model: str, folder: str, size: int) -> dict:

@@ -1,4 +1,4 @@
-"""The reference implementations with given weights: timm for its names, transformers for its own."""
+"""The reference implementations with given weights: timm's, and those of transformers."""
 
 import contextlib
 
@@ -13,9 +13,9 @@ except RuntimeError:
     for _name in ("nms", "qnms"):
         _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402
-import transformers  # noqa: E402
-from random_weights import random_state  # noqa: E402
+import timm
+import transformers
+from random_weights import random_state
 
 
 def with_random_weights(model: torch.nn.Module) -> torch.nn.Module:
