@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: sizes, fences between packages, light imports."""
+"""The house rules that a machine can check: sizes, layers, fences, light imports."""
 
 import ast
 import pathlib
@@ -23,6 +23,19 @@ FENCES = {
 }
 NEVER_AT_RUN_TIME = ("torch", "timm", "transformers", "PIL")
 
+# From the bottom up: a module imports from its own layer and from those before it.
+LAYERS = (
+    {"errors", "rng", "trees", "train_state", "builders"},
+    {"config", "config_file", "sharding", "distributed"},
+    {"models", "augment", "data", "checkpoint", "losses", "optim", "tracking"},
+    {"pretrained", "recipe", "evaluation"},
+    {"teacher"},
+    {"train"},
+    {"cli"},
+)
+# Folders of tests that are not a package's.
+OTHER_TESTS = {"runs", "reference", "vectors"}
+
 
 def tree_of(path: pathlib.Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
@@ -36,6 +49,106 @@ def imported(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.split(".")[0])
     return names
+
+
+def modules(root: pathlib.Path = ROOT) -> dict[str, pathlib.Path]:
+    """`deit_jax.data.order` -> its file; a package stands for its `__init__.py`."""
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted((root / "deit_jax").rglob("*.py"))
+    }
+
+
+def dependencies(known: dict[str, pathlib.Path]) -> dict[str, set[str]]:
+    """Module -> modules of the library that it imports, anywhere in its text.
+
+    An import from a package counts as one of the submodule where it names one, else of the
+    package's `__init__.py`. That Python runs the `__init__.py` as well is left out, so that
+    these may gather names from their own modules.
+    """
+    found = {}
+    for name, path in known.items():
+        found[name] = uses = set()
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Import):
+                uses |= {alias.name for alias in node.names if alias.name in known}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name}: relative import"
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                uses |= {f if f in known else node.module for f in full if node.module in known}
+    return found
+
+
+def layer_of(module: str) -> int:
+    room = (module.split(".") + [""])[1]
+    where = [number for number, layer in enumerate(LAYERS) if room in layer]
+    assert where or not room, f"{module} is in no layer; add it to LAYERS"
+    return where[0] if where else -1
+
+
+def upward(uses: dict[str, set[str]]) -> list[str]:
+    """Imports of a module in a higher layer."""
+    return [
+        f"{name} imports {used}"
+        for name in uses
+        for used in sorted(uses[name])
+        if layer_of(used) > layer_of(name)
+    ]
+
+
+def circles(uses: dict[str, set[str]], depth: int | None = None) -> list[str]:
+    """Circles of imports between modules, or between the first `depth` parts of their names."""
+    short = {name: ".".join(name.split(".")[:depth]) for name in uses}
+    graph = {room: set() for room in short.values()}
+    for name, used in uses.items():
+        graph[short[name]] |= {short[u] for u in used} - {short[name]}
+    # What imports nothing that is left, or is imported by nothing that is left, is in no circle.
+    while True:
+        used = set().union(*graph.values())
+        free = [name for name in graph if name not in used or not graph[name] & graph.keys()]
+        if not free:
+            return [f"{name} -> {', '.join(sorted(graph[name]))}" for name in sorted(graph)]
+        graph = {name: uses & graph.keys() for name, uses in graph.items() if name not in free}
+
+
+def test_no_import_goes_up_a_layer():
+    assert upward(dependencies(modules())) == []
+
+
+def test_planted_imports_are_found(tmp_path):
+    """Inside a function, under TYPE_CHECKING, and of a package; each in a copy of its own."""
+    package = tmp_path / "deit_jax"
+    for name in ("__init__", "rng", "losses", "train/__init__", "train/loop", "data/__init__"):
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    assert not upward(dependencies(modules(tmp_path)))
+    (package / "rng.py").write_text("def f():\n    from deit_jax.train import loop\n")
+    (package / "losses.py").write_text("if TYPE_CHECKING:\n    import deit_jax.train.loop\n")
+    (package / "data/__init__.py").write_text("from deit_jax.losses import cross_entropy\n")
+    uses = dependencies(modules(tmp_path))
+    assert upward(uses) == [
+        "deit_jax.losses imports deit_jax.train.loop",
+        "deit_jax.rng imports deit_jax.train.loop",
+    ]
+    assert not circles(uses)
+    (package / "train/loop.py").write_text("import deit_jax.data\n")
+    assert circles(dependencies(modules(tmp_path))) == [
+        "deit_jax.data -> deit_jax.losses",
+        "deit_jax.losses -> deit_jax.train.loop",
+        "deit_jax.train.loop -> deit_jax.data",
+    ]
+
+
+def test_the_top_of_the_library_is_small():
+    entries = [p for p in (ROOT / "deit_jax").iterdir() if p.name != "__pycache__"]
+    assert len(entries) <= 24, "put a new module into the package that it belongs to"
+
+
+def test_tests_mirror_the_packages():
+    folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()} - {"__pycache__"}
+    packages = {p.parent.name for p in (ROOT / "deit_jax").glob("*/__init__.py")}
+    assert folders - OTHER_TESTS <= packages
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
