@@ -23,6 +23,7 @@ import numpy as np
 from deit_jax import models, pretrained
 from deit_jax.errors import ConfigError
 from deit_jax.pretrained.convert import convert
+from deit_jax.pretrained.formats import huggingface
 from deit_jax.pretrained.formats.torch_file import read_torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -87,10 +88,11 @@ def _chosen(patterns: list[str], everything: bool) -> list[str]:
 
 
 def _has_hf(name: str) -> bool:
-    model = models.create_model(name)
-    if isinstance(model, models.RegNet):
-        return len(set(model.group_sizes)) == 1
-    return model.class_position
+    try:
+        huggingface.model_config(models.create_model(name), None)
+    except ConfigError:
+        return False
+    return True
 
 
 def compare(reference: Reference, kind: str, name: str) -> dict:
@@ -145,7 +147,7 @@ def _folded(loaded, size: int) -> float | None:
     image = random_image(size, size)
     logits = []
     plain = loaded.create_model(), loaded.variables
-    for model, variables in (plain, models.fold_batch_norm(*plain)):
+    for model, variables in (plain, plain[0].fold_batch_norm(plain[1])):
         run = jax.jit(lambda v, x, model=model: models.apply(model, v, x).logits)
         logits.append(np.asarray(run(variables, image)))
     return _relative(logits[1], logits[0])

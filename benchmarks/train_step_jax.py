@@ -60,7 +60,7 @@ def random_teacher(case: dict) -> tuple[Teacher, models.Model]:
         case["teacher"], num_classes=CLASSES, image_size=case["image_size"], dtype=case["dtype"]
     )
     variables = models.init_variables(model, jax.random.key(1))
-    folded, variables = models.fold_batch_norm(model, variables)
+    folded, variables = model.fold_batch_norm(variables)
     fn = lambda variables, image: models.apply(folded, variables, image).logits
     return Teacher(fn=fn, variables=variables, description=case["teacher"]), model
 

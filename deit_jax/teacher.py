@@ -94,8 +94,8 @@ def make_teacher(
     kwargs = dict(loaded.model_kwargs) | {"image_size": side, "dtype": dtype}
     model = models.create_model(loaded.model, **kwargs | {"num_classes": num_classes})
     variables = pretrained.adapt(loaded, model=model).variables
-    if fold_batch_norm and "batch_stats" in variables:
-        model, variables = models.fold_batch_norm(model, variables)
+    if fold_batch_norm:
+        model, variables = model.fold_batch_norm(variables)
     convert = _input_conversion(
         image_size, side, (mean, std), (loaded.mean or mean, loaded.std or std)
     )

@@ -1,4 +1,4 @@
-"""Sizes and costs, read off the model itself."""
+"""Sizes and costs, read off a trace of the model itself."""
 
 import functools
 import math
@@ -7,9 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-
-from deit_jax.models.deit import VisionTransformer
-from deit_jax.models.regnet import RegNet
 
 
 class Size(NamedTuple):
@@ -26,39 +23,54 @@ class Size(NamedTuple):
     macs: int
 
 
+class Trace(NamedTuple):
+    """What one image's evaluation consists of.
+
+    Attributes:
+      size: parameters and multiply-accumulates.
+      outputs: values that matrix products and convolutions give.
+      collections: names of the variables, `params` and `batch_stats`.
+    """
+
+    size: Size
+    outputs: int
+    collections: frozenset[str]
+
+
 @functools.lru_cache
-def count(model: VisionTransformer | RegNet) -> Size:
-    """Counts by tracing; nothing is computed."""
-    if isinstance(model, RegNet):
-        return _traced(model)
-    # XLA's attention is made of plain products, which the fused kernels hide. Blocks are
-    # all alike: two short models tell what any depth has.
-    model = model.clone(attention="xla", scan=False, remat="none")
-    one, two = (_traced(model.clone(depth=depth)) for depth in (1, 2))
-    return Size(*(a + (model.depth - 1) * (b - a) for a, b in zip(one, two)))
+def count(model: Any) -> Size:
+    """Parameters and multiply-accumulates of a model; nothing is computed."""
+    return model.count()
 
 
-def _traced(model: Any) -> Size:
+@functools.lru_cache
+def trace(model: Any) -> Trace:
+    """Traces a flax module that takes images; nothing is computed."""
     image = jnp.zeros((1, *model.image_size, 3), jnp.float32)
-    # Initialisation runs the model once, so one trace tells both.
+    # Initialization runs the model once, so one trace gives both.
     jaxpr, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), image)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    return Size(parameters, _macs(jaxpr.jaxpr))
+    macs, outputs = _products(jaxpr.jaxpr)
+    return Trace(Size(parameters, macs), outputs, frozenset(variables))
 
 
-def _macs(jaxpr: Any) -> int:
-    total = 0
+def _products(jaxpr: Any) -> tuple[int, int]:
+    """(multiply-accumulates, output values) of all matrix products and convolutions."""
+    macs = outputs = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            depth = math.prod(left[axis] for axis in contracted)
-            total += math.prod(equation.outvars[0].aval.shape) * depth
+            per_output = math.prod(left[axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
             per_output = math.prod(kernel) // kernel[out_axis]
-            total += math.prod(equation.outvars[0].aval.shape) * per_output
-        for inner in core.jaxprs_in_params(equation.params):
-            total += _macs(inner)
-    return total
+        else:
+            for inner in core.jaxprs_in_params(equation.params):
+                more_macs, more_outputs = _products(inner)
+                macs, outputs = macs + more_macs, outputs + more_outputs
+            continue
+        size = math.prod(equation.outvars[0].aval.shape)
+        macs, outputs = macs + size * per_output, outputs + size
+    return macs, outputs

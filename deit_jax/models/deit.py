@@ -6,15 +6,21 @@ sequence; DeiT-III to the patches alone, before the class token is put in front,
 multiplies each branch by a learned LayerScale.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deit_jax.errors import ConfigError, unknown
 from deit_jax.models import initializers, layers
+from deit_jax.models.block import Block
+from deit_jax.models.count import Size, trace
+from deit_jax.models.model import Model
 from deit_jax.models.output import Output
+from deit_jax.models.position import resize_position
 
 _normal = initializers.normal(0.02)
 
@@ -25,97 +31,21 @@ REMAT = {
 }
 DROP_PATH_SCHEDULES = ("linear", "constant")
 
-# What a row's key is folded with, one number per dropout of a block.
-_ATTENTION_DROP, _HIDDEN_DROP, _MLP_DROP = range(3)
+# Values per token and unit of width that one block saves for the backward pass, in f32 and
+# in half precision (whose LayerNorms save f32, counted double): residuals of `jax.vjp`.
+_SAVED_PER_BLOCK = {"none": (28.0, 34.0), "dots": (9.0, 9.0), "full": (1.0, 1.0)}
+
+_STEM = ("cls_token", "dist_token", "pos_embed", "patch_embed")
+_HEADS = ("head", "head_dist")
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention [B, T, D] -> ([B, T, D], weights f32 [B, H, T, T] or None).
+class VisionTransformer(Model, kw_only=True):
+    """Vision transformer of DeiT and DeiT-III.
 
-    The fused `qkv` kernel is [D, 3 D]: queries, keys, values, each head by head.
-    """
-
-    num_heads: int
-    dtype: Any
-    implementation: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, capture: bool) -> tuple[jax.Array, jax.Array | None]:
-        rows, tokens, dim = x.shape
-        qkv = layers.Dense(3 * dim, self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(rows, tokens, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        weights = layers.attention_weights(query, key) if capture else None
-        implementation = layers.resolve_attention(self.implementation, self.dtype)
-        x = layers.attend(query, key, value, implementation=implementation)
-        return layers.Dense(dim, self.dtype, name="proj")(x.reshape(rows, tokens, dim)), weights
-
-
-class Mlp(nn.Module):
-    """[B, T, D] -> [B, T, D] over `hidden` units with the exact (erf) GELU."""
-
-    hidden: int
-    dropout_rate: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        dim = x.shape[-1]
-        x = nn.gelu(layers.Dense(self.hidden, self.dtype, name="fc1")(x), approximate=False)
-        x = layers.dropout(x, layers.fold_keys(keys, _HIDDEN_DROP), self.dropout_rate)
-        return layers.Dense(dim, self.dtype, name="fc2")(x)
-
-
-class Block(nn.Module):
-    """One transformer block.
-
-    In training `draw` is uniform, f32 [B, 2], for stochastic depth of the two branches at
-    `drop_rate`, and `keys` [B] are this block's for dropout; both None in evaluation.
-    """
-
-    num_heads: int
-    mlp_ratio: float
-    layer_scale_init: float | None
-    dropout_rate: float
-    epsilon: float
-    dtype: Any
-    attention: str
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        draw: jax.Array | None,
-        keys: jax.Array | None,
-        drop_rate: Any,
-        capture: bool = False,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        dim = x.shape[-1]
-        y = layers.layer_norm(self.dtype, self.epsilon, "norm1")(x)
-        y, weights = Attention(self.num_heads, self.dtype, self.attention, name="attn")(y, capture)
-        y = layers.dropout(y, layers.fold_keys(keys, _ATTENTION_DROP), self.dropout_rate)
-        y = self._layer_scale(y, "gamma_1")
-        x = x + layers.drop_path(y, None if draw is None else draw[:, 0], drop_rate)
-        y = layers.layer_norm(self.dtype, self.epsilon, "norm2")(x)
-        y = Mlp(int(dim * self.mlp_ratio), self.dropout_rate, self.dtype, name="mlp")(y, keys)
-        y = layers.dropout(y, layers.fold_keys(keys, _MLP_DROP), self.dropout_rate)
-        y = self._layer_scale(y, "gamma_2")
-        x = x + layers.drop_path(y, None if draw is None else draw[:, 1], drop_rate)
-        return x, weights
-
-    def _layer_scale(self, x: jax.Array, name: str) -> jax.Array:
-        if self.layer_scale_init is None:
-            return x
-        gamma = self.param(name, nn.initializers.constant(self.layer_scale_init), (x.shape[-1],))
-        return x * gamma.astype(x.dtype).reshape(1, 1, -1)
-
-
-class VisionTransformer(nn.Module):
-    """Image f32 [B, h, w, 3], normalised -> `Output(logits [B, K], dist_logits [B, K] | None)`.
+    Normalized image f32 [B, h, w, 3] -> `Output(logits [B, K], dist_logits [B, K] | None)`.
 
     Attributes:
-      num_classes: K.
-      image_size: (height, width), multiples of `patch_size`.
+      patch_size: side in pixels; `image_size` is a multiple of it.
       distilled: with a distillation token behind the class token, and its head.
       dist_head: False leaves out that head (Hugging Face's DeiTForImageClassification).
       class_position: the position embedding has rows for these tokens too and is added
@@ -124,14 +54,11 @@ class VisionTransformer(nn.Module):
       drop_path_rate: of the last block (`linear`: block i has rate * i / (depth - 1)) or of
         every block (`constant`, DeiT-III).
       dropout_rate: after the position embedding, the attention's and both MLP projections.
-      dtype: compute type; parameters, statistics and logits are f32.
       attention: auto | xla | cudnn, see `layers.resolve_attention`.
       scan: run the blocks in `lax.scan` (compiles once instead of `depth` times, runs slower).
       remat: none | full | dots: what the backward pass computes again.
     """
 
-    num_classes: int
-    image_size: tuple[int, int]
     patch_size: int
     embed_dim: int
     depth: int
@@ -145,7 +72,6 @@ class VisionTransformer(nn.Module):
     drop_path_schedule: str = "linear"
     dropout_rate: float = 0.0
     epsilon: float = 1e-6
-    dtype: str = "float32"
     attention: str = "auto"
     scan: bool = False
     remat: str = "none"
@@ -173,9 +99,89 @@ class VisionTransformer(nn.Module):
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
-    def stochastic(self) -> bool:
-        """Training needs `keys`."""
-        return self.drop_path_rate > 0 or self.dropout_rate > 0
+    def prefix_tokens(self) -> int:
+        """Class token, and distillation token."""
+        return 1 + self.distilled
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The class token's head, and the distillation token's."""
+        return ("class", "dist") if self.distilled and self.dist_head else ("class",)
+
+    @property
+    def num_layers(self) -> int:
+        """The number of the heads, one above the last block's."""
+        return self.depth + 1
+
+    def layer_of(self, path: str) -> int | None:
+        """See `Model.layer_of`; the final norm counts with the last block."""
+        first = path.split("/")[0]
+        if first.startswith("blocks_"):
+            return 1 + int(first.removeprefix("blocks_"))
+        layers_by_name = dict.fromkeys(_STEM, 0) | dict.fromkeys(_HEADS, self.num_layers)
+        return (layers_by_name | {"norm": self.depth}).get(first)
+
+    def count(self) -> Size:
+        """See `Model.count`."""
+        # XLA's attention consists of plain products, which the fused kernels hide. Blocks are
+        # all alike: two short models tell what any depth has.
+        model = self.clone(attention="xla", scan=False, remat="none")
+        one, two = (trace(model.clone(depth=depth)).size for depth in (1, 2))
+        return Size(*(a + (self.depth - 1) * (b - a) for a, b in zip(one, two, strict=True)))
+
+    def saved_bytes(self) -> float:
+        """See `Model.saved_bytes`."""
+        itemsize = jnp.dtype(self.dtype).itemsize
+        tokens = math.prod(self.grid) + self.prefix_tokens
+        saved = _SAVED_PER_BLOCK[self.remat][itemsize < 4]
+        per_block = saved * tokens * self.embed_dim * itemsize
+        fused = self.attention == "cudnn" or (self.attention == "auto" and itemsize < 4)
+        if self.remat == "none" and not fused:
+            # Scores in f32 and weights.
+            per_block += self.num_heads * tokens**2 * (4 + itemsize)
+        return self.depth * per_block
+
+    @property
+    def recomputed_passes(self) -> int:
+        """One where `remat` keeps the inputs of the blocks alone."""
+        return int(self.remat == "full")
+
+    @property
+    def head_params(self) -> tuple[str, ...]:
+        """The heads of both tokens."""
+        return _HEADS
+
+    @property
+    def optional_params(self) -> tuple[str, ...]:
+        """The distillation token and its head."""
+        return ("dist_token", "head_dist") if self.distilled else ()
+
+    def fit_param(
+        self, path: str, value: np.ndarray, old: Model, fresh: np.ndarray | None
+    ) -> tuple[np.ndarray, str]:
+        """See `Model.fit_param`; the position embedding is resized to this model's grid.
+
+        Rows of class and distillation token are kept; a distillation token that `old` lacks
+        has its row from `fresh`.
+        """
+        if (
+            path != "pos_embed"
+            or not isinstance(old, VisionTransformer)
+            or old.class_position != self.class_position
+        ):
+            return value, ""
+        prefix = old.prefix_tokens if old.class_position else 0
+        value = np.asarray(value)
+        rows, patches = value[:, :prefix], value[:, prefix:]
+        if old.class_position and old.distilled and not self.distilled:
+            rows = rows[:, :1]
+        elif old.class_position and self.distilled and not old.distilled:
+            if fresh is None:
+                raise ConfigError("a distilled model starts from a plain one only with a template")
+            rows = np.concatenate([rows, np.asarray(fresh)[:, 1:2]], axis=1)
+        patches = resize_position(patches, old.grid, self.grid)
+        note = f"position embedding {old.grid} -> {self.grid}" if old.grid != self.grid else ""
+        return np.concatenate([rows, patches], axis=1), note
 
     def drop_rates(self) -> list[float]:
         """Stochastic depth of each block."""
@@ -266,7 +272,7 @@ class VisionTransformer(nn.Module):
         return x
 
     def _scanned_blocks(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """The same numbers from the same parameter tree: the blocks' leaves are stacked on entry."""
+        """The same numbers from the same parameters: the leaves of the blocks are stacked."""
         params = self.variables["params"]
         blocks = [params[f"blocks_{i}"] for i in range(self.depth)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)

@@ -1,8 +1,20 @@
-"""Architectures under timm's names."""
+"""The table of models: timm's names, each with its class and the published attributes."""
 
+import dataclasses
+import fnmatch
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from deit_jax.models.regnet import stage_design
+from deit_jax import builders
+from deit_jax.errors import unknown
+from deit_jax.models.deit import VisionTransformer
+from deit_jax.models.model import Model
+from deit_jax.models.regnet import RegNet, stage_design
+
+Architecture = tuple[type[Model], dict[str, Any]]
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -12,19 +24,19 @@ _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 
 
-def _deit(size: dict[str, int], *, image_size: int = 224, distilled: bool = False):
+def _deit(size: dict[str, int], *, image_size: int = 224, distilled: bool = False) -> Architecture:
     attributes = {
         "image_size": image_size,
         "patch_size": 16,
         "distilled": distilled,
         "drop_path_rate": 0.1,
     }
-    return "deit", attributes | size
+    return VisionTransformer, attributes | size
 
 
 def _deit3(
     size: dict[str, int], *, image_size: int = 224, patch_size: int = 16, drop_path_rate: float
-):
+) -> Architecture:
     attributes = {
         "image_size": image_size,
         "patch_size": patch_size,
@@ -33,16 +45,16 @@ def _deit3(
         "drop_path_rate": drop_path_rate,
         "drop_path_schedule": "constant",
     }
-    return "deit", attributes | size
+    return VisionTransformer, attributes | size
 
 
-def _regnety(w0: int, wa: float, wm: float, group_size: int, depth: int):
+def _regnety(w0: int, wa: float, wm: float, group_size: int, depth: int) -> Architecture:
     design = stage_design(w0=w0, wa=wa, wm=wm, depth=depth, group_size=group_size)
-    return "regnet", {"image_size": 224} | design
+    return RegNet, {"image_size": 224} | design
 
 
-# name -> (kind, attributes of the class). Stochastic depth is that of the published training run.
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+# name -> (class, attributes). Stochastic depth is that of the published training run.
+ARCHITECTURES: dict[str, Architecture] = {
     "deit_tiny_patch16_224": _deit(_TINY),
     "deit_small_patch16_224": _deit(_SMALL),
     "deit_base_patch16_224": _deit(_BASE),
@@ -72,3 +84,63 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "regnety_160": _regnety(200, 106.23, 2.48, 112, 18),
     "regnety_320": _regnety(232, 115.89, 2.53, 232, 20),
 }
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Registered names that match a shell pattern, sorted."""
+    return sorted(fnmatch.filter(ARCHITECTURES, pattern))
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+    **attributes: Any,
+) -> Model:
+    """The registered model `name`, with any attribute of its class overridden.
+
+    Args:
+      name: of `ARCHITECTURES`.
+      num_classes: K.
+      image_size: one side or (height, width) in pixels; None for the published one.
+      attributes: of the class, see `options`; those left out are as published.
+
+    Raises:
+      ConfigError: an unknown name or dtype, or attributes that do not fit together.
+      TypeError: an attribute that the class does not have.
+    """
+    cls, published = builders.choose(ARCHITECTURES, name, "model")
+    known = ["num_classes", *(key for key in options({"name": name}) if key != "name")]
+    extra = sorted(set(attributes) - set(known))
+    if extra:
+        raise TypeError(f"model {name} takes no {', '.join(extra)}; known: {', '.join(known)}")
+    given = published | attributes | {"num_classes": num_classes}
+    size = image_size or given["image_size"]
+    given["image_size"] = (size, size) if isinstance(size, int) else size
+    if given.get("dtype", "float32") not in DTYPES:
+        raise unknown("dtype", given["dtype"], DTYPES)
+    model = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    model.check()
+    return model
+
+
+def options(section: Mapping[str, Any]) -> dict[str, builders.Option]:
+    """The options of a `model` section: its name, and the attributes of the class it names.
+
+    Defaults are the published values. The number of classes is not an option: the data
+    determine it.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    name = section.get("name", "")
+    cls, published = builders.choose(ARCHITECTURES, name, "model")
+    own = {"name": builders.Option(name, str)}
+    for field in dataclasses.fields(cls):
+        if field.name not in ("parent", "name", "num_classes"):
+            required = field.default is dataclasses.MISSING
+            default = inspect.Parameter.empty if required else field.default
+            own[field.name] = builders.Option(published.get(field.name, default), field.type)
+    own["image_size"] = own["image_size"]._replace(annotation=int | tuple[int, int])
+    return own

@@ -14,6 +14,7 @@ import numpy as np
 
 from deit_jax.errors import ConfigError
 from deit_jax.models import initializers, layers
+from deit_jax.models.model import Model
 from deit_jax.models.output import Output
 
 
@@ -31,7 +32,9 @@ def stage_design(
     widths = np.round(w0 * np.power(np.float32(wm), exponent) / 8) * 8
     stages, depths = np.unique(widths.astype(int), return_counts=True)
     groups = [min(group_size, width) for width in stages.tolist()]
-    rounded = [round(width / group) * group for width, group in zip(stages.tolist(), groups)]
+    rounded = [
+        round(width / group) * group for width, group in zip(stages.tolist(), groups, strict=True)
+    ]
     return {
         "widths": tuple(rounded),
         "depths": tuple(depths.tolist()),
@@ -152,23 +155,21 @@ class Bottleneck(nn.Module):
         return nn.relu(layers.drop_path(y, draw, drop_rate) + shortcut)
 
 
-class RegNet(nn.Module):
-    """Image f32 [B, h, w, 3], normalised -> `Output(logits [B, K], None)`.
+class RegNet(Model, kw_only=True):
+    """RegNetY convolutional network, DeiT's teacher.
+
+    Normalized image f32 [B, h, w, 3] -> `Output(logits [B, K], None)`; images of another size
+    than `image_size` can be applied too.
 
     Attributes:
-      num_classes: K.
-      image_size: (height, width) it is made for; any size can be applied.
       widths, depths, group_sizes: channels, blocks and channels per group of each stage.
       strides: of the first block of each stage.
       stem_width, stem_stride: of the 3x3 convolution in front.
       se_ratio: reduction of squeeze-and-excitation, of the block's input channels.
       drop_path_rate: of the last block; it rises linearly over the blocks.
       folded: BatchNorm is folded into the convolutions (`fold_batch_norm`); evaluation only.
-      dtype: compute type; parameters, statistics and logits are f32.
     """
 
-    num_classes: int
-    image_size: tuple[int, int]
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     group_sizes: tuple[int, ...]
@@ -177,7 +178,6 @@ class RegNet(nn.Module):
     stem_stride: int = 2
     se_ratio: float = 0.25
     drop_path_rate: float = 0.0
-    dtype: str = "float32"
     folded: bool = False
 
     def check(self) -> None:
@@ -189,14 +189,32 @@ class RegNet(nn.Module):
         if len(set(lengths.values())) != 1:
             raise ConfigError(f"one entry per stage each, got {lengths}")
         layers.check_values(self, sizes=("stem_width", "stem_stride", *lengths))
-        for width, group in zip(self.widths, self.group_sizes):
+        for width, group in zip(self.widths, self.group_sizes, strict=True):
             if width % group:
                 raise ConfigError(f"width {width} is not a multiple of its group size {group}")
 
-    @property
-    def stochastic(self) -> bool:
-        """Training needs `keys`."""
-        return self.drop_path_rate > 0
+    def fold_batch_norm(self, variables: dict[str, Any]) -> tuple["RegNet", dict[str, Any]]:
+        """BatchNorm's scale and shift move into the convolutions; logits agree to rounding.
+
+        The variables returned have no `batch_stats`.
+        Raises ValueError for a model that is folded already.
+        """
+        if self.folded:
+            raise ValueError("the BatchNorm of this model is folded already")
+
+        def fold(params, stats):
+            if "bn" in params:
+                scale, bias = params["bn"]["scale"], params["bn"]["bias"]
+                factor = scale / np.sqrt(stats["bn"]["var"] + layers.BatchNorm.epsilon)
+                kernel = params["conv"]["kernel"] * factor.reshape(1, 1, 1, -1)
+                return {"conv": {"kernel": kernel, "bias": bias - stats["bn"]["mean"] * factor}}
+            return {
+                name: fold(child, stats.get(name, {})) if isinstance(child, dict) else child
+                for name, child in params.items()
+            }
+
+        params = fold(variables["params"], variables["batch_stats"])
+        return self.clone(folded=True), {"params": params}
 
     @nn.compact
     def __call__(
@@ -236,27 +254,3 @@ class RegNet(nn.Module):
         x = x.astype(jnp.float32).mean((1, 2))
         head = nn.Dense(self.num_classes, kernel_init=initializers.normal(0.01), name="head")
         return Output(head(x), None), features
-
-
-def fold_batch_norm(model: RegNet, variables: dict[str, Any]) -> tuple[RegNet, dict[str, Any]]:
-    """The same function without BatchNorm: its scale and shift move into the convolutions.
-
-    For frozen teachers: returns (model, variables without `batch_stats`) whose logits
-    agree to rounding. Raises ValueError for a model that is folded already.
-    """
-    if model.folded:
-        raise ValueError("the BatchNorm of this model is folded already")
-
-    def fold(params, stats):
-        if "bn" in params:
-            factor = params["bn"]["scale"] / np.sqrt(stats["bn"]["var"] + layers.BatchNorm.epsilon)
-            kernel = params["conv"]["kernel"]
-            bias = params["bn"]["bias"] - stats["bn"]["mean"] * factor
-            return {"conv": {"kernel": kernel * factor.reshape(1, 1, 1, -1), "bias": bias}}
-        return {
-            name: fold(child, stats.get(name, {})) if isinstance(child, dict) else child
-            for name, child in params.items()
-        }
-
-    params = fold(variables["params"], variables["batch_stats"])
-    return model.clone(folded=True), {"params": params}

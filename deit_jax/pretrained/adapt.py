@@ -4,16 +4,11 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from deit_jax import trees
 from deit_jax.errors import ConfigError
-from deit_jax.models import Model, VisionTransformer, init_variables
-from deit_jax.models.position import resize_position
+from deit_jax.models import Model, init_variables
 from deit_jax.pretrained.checkpoint import LoadedCheckpoint
-
-_HEADS = ("params/head/", "params/head_dist/")
-_DISTILLATION = ("params/dist_token", "params/head_dist/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,32 +68,26 @@ def adapt(
     fresh = trees.named_leaves(template) if template is not None else {}
     have = trees.named_leaves(loaded.variables)
     old_model = loaded.create_model()
-    dropped, notes = [], []
-    if drop_head:
-        dropped += [path for path in have if path.startswith(_HEADS)]
-        notes.append("drop_head: the classification heads are initialized")
-    old_distilled, distilled = (getattr(m, "distilled", False) for m in (old_model, model))
-    if old_distilled and not distilled:
-        dropped += [path for path in have if path.startswith(_DISTILLATION)]
-        notes.append("distilled -> plain: without distillation token, its position and its head")
-    dropped = list(dict.fromkeys(dropped))
+    before, after = set(old_model.optional_params), set(model.optional_params)
+    lost, gained = before - after, after - before
+    heads = set(model.head_params) if drop_head else set()
+    dropped = [path for path in have if _first(path) in lost | heads]
+    notes = ["drop_head: the classification heads are initialized"] if drop_head else []
+    if lost:
+        notes.append(f"{', '.join(sorted(lost))}: not in this model, dropped")
+    if gained:
+        notes.append(f"{', '.join(sorted(gained))}: missing in the checkpoint, initialized")
     have = {path: value for path, value in have.items() if path not in dropped}
     absent = [path for path in wanted if path not in have]
-    expected = _HEADS if drop_head else ()
-    if distilled and not old_distilled:
-        expected += _DISTILLATION
-        notes.append(
-            "plain -> distilled: distillation token, its position and its head are initialized"
-        )
     resized = []
-    pos = "params/pos_embed"
-    if pos in have and pos in wanted and isinstance(old_model, VisionTransformer):
-        row = fresh.get(pos)
-        have[pos], moved = _position(have[pos], old_model, model, row)
-        if moved:
-            resized.append(pos)
-            notes.append(f"position embedding {old_model.grid} -> {model.grid}")
-    _check(loaded, wanted, have, [path for path in absent if not path.startswith(expected)])
+    for path in [path for path in have if path in wanted and path.startswith("params/")]:
+        name = path.removeprefix("params/")
+        have[path], note = model.fit_param(name, have[path], old_model, fresh.get(path))
+        if note:
+            resized.append(path)
+            notes.append(note)
+    missing = [path for path in absent if _first(path) not in gained | heads]
+    _check(loaded, wanted, have, missing, model.head_params)
     if absent and template is None:
         raise ConfigError(f"{loaded.label} lacks {', '.join(absent)}, and no template was given")
     values = {path: have.get(path, fresh.get(path)) for path in wanted}
@@ -109,38 +98,26 @@ def adapt(
     return Adapted(trees.nested(values), report)
 
 
-def _check(loaded: LoadedCheckpoint, wanted: dict, have: dict, missing: list[str]) -> None:
+def _first(path: str) -> str:
+    """`head` of 'params/head/kernel'; '' for what is not a parameter."""
+    collection, name, *_ = path.split("/")
+    return name if collection == "params" else ""
+
+
+def _check(
+    loaded: LoadedCheckpoint,
+    wanted: dict,
+    have: dict,
+    missing: list[str],
+    heads: tuple[str, ...],
+) -> None:
     """Raises ConfigError with all that does not fit."""
     problems = [f"missing {path}" for path in missing]
     problems += [f"unexpected {path}" for path in have if path not in wanted]
     for path, value in have.items():
         if path in wanted and value.shape != wanted[path].shape:
             shapes = f"{path} is {value.shape}, the model has {wanted[path].shape}"
-            head = path.startswith(_HEADS)
-            problems.append(shapes + (" (drop_head initializes it)" if head else ""))
+            remedy = " (drop_head initializes it)" if _first(path) in heads else ""
+            problems.append(shapes + remedy)
     if problems:
         raise ConfigError(f"{loaded.label} does not fit: {'; '.join(problems)}")
-
-
-def _position(
-    position: np.ndarray,
-    old: VisionTransformer,
-    new: Any,
-    fresh: np.ndarray | None,
-) -> tuple[np.ndarray, bool]:
-    """(position embedding of `new`, whether its grid was resized)."""
-    if not isinstance(new, VisionTransformer) or old.class_position != new.class_position:
-        return position, False
-    position = np.asarray(position)
-    prefix = (1 + old.distilled) if old.class_position else 0
-    rows, patches = position[:, :prefix], position[:, prefix:]
-    if old.class_position and old.distilled != new.distilled:
-        if old.distilled:
-            rows = rows[:, :1]
-        elif fresh is not None:
-            rows = np.concatenate([rows, np.asarray(fresh)[:, 1:2]], axis=1)
-        else:
-            raise ConfigError("a distilled model needs a template to start from a plain one")
-    moved = old.grid != new.grid
-    patches = resize_position(patches, old.grid, new.grid)
-    return np.concatenate([rows, patches], axis=1), moved

@@ -22,7 +22,7 @@ def save_timm(loaded: LoadedCheckpoint, path: pathlib.Path) -> None:
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: a file for timm must be called *.safetensors")
     model = loaded.create_model()
-    if getattr(model, "distilled", False) and not model.dist_head:
+    if model.optional_params and "dist" not in model.heads:
         raise ConfigError("timm has no distilled model without the distillation head; use --to=hf")
     tensors = names.write(names.entries(model, "timm"), loaded.variables)
     write_safetensors(path, tensors, _notes(loaded))

@@ -4,19 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.extend import core
-
 from deit_jax import models, trees
 from deit_jax.optim import param_groups
-
-# Values per token and unit of width that one block saves for the backward pass, in f32 and
-# in half precision (whose LayerNorms save f32, counted double): residuals of `jax.vjp`.
-_SAVED_PER_BLOCK = {"none": (28.0, 34.0), "dots": (9.0, 9.0), "full": (1.0, 1.0)}
-# Outputs of convolutions (those of size 1 are matrix products) are kept before and after
-# BatchNorm and after the activation.
-_KEPT_PER_LAYER = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +25,18 @@ class Memory:
 
 
 def step_macs(
-    model: models.Model, *, batch_size: int, teacher: models.Model | None = None
+    model: models.Model,
+    *,
+    batch_size: int,
+    teacher: models.Model | None = None,
+    recomputed: bool = True,
 ) -> dict[str, float]:
     """Multiply-accumulates of one training step over the whole batch, {'student', 'teacher'}.
 
-    The student's backward pass is counted as two forward passes and `remat='full'` as one
-    more; augmentation and optimizer are not counted.
+    The student's backward pass is counted as two forward passes, and what it computes again
+    as one more if `recomputed`; augmentation and optimizer are not counted.
     """
-    passes = 4 if getattr(model, "remat", "none") == "full" else 3
+    passes = 3 + (model.recomputed_passes if recomputed else 0)
     macs = {"student": float(passes * models.count(model).macs * batch_size)}
     if teacher is not None:
         macs["teacher"] = float(models.count(teacher).macs * batch_size)
@@ -85,34 +78,6 @@ def step_memory(
         "averaged weights": 4 * numbers / fsdp if ema else 0,
         "teacher": 4 * teacher_parameters,
         "canvases and images": canvas_bytes + rows * side * 3 * 4,
-        "activations": rows * activation_bytes(model),
+        "activations": rows * model.saved_bytes(),
     }
     return Memory({name: float(size) for name, size in parts.items() if size})
-
-
-def activation_bytes(model: models.Model) -> float:
-    """Bytes that one image's forward pass saves for the backward pass (upper estimate)."""
-    itemsize = jnp.dtype(model.dtype).itemsize
-    if isinstance(model, models.VisionTransformer):
-        tokens = math.prod(model.grid) + 1 + model.distilled
-        saved = _SAVED_PER_BLOCK[model.remat][itemsize < 4]
-        per_block = saved * tokens * model.embed_dim * itemsize
-        fused = model.attention == "cudnn" or (model.attention == "auto" and itemsize < 4)
-        if model.remat == "none" and not fused:
-            # Scores in f32 and weights.
-            per_block += model.num_heads * tokens**2 * (4 + itemsize)
-        return model.depth * per_block
-    shapes = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))
-    image = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda v, x: models.apply(model, v, x).logits)(shapes, image).jaxpr
-    return _KEPT_PER_LAYER * _layer_outputs(jaxpr) * itemsize
-
-
-def _layer_outputs(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-            total += math.prod(equation.outvars[0].aval.shape)
-        for inner in core.jaxprs_in_params(equation.params):
-            total += _layer_outputs(inner)
-    return total

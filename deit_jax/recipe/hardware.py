@@ -73,12 +73,11 @@ def step_flops(
     """Floating-point operations of one training step over the whole batch.
 
     Two for each multiply-accumulate; three times the student's evaluation (forward, and
-    twice that backward) and once the teacher's. What `remat` computes again is no part of
-    it: that is time lost, not work done.
+    twice that backward) and once the teacher's. What `remat` computes again is not
+    counted: that is time lost, not work done.
     """
-    if getattr(model, "remat", "none") != "none":
-        model = model.clone(remat="none")
-    return 2 * sum(costs.step_macs(model, batch_size=batch_size, teacher=teacher).values())
+    macs = costs.step_macs(model, batch_size=batch_size, teacher=teacher, recomputed=False)
+    return 2 * sum(macs.values())
 
 
 def ideal_step_seconds(

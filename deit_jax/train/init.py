@@ -88,7 +88,7 @@ def checkpoint_options(built: Experiment) -> dict[str, Any]:
         whose worst would be kept.
     """
     options = dict(built.config.checkpoint)
-    distilled = getattr(built.model, "distilled", False) and built.model.dist_head
+    distilled = "dist" in built.model.heads
     if options["best_metric"] is None:
         head = evaluate.MEAN if distilled else evaluate.CLASS
         options["best_metric"] = f"eval/{head}/top1"

@@ -12,14 +12,12 @@ from deit_jax import (
     config,
     data,
     losses,
-    models,
     optim,
     sharding,
     teacher,
 )
 from deit_jax.builders import Option, Section
-from deit_jax.errors import unknown
-from deit_jax.models.registry import ARCHITECTURES
+from deit_jax.models import registry
 from deit_jax.optim import schedules
 from deit_jax.recipe import durations
 from deit_jax.tracking import writers
@@ -35,22 +33,6 @@ def from_signature(build: Callable, *, supplied: tuple[str, ...] = ()) -> Sectio
         return {name: option for name, option in known.items() if name not in supplied}
 
     return Section(options, ())
-
-
-def model_options(section: Mapping[str, Any]) -> dict[str, Option]:
-    """Every attribute of the named model, with the published value as its default."""
-    name = section.get("name", "")
-    if name not in ARCHITECTURES:
-        raise unknown("model", name, models.list_models())
-    kind, published = ARCHITECTURES[name]
-    cls = models.VisionTransformer if kind == "deit" else models.RegNet
-    fields = {
-        key: Option(published.get(key, field.default), field.type)
-        for key, field in cls.__dataclass_fields__.items()
-        if key not in ("parent", "name", "num_classes")
-    }
-    fields["image_size"] = Option(fields["image_size"].default, int | tuple[int, int])
-    return {"name": Option(name, str)} | fields
 
 
 # Options of the run as a whole, outside of any section.
@@ -70,7 +52,7 @@ TOP: dict[str, Option] = {
 
 # The number of classes comes from the data; sizes of batch and image from one place each.
 SECTIONS = {
-    "model": Section(model_options, ("name",)),
+    "model": Section(registry.options, ("name",)),
     "data": data.open_data,
     "input": from_signature(
         data.train_batches,

@@ -289,6 +289,7 @@ def test_images_need_not_be_square():
         ("deit_tiny_patch16_224", {"attention": "flash"}, ConfigError, "auto, cudnn, xla"),
         ("deit_tiny_patch16_224", {"remat": "all"}, ConfigError, "known: dots, full, none"),
         ("regnety_002", {"widths": (12, 24)}, ConfigError, "one entry per stage"),
+        ("regnety_002", {"attention": "xla"}, TypeError, "takes no attention; known: num_c"),
     ],
 )
 def test_wrong_models_are_refused(name, kwargs, error, text):

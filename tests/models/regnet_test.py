@@ -133,14 +133,14 @@ def test_evaluation_leaves_statistics_alone(small):
 
 def test_folding_changes_no_logit(small):
     for model, variables in (small, _published_teacher()):
-        folded_model, folded = models.fold_batch_norm(model, variables)
+        folded_model, folded = model.fold_batch_norm(variables)
         assert set(folded) == {"params"}
         assert not any("bn" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(folded))
         image = random_image(64, 64)
         plain = run(model, variables, image).logits
         assert relative(run(folded_model, folded, image).logits, plain) < 1e-4
     with pytest.raises(ValueError, match="folded already"):
-        models.fold_batch_norm(folded_model, folded)
+        folded_model.fold_batch_norm(folded)
     with pytest.raises(ValueError, match="cannot be trained"):
         models.apply(folded_model, folded, image, train=True)
 

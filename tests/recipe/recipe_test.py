@@ -167,7 +167,7 @@ def test_estimate_of_activations_is_what_the_backward_pass_gets(options):
 
     one, _ = saved(1)
     three, model = saved(3)
-    assert 8 * costs.activation_bytes(model) == pytest.approx(1.5 * (three - one), rel=0.1)
+    assert 8 * model.saved_bytes() == pytest.approx(1.5 * (three - one), rel=0.1)
 
 
 def test_convolutional_networks_have_an_estimate_too():
@@ -176,7 +176,7 @@ def test_convolutional_networks_have_an_estimate_too():
         models.create_model("regnety_002", num_classes=10, image_size=side, **stage)
         for side in (32, 64)
     )
-    ratio = costs.activation_bytes(large) / costs.activation_bytes(small)
+    ratio = large.saved_bytes() / small.saved_bytes()
     assert ratio == pytest.approx(4, rel=0.1)
 
 

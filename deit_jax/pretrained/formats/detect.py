@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.errors import ConfigError
+from deit_jax.models import Model, RegNet, VisionTransformer
 from deit_jax.models.registry import ARCHITECTURES
 
 # Attributes that tell registered architectures apart; the image size does not.
@@ -101,7 +102,7 @@ def _guess_transformer(
         found["dist_head"] = False
     tokens = (1 + distilled) if found["class_position"] else 0
     found["image_size"] = _image_size(position[1] - tokens, found["patch_size"], hints)
-    return _registered("deit", _TRANSFORMER_KEYS, found, hints)
+    return _registered(VisionTransformer, _TRANSFORMER_KEYS, found, hints)
 
 
 def _check_run(numbers: set[int], what: str) -> None:
@@ -145,30 +146,31 @@ def _guess_regnet(
         "group_sizes": tuple(next(iter(stage.values()))[1] for stage in stages),
         "num_classes": _classes(shapes, "head.fc.weight", "classifier.1.weight"),
     }
-    return _registered("regnet", _REGNET_KEYS, found, hints)
+    return _registered(RegNet, _REGNET_KEYS, found, hints)
 
 
 def _registered(
-    kind: str, keys: tuple[str, ...], found: dict[str, Any], hints: dict[str, Any]
+    family: type[Model], keys: tuple[str, ...], found: dict[str, Any], hints: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """The registered name that agrees on `keys`, the image size deciding between several."""
     defaults = {"class_position": True, "distilled": False, "dist_head": True, "epsilon": 1e-6}
     names = [
         name
-        for name, (family, attributes) in ARCHITECTURES.items()
-        if family == kind
+        for name, (cls, attributes) in ARCHITECTURES.items()
+        if cls is family
         and all(attributes.get(key, defaults.get(key)) == found[key] for key in keys)
     ]
     size = found.get("image_size")
     names.sort(key=lambda name: ARCHITECTURES[name][1]["image_size"] != size)
     arguments = found | hints
     if not names:
-        if kind == "deit" and "num_heads" not in hints:
+        if family is VisionTransformer and "num_heads" not in hints:
             raise ConfigError(
                 f"no registered model has embed_dim {found['embed_dim']} and depth "
                 f"{found['depth']}: name a model, and its num_heads, which no state dict tells"
             )
-        return ("regnety_160" if kind == "regnet" else "deit_tiny_patch16_224"), arguments
+        # Any name of the family will do: the arguments override what it stands for.
+        return next(n for n, (cls, _) in ARCHITECTURES.items() if cls is family), arguments
     # LayerScale's start does not matter once it is loaded.
     arguments.pop("layer_scale_init", None)
     published = defaults | ARCHITECTURES[names[0]][1]

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from deit_jax.errors import ConfigError
-from deit_jax.models import Model, RegNet
+from deit_jax.models import Model, RegNet, VisionTransformer
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -80,17 +80,16 @@ def class_names(config: dict[str, Any], num_classes: int) -> list[str] | None:
 
 def model_config(model: Model, class_names: tuple[str, ...] | None) -> dict[str, Any]:
     """`config.json` for transformers. Raises ConfigError for models that it cannot express."""
-    if isinstance(model, RegNet):
-        config = _regnet(model)
-    else:
-        config = _transformer(model)
+    if type(model) not in _CONFIGS:
+        raise ConfigError(f"transformers has no class for {type(model).__name__}")
+    config = _CONFIGS[type(model)](model)
     names = class_names or tuple(f"LABEL_{i}" for i in range(model.num_classes))
     config["id2label"] = {str(i): name for i, name in enumerate(names)}
     config["label2id"] = {name: i for i, name in enumerate(names)}
     return config | {"torch_dtype": "float32"}
 
 
-def _transformer(model: Any) -> dict[str, Any]:
+def _transformer(model: VisionTransformer) -> dict[str, Any]:
     if model.layer_scale_init is not None or not model.class_position:
         raise ConfigError(
             "transformers has no class for DeiT-III (LayerScale, no class position); use --to=timm"
@@ -140,6 +139,9 @@ def _regnet(model: RegNet) -> dict[str, Any]:
         "downsample_in_first_stage": True,
         "num_channels": 3,
     }
+
+
+_CONFIGS = {VisionTransformer: _transformer, RegNet: _regnet}
 
 
 def processor_config(image: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from deit_jax.errors import ConfigError
-from deit_jax.models import Model, RegNet, init_variables
+from deit_jax.models import Model, RegNet, VisionTransformer, init_variables
 
 _FLOATS = [np.dtype(kind) for kind in ("float16", "float32", "float64", ml_dtypes.bfloat16)]
 
@@ -103,8 +103,16 @@ def _timm_name(path: tuple[str, ...], model: Model) -> str:
     leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     parts = [*path[1:-1], leaf.get(path[-1], path[-1])]
     name = ".".join(parts)
-    if isinstance(model, RegNet):
-        return re.sub(r"^s(\d+)_b", r"s\1.b", name).replace("head.", "head.fc.")
+    if type(model) not in _FAMILIES:
+        raise ConfigError(f"{type(model).__name__} has no names in timm or Hugging Face")
+    return _FAMILIES[type(model)][0](name)
+
+
+def _timm_regnet_name(name: str) -> str:
+    return re.sub(r"^s(\d+)_b", r"s\1.b", name).replace("head.", "head.fc.")
+
+
+def _timm_transformer_name(name: str) -> str:
     name = re.sub(r"^blocks_", "blocks.", name).replace("patch_embed.", "patch_embed.proj.")
     return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
 
@@ -118,9 +126,7 @@ def _facebook(name: str, model: Model) -> tuple[str, ...]:
 
 
 def _hf(name: str, model: Model) -> tuple[str, ...]:
-    if isinstance(model, RegNet):
-        return (_hf_regnet_name(name),)
-    return _hf_transformer_names(name, model)
+    return _FAMILIES[type(model)][1](name, model)
 
 
 def _hf_modules(name: str, model: Model) -> tuple[str, ...]:
@@ -134,12 +140,12 @@ def _hf_modules(name: str, model: Model) -> tuple[str, ...]:
 NAMINGS = {"timm": _timm, "facebook": _facebook, "hf": _hf, "hf-modules": _hf_modules}
 
 
-def _hf_regnet_name(name: str) -> str:
+def _hf_regnet_names(name: str, model: Model) -> tuple[str, ...]:
     name = _rename(name, _HF_REGNET)
     name = re.sub(r"^s(\d+)\.b(\d+)", _hf_block, name)
     if ".attention." in name or name.startswith("classifier"):
-        return name
-    return name.replace(".conv.", ".convolution.").replace(".bn.", ".normalization.")
+        return (name,)
+    return (name.replace(".conv.", ".convolution.").replace(".bn.", ".normalization."),)
 
 
 def _hf_block(match: re.Match) -> str:
@@ -157,6 +163,13 @@ def _hf_transformer_names(name: str, model: Model) -> tuple[str, ...]:
         head = "cls_classifier" if with_teacher else "classifier"
         return (re.sub("^head", head, name.replace("head_dist", "distillation_classifier")),)
     return (_rename(name, _HF_TRANSFORMER).replace("{m}", module),)
+
+
+# For each family: timm's name from ours, and Hugging Face's names from timm's.
+_FAMILIES = {
+    VisionTransformer: (_timm_transformer_name, _hf_transformer_names),
+    RegNet: (_timm_regnet_name, _hf_regnet_names),
+}
 
 
 def _rename(name: str, rules: list[tuple[str, str]]) -> str:

@@ -1,0 +1,135 @@
+"""What the library asks of a model. A new family inherits an answer to every question."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax.models.count import Size, trace
+from deit_jax.models.output import Output
+
+# Outputs of layers are saved before and after their normalization and after the activation.
+_SAVED_PER_OUTPUT = 3.0
+
+
+class Model(nn.Module, kw_only=True):
+    """A classifier of images, and what training, evaluation and `explain` ask about it.
+
+    A family is a subclass with its attributes, `__call__` and `check`; everything else has a
+    default that holds for a network with one head called `head`. Parameters that end in
+    `kernel`, `bias` or `scale` have a rule for weight decay.
+
+    Attributes:
+      num_classes: K.
+      image_size: (height, width) in pixels.
+      dtype: compute type; parameters, statistics and logits are f32.
+    """
+
+    num_classes: int
+    image_size: tuple[int, int]
+    dtype: str = "float32"
+
+    def __call__(
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        keys: jax.Array | None = None,
+        capture: bool = False,
+    ) -> tuple[Output, dict[str, jax.Array]]:
+        """Normalized images f32 [B, h, w, 3] -> (Output, intermediates); see `models.apply`.
+
+        `keys` [B] are None without randomness, and ignored in evaluation. The intermediates
+        are `{}` unless `capture`.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises ConfigError when the attributes do not fit together."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether training needs `keys`: by default, with stochastic depth or dropout."""
+        return any(getattr(self, name, 0.0) > 0 for name in ("drop_path_rate", "dropout_rate"))
+
+    @property
+    def has_batch_stats(self) -> bool:
+        """Whether there are running statistics (BatchNorm), which training updates."""
+        return "batch_stats" in trace(self).collections
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Heads whose logits `Output` holds: `class`, and `dist` for `dist_logits`."""
+        return ("class",)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patches (down, across) of a sequence model; None for others."""
+        return None
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens in front of the patches."""
+        return 0
+
+    @property
+    def num_layers(self) -> int:
+        """Number that `layer_of` gives to the head, the last layer; 0: layers have no numbers."""
+        return 0
+
+    def layer_of(self, path: str) -> int | None:
+        """timm's layer number of a parameter, for layer decay: embedding 0, blocks from 1.
+
+        None for a parameter without a number; `path` is `/`-joined, as 'blocks_0/mlp/fc1/bias'.
+        """
+        return None
+
+    def count(self) -> Size:
+        """Parameters and multiply-accumulates; `models.count` remembers the answer."""
+        return trace(self).size
+
+    def saved_bytes(self) -> float:
+        """Bytes that one image's forward pass saves for the backward pass (upper estimate)."""
+        itemsize = jnp.dtype(self.dtype).itemsize
+        return _SAVED_PER_OUTPUT * trace(self).outputs * itemsize
+
+    @property
+    def recomputed_passes(self) -> int:
+        """Forward passes that the backward pass computes again to save memory."""
+        return 0
+
+    @property
+    def head_params(self) -> tuple[str, ...]:
+        """Parameters of the heads, by first name: what a model for other classes starts afresh."""
+        return ("head",)
+
+    @property
+    def optional_params(self) -> tuple[str, ...]:
+        """Parameters that not every model of the family has, by first name.
+
+        A checkpoint's are dropped where the new model has none, and started afresh where only
+        the new model has them.
+        """
+        return ()
+
+    def fit_param(
+        self, path: str, value: np.ndarray, old: "Model", fresh: np.ndarray | None
+    ) -> tuple[np.ndarray, str]:
+        """Parameter `path` of the model `old` as this model has it.
+
+        Args:
+          fresh: this model's own initial value; None without one.
+
+        Returns:
+          (the array, how it was resized, or '').
+        """
+        return value, ""
+
+    def fold_batch_norm(self, variables: dict[str, Any]) -> tuple["Model", dict[str, Any]]:
+        """(model, variables) of the same function with BatchNorm folded into other layers.
+
+        For frozen teachers. A model that cannot do that is returned as it is.
+        """
+        return self, variables
