@@ -2,7 +2,7 @@
 
 Run by `host_data.py` in an environment that has torch, timm and Pillow < 13:
 
-    python host_data_timm.py FOLDER_OF_JPEGS SAMPLES
+    python benchmarks/host_data_timm.py FOLDER_OF_JPEGS SAMPLES
 
 Prints one JSON object. Each sample is decoded and augmented, as the reference's loader does
 also for repeated augmentation; collating into batches is not counted.

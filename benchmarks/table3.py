@@ -6,7 +6,7 @@
 Trains one teacher, then every row of `--rows` with every seed, by calling train.py; what is
 done already is not done again, and what was stopped goes on. `--jobs=2` trains two at a time
 (small models leave a second core idle) and sends what they print to a file each. Further
-`--config.a.b=c` are handed to every run. Writes table3.md and table3.json into `--runs`:
+`--config.a.b=c` are handed to every run. Writes `table3.{md,json}` into `--runs`:
 top-1 on the test images after the last step, mean and spread (standard deviation, n - 1) over
 the seeds, hardware, versions and minutes. The row of the token gives three lines: its heads
 and their mean.
@@ -168,7 +168,7 @@ def table(told: dict) -> str:
 
 
 def write(folder: pathlib.Path, told: dict) -> None:
-    """table3.json and table3.md, and the latter on the screen."""
+    """The results as JSON, and as a table that is also printed."""
     (folder / "table3.json").write_text(json.dumps(told, indent=2) + "\n")
     (folder / "table3.md").write_text(table(told))
     print(table(told), flush=True)

@@ -17,7 +17,7 @@ class Retention:
       keep_every_steps: also every step that this divides; None for none.
       keep_best: also the best n on `best_metric`.
       best_metric: name among the metrics given to `save`, for example
-        "val/ema_top1"; None switches keep_best off.
+        "eval_ema/class/top1"; None switches keep_best off.
       higher_is_better: True for accuracies, False for losses.
     """
 

@@ -1,4 +1,4 @@
-"""Saving, restoring, retention; damage is tested in checkpoint_damage_test.py."""
+"""Saving, restoring, retention; damage is tested in damage_test.py."""
 
 import functools
 import json

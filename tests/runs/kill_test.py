@@ -14,7 +14,7 @@ import pytest
 from deit_jax.checkpoint import layout, read_variables
 from deit_jax.train.preemption import EXIT_RESTART
 
-# 100 once, by hand: DEIT_JAX_KILLS=100 pytest tests/kill_test.py --timeout=3600
+# 100 once, by hand: DEIT_JAX_KILLS=100 pytest tests/runs/kill_test.py --timeout=3600
 KILLS = int(os.environ.get("DEIT_JAX_KILLS", 10))
 STEPS = 24
 OVERRIDES = (
