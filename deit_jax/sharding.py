@@ -74,7 +74,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def tree_shardings(
     mesh: Mesh, abstract_tree: PyTree, *, min_size: int = MIN_SHARDED_SIZE
 ) -> PyTree:
-    """A sharding for every leaf: the largest axis that fsdp divides is cut, big leaves only.
+    """A sharding for every leaf: the largest axis that fsdp divides is sharded, big leaves only.
 
     Works on parameters, optimizer state and whole training states alike: moments and
     averages have the shapes of their parameters and so get the same sharding. Meant for
@@ -86,18 +86,24 @@ def tree_shardings(
       abstract_tree: tree whose leaves have `.shape`.
       min_size: leaves of fewer elements are replicated.
     """
-    parts = mesh.shape["fsdp"]
 
     def leaf_sharding(leaf: Any) -> NamedSharding:
-        shape = leaf.shape
-        axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
-        if parts == 1 or not axes or math.prod(shape) < min_size:
-            return replicated(mesh)
-        # The last of equally large axes: columns of a square kernel, the contiguous ones.
-        largest = max(axes, key=lambda axis: (shape[axis], axis))
-        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+        axis = sharded_axis(leaf.shape, mesh.shape["fsdp"], min_size=min_size)
+        spec = PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, "fsdp")
+        return NamedSharding(mesh, spec)
 
     return jax.tree.map(leaf_sharding, abstract_tree)
+
+
+def sharded_axis(
+    shape: tuple[int, ...], parts: int, *, min_size: int = MIN_SHARDED_SIZE
+) -> int | None:
+    """The axis of a leaf that `parts` devices share, None where every device has all of it."""
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or not axes or math.prod(shape) < min_size:
+        return None
+    # The last of equally large axes: columns of a square kernel, the contiguous ones.
+    return max(axes, key=lambda axis: (shape[axis], axis))
 
 
 def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:

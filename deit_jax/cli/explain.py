@@ -62,19 +62,20 @@ def explain(args: argparse.Namespace) -> list[str]:
     import jax
 
     from deit_jax import config
-    from deit_jax.recipe import checks, recipe, summary
+    from deit_jax.recipe import checks, summary
+    from deit_jax.recipe.recipe import make_recipe
     from deit_jax.train import schema
 
     resolved = schema.load(args.config, config.split_overrides(args.overrides))
     records, classes, source = _sizes(resolved, args)
-    told = recipe.make_recipe(
+    recipe = make_recipe(
         resolved,
         records=records,
         num_classes=classes,
         device_count=args.devices or jax.device_count(),
     )
-    lines = [summary.describe(told, images_per_second=args.images_per_second), source]
-    warnings = checks.recipe_warnings(told)
+    lines = [summary.describe(recipe, images_per_second=args.images_per_second), source]
+    warnings = checks.recipe_warnings(recipe)
     lines += ["", "warnings", *(f"  - {text}" for text in warnings)] if warnings else []
     return lines
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 from deit_jax.models import VisionTransformer
 from deit_jax.optim import schedules
-from deit_jax.recipe import recipe as recipe_lib
 from deit_jax.recipe.recipe import Recipe
 
 # Images that shared a mix in the published runs, which drew one lambda for each GPU's batch.
@@ -33,12 +32,12 @@ def _labels(recipe: Recipe) -> Iterator[str]:
 
 
 def _learning_rate(recipe: Recipe) -> Iterator[str]:
-    yield from schedules.schedule_warnings(**recipe_lib.schedule_options(recipe))
+    yield from schedules.schedule_warnings(**_schedule_options(recipe))
     options, name = recipe.config.schedule, recipe.config.optim.name
     scale = options.scale_by_batch
-    if scale is None or scale == recipe.plan.batch_size:
+    if scale is None or scale == recipe.durations.batch_size:
         return
-    peak = recipe_lib.peak_lr(recipe)
+    peak = recipe.peak_lr
     told = f"schedule.base_lr={options.base_lr:g} is scaled by the batch to a peak of {peak:g}"
     remedy = "if it is scaled already, set schedule.scale_by_batch=None"
     if name == "lamb" and peak > options.base_lr:
@@ -47,8 +46,17 @@ def _learning_rate(recipe: Recipe) -> Iterator[str]:
         yield f"{told}, twice the published 5e-4 for 512 images or more: {remedy}"
 
 
+def _schedule_options(recipe: Recipe) -> dict:
+    durations = recipe.durations
+    return dict(recipe.config.schedule) | {
+        "batch_size": durations.batch_size,
+        "steps_per_epoch": durations.steps_per_epoch,
+        "total_steps": durations.total_steps,
+    }
+
+
 def _batch(recipe: Recipe) -> Iterator[str]:
-    config, batch = recipe.config, recipe.plan.batch_size
+    config, batch = recipe.config, recipe.durations.batch_size
     if batch % 2:
         yield (
             f"train.batch_size={batch} is odd: the image in the middle of a reversed batch would "
@@ -71,7 +79,7 @@ def _batch(recipe: Recipe) -> Iterator[str]:
 
 
 def _weight_average(recipe: Recipe) -> Iterator[str]:
-    decay, steps = recipe.config.step.ema_decay, recipe.plan.total_steps
+    decay, steps = recipe.config.step.ema_decay, recipe.durations.total_steps
     left = decay**steps if decay else 0.0
     if left > 0.01:
         most = f"at most {1 - 5 / steps:.6g}, or 0 for none" if steps > 5 else "0, for none"

@@ -4,15 +4,20 @@ import dataclasses
 import math
 from typing import Any
 
-from deit_jax import models, trees
-from deit_jax.optim import param_groups
+import jax
+
+from deit_jax import data, models, sharding
+from deit_jax.recipe.recipe import Recipe
+
+# Batches of canvases on the device at a time: the one in use and the next.
+_CANVAS_BATCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes on one device, by what they hold.
 
-    An upper estimate: the compiler's fusions compute some activations again instead of
+    An upper estimate: the compiler's fusions recompute some activations instead of
     keeping them.
     """
 
@@ -43,41 +48,32 @@ def step_macs(
     return macs
 
 
-def step_memory(
-    model: models.Model,
-    params: Any,
-    *,
-    rows: int,
-    canvas_bytes: float,
-    masks: param_groups.Masks,
-    moments: int,
-    ema: bool,
-    fsdp: int = 1,
-    teacher_parameters: int = 0,
-) -> Memory:
-    """Estimated memory of one training step on one device.
-
-    Args:
-      params: the student's parameters, abstract ones will do.
-      rows: images that the device works on at a time, after gradient accumulation.
-      canvas_bytes: bytes of the canvases that lie on the device.
-      masks: which parameters are trained.
-      moments: arrays that the optimizer keeps per trained parameter.
-      ema: whether averaged weights are kept.
-      fsdp: devices that share parameters and optimizer state.
-      teacher_parameters: numbers of a teacher, kept in f32 on every device.
-    """
-    sizes = {path: math.prod(leaf.shape) for path, leaf in trees.named_leaves(params).items()}
-    numbers = sum(sizes.values())
-    trained = sum(size for path, size in sizes.items() if masks.trainable[path])
-    side = model.image_size[0] * model.image_size[1]
+def step_memory(recipe: Recipe) -> Memory:
+    """Memory of one training step on one device; state is read off abstract values."""
+    config, model, devices = recipe.config, recipe.model, recipe.device_count
+    batch_size = recipe.durations.batch_size
+    rows = math.ceil(batch_size / devices / config.step.accum_steps)
+    canvases = data.canvas_count(batch_size, config.input.repeats, devices) / devices
+    params = _state_bytes(recipe.params, config.mesh.fsdp)
+    optimizer = jax.eval_shape(recipe.tx.init, recipe.params)
+    teacher = recipe.teacher and recipe.teacher.model
     parts = {
-        "parameters": 4 * numbers / fsdp,
-        "gradients": 4 * numbers / fsdp,
-        "optimizer state": 4 * moments * trained / fsdp,
-        "averaged weights": 4 * numbers / fsdp if ema else 0,
-        "teacher": 4 * teacher_parameters,
-        "canvases and images": canvas_bytes + rows * side * 3 * 4,
+        "parameters": params,
+        "gradients": params,
+        "optimizer state": _state_bytes(optimizer, config.mesh.fsdp),
+        "EMA": params if config.step.ema_decay else 0,
+        "teacher": 4 * models.count(teacher).parameters if teacher else 0,
+        "canvases and images": _CANVAS_BATCHES * canvases * config.input.canvas**2 * 3
+        + rows * math.prod(model.image_size) * 3 * 4,
         "activations": rows * model.saved_bytes(),
     }
     return Memory({name: float(size) for name, size in parts.items() if size})
+
+
+def _state_bytes(tree: Any, fsdp: int) -> float:
+    """Bytes per device of arrays that are sharded over `fsdp` devices where they can be."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        parts = 1 if sharding.sharded_axis(leaf.shape, fsdp) is None else fsdp
+        total += leaf.size * leaf.dtype.itemsize / parts
+    return total

@@ -1,12 +1,13 @@
-"""Durations with their units, resolved to steps in one place."""
+"""Durations with their units, resolved to optimizer steps in one place."""
 
 import dataclasses
+import math
 
 from deit_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Durations:
     """When things happen, in optimizer steps. `*_every` of 0 means never."""
 
     batch_size: int
@@ -27,9 +28,9 @@ class Plan:
         return bool(every) and (step % every == 0 or step == self.total_steps)
 
 
-def make_plan(
-    *,
+def make_durations(
     records: int,
+    *,
     batch_size: int = 1024,
     total_epochs: float = 300.0,
     total_steps: int | None = None,
@@ -39,18 +40,18 @@ def make_plan(
     eval_every_steps: int | None = None,
     checkpoint_every_epochs: float = 1.0,
     checkpoint_every_steps: int | None = None,
-) -> Plan:
+) -> Durations:
     """Resolves durations to steps.
 
     Args:
-      records: images in the training split. An epoch is `records // batch_size` steps;
-        what is left over goes to no batch of that epoch (1,281,167 images at 1,024
-        give 1,251 steps, as published).
+      records: images in the training split. An epoch is `records // batch_size` steps; the
+        remainder is left out of that epoch (1,281,167 images at 1,024 give 1,251 steps, as
+        published).
       batch_size: rows of the global batch, over all devices, counting repeats.
       total_epochs: length of the run; `total_steps`, when given, counts instead. The
         learning-rate schedule spans this length.
       stop_at_step: end the run early after this step, with the schedule of the whole
-        length; started again without it, the run goes on.
+        length; a later run without it resumes there.
       log_every_steps, eval_every_*, checkpoint_every_*: cadence; `*_steps`, when given,
         counts instead of `*_epochs`; 0 switches it off. The last step always
         evaluates and saves.
@@ -59,32 +60,30 @@ def make_plan(
       ConfigError: a batch that is empty or larger than the data, or a length that is not
         positive.
     """
-    if batch_size < 1:
-        raise ConfigError(f"config.train.batch_size={batch_size}; at least 1")
+    _check_at_least_one("batch_size", batch_size)
     if records < batch_size:
         raise ConfigError(
-            f"config.train.batch_size={batch_size} needs at least that many training images; "
-            f"the training split has {records}"
+            f"batch_size={batch_size} needs at least that many training images; the training "
+            f"split has {records:,}"
         )
     per_epoch = records // batch_size
 
     def resolve(name: str, epochs: float, steps: int | None) -> int:
         if steps is not None:
             if steps < 0:
-                raise ConfigError(f"config.train.{name}_steps={steps} is negative")
+                raise ConfigError(f"{name}_steps must be at least 0, not {steps}")
             return steps
-        if not 0 <= epochs < float("inf"):
-            raise ConfigError(f"config.train.{name}_epochs={epochs} is not a duration")
+        if not 0 <= epochs < math.inf:
+            raise ConfigError(f"{name}_epochs must be a finite number, at least 0, not {epochs}")
         return max(1, round(epochs * per_epoch)) if epochs else 0
 
     length = resolve("total", total_epochs, total_steps)
     if not length:
-        raise ConfigError("config.train.total_epochs (or total_steps) must be positive")
-    if stop_at_step is not None and stop_at_step < 1:
-        raise ConfigError(f"config.train.stop_at_step={stop_at_step}; at least 1, or None")
-    if log_every_steps < 1:
-        raise ConfigError(f"config.train.log_every_steps={log_every_steps}; at least 1")
-    return Plan(
+        raise ConfigError("total_epochs (or total_steps) must be above 0")
+    if stop_at_step is not None:
+        _check_at_least_one("stop_at_step", stop_at_step)
+    _check_at_least_one("log_every_steps", log_every_steps)
+    return Durations(
         batch_size=batch_size,
         records=records,
         steps_per_epoch=per_epoch,
@@ -96,3 +95,8 @@ def make_plan(
             "checkpoint_every", checkpoint_every_epochs, checkpoint_every_steps
         ),
     )
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}")

@@ -1,91 +1,143 @@
-"""A resolved config with the sizes that it does not hold, enough to tell what the run will be."""
+"""The recipe of a run: everything that a resolved config decides before data or weights are read."""
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
+import optax
 
-from deit_jax import augment, data, models
-from deit_jax.errors import ConfigError
-from deit_jax.optim import param_groups, schedules
-from deit_jax.recipe import costs
-from deit_jax.recipe.durations import Plan, make_plan
-
-# Batches of canvases that lie on the device at a time: the one in use and the next.
-_CANVAS_BATCHES = 2
+from deit_jax import augment, losses, models, optim
+from deit_jax.errors import ConfigError, Problems
+from deit_jax.optim import schedules
+from deit_jax.recipe.durations import Durations, make_durations
+from deit_jax.recipe.teacher_model import TeacherModel, find_teacher_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A resolved config and the sizes that it does not hold.
+    """What a run is built from, and what `deit-jax explain` describes.
 
     Attributes:
       config: complete config, see `config.load_config`.
       records: images in the training split.
       num_classes: classes of the data.
       device_count: devices of the whole run.
+      durations: lengths and cadences in steps.
       model: the student.
       params: its parameters, abstract.
-      plan: durations in steps.
       mix_group: rows that share a mix, None when nothing is mixed.
-      teacher: the teacher's model, None without one or when the config does not name it.
+      loss_fn: see `losses.make_loss`.
+      schedule: the learning rate by step.
+      tx: the optimizer.
+      teacher: the teacher's model, None for a run without one.
     """
 
     config: ml_collections.ConfigDict
     records: int
     num_classes: int
     device_count: int
+    durations: Durations
     model: models.Model
     params: Any
-    plan: Plan
     mix_group: int | None
-    teacher: models.Model | None
+    loss_fn: Callable
+    schedule: Callable[[Any], jax.Array]
+    tx: optax.GradientTransformation
+    teacher: TeacherModel | None
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the student's images."""
+        return self.model.image_size[0]
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the end of the warm-up."""
+        options = self.config.schedule
+        return schedules.peak_lr(
+            base_lr=options.base_lr,
+            scale_by_batch=options.scale_by_batch,
+            batch_size=self.durations.batch_size,
+        )
+
+    def make_augment(self, mesh: jax.sharding.Mesh | None = None) -> Callable:
+        """`augment(key, batch)`, see `augment.make_augment`."""
+        return _make_augment(self.config, self.image_size, self.num_classes, self.mix_group, mesh)
 
 
 def make_recipe(
-    config: ml_collections.ConfigDict, *, records: int, num_classes: int, device_count: int = 1
-) -> Recipe:
-    """The recipe of a resolved config; reads neither data nor weights.
+    config: ml_collections.ConfigDict,
+    *,
+    records: int,
+    num_classes: int,
+    device_count: int = 1,
+    problems: Problems | None = None,
+) -> Recipe | None:
+    """The recipe of a resolved config.
+
+    Args:
+      problems: where mistakes are collected, so that the caller can add its own and raise
+        them together; None raises them here.
+
+    Returns:
+      None if `problems` was given and there are any.
 
     Raises:
-      ConfigError: the model, the plan or the mix groups cannot be had.
+      ConfigError: all that is wrong, a line or more each.
     """
-    check_ema_decay(config.step.ema_decay)
-    model = models.create_model(num_classes=num_classes, **config.model)
-    abstract = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))
-    teacher = None
-    if config.loss.distillation != "none" and config.teacher.name:
-        size = config.teacher.input_size or model.image_size[0]
-        teacher = models.create_model(config.teacher.name, num_classes=num_classes, image_size=size)
+    own = problems is None
+    problems = problems or Problems(config)
+    parts: dict[str, Any] = {}
+    durations = model = None
+    with problems.section("train"):
+        durations = make_durations(records, **config.train)
+    with problems.section("model"):
+        model = models.create_model(num_classes=num_classes, **config.model)
+    with problems.section("loss"):
+        parts["loss_fn"] = losses.make_loss(**config.loss)
+    with problems.section("schedule"):
+        parts["schedule"] = _make_schedule(config, durations) if durations else None
+    with problems.section("augment"):
+        parts["mix_group"] = find_mix_group(config)
+        side = model.image_size[0] if model else 224
+        _make_augment(config, side, num_classes, parts["mix_group"], None)
+    if model:
+        parts["params"] = jax.eval_shape(
+            lambda key: models.init_variables(model, key), jax.random.key(0)
+        )["params"]
+        schedule = parts.get("schedule") or (lambda step: 0.0)
+        with problems.section("optim"):
+            parts["tx"] = optim.make_optimizer(
+                params=parts["params"], schedule=schedule, **config.optim
+            )
+        with problems.section("loss"):
+            _check_heads(config, model)
+        with problems.section("teacher"):
+            parts["teacher"] = find_teacher_model(config, model)
+    _check_values(config, problems)
+    if own:
+        problems.raise_any()
+    if problems.messages:
+        return None
     return Recipe(
         config=config,
         records=records,
         num_classes=num_classes,
         device_count=device_count,
+        durations=durations,
         model=model,
-        params=abstract["params"],
-        plan=make_plan(records=records, **config.train),
-        mix_group=mix_group(config) or None,
-        teacher=teacher,
+        **parts,
     )
 
 
-def check_ema_decay(decay: float) -> None:
-    """Raises ConfigError unless a weight average with this decay moves."""
-    if not 0 <= decay < 1:
-        raise ConfigError(
-            f"config.step.ema_decay={decay}; below 1 and at least 0, which is no average"
-        )
-
-
-def mix_group(config: ml_collections.ConfigDict) -> int:
-    """Rows that share a mix; 0 when nothing is mixed."""
+def find_mix_group(config: ml_collections.ConfigDict) -> int | None:
+    """Rows that share a mix; None when nothing is mixed."""
     options = config.augment
     mixing = options.mixup or options.cutmix or options.cutmix_minmax
     if not mixing or not options.mix_prob:
-        return 0
+        return None
     return augment.resolve_mix_group(
         config.train.batch_size,
         config.input.repeats,
@@ -94,43 +146,39 @@ def mix_group(config: ml_collections.ConfigDict) -> int:
     )
 
 
-def schedule_options(recipe: Recipe) -> dict[str, Any]:
-    """Everything that `make_schedule` takes."""
-    plan = recipe.plan
-    return dict(recipe.config.schedule) | {
-        "batch_size": plan.batch_size,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "total_steps": plan.total_steps,
-    }
+def _make_augment(config: Any, side: int, num_classes: int, mix_group: Any, mesh: Any) -> Callable:
+    options = dict(config.augment) | {"mix_group": mix_group}
+    del options["mix_group_limit"]
+    return augment.make_augment(image_size=side, num_classes=num_classes, mesh=mesh, **options)
 
 
-def peak_lr(recipe: Recipe) -> float:
-    """The learning rate at the end of the warm-up."""
-    options = recipe.config.schedule
-    return schedules.peak_lr(
-        base_lr=options.base_lr,
-        scale_by_batch=options.scale_by_batch,
-        batch_size=recipe.plan.batch_size,
+def _make_schedule(config: ml_collections.ConfigDict, durations: Durations) -> Callable:
+    return schedules.make_schedule(
+        batch_size=durations.batch_size,
+        steps_per_epoch=durations.steps_per_epoch,
+        total_steps=durations.total_steps,
+        **config.schedule,
     )
 
 
-def estimate_memory(recipe: Recipe) -> costs.Memory:
-    """Memory of a training step on one device."""
-    config, plan, devices = recipe.config, recipe.plan, recipe.device_count
-    canvases = data.canvas_count(plan.batch_size, config.input.repeats, devices)
-    return costs.step_memory(
-        recipe.model,
-        recipe.params,
-        rows=math.ceil(plan.batch_size / devices / config.step.accum_steps),
-        canvas_bytes=_CANVAS_BATCHES * canvases / devices * config.input.canvas**2 * 3,
-        masks=param_groups.Masks.make(
-            recipe.params,
-            decay_dist_token=config.optim.decay_dist_token,
-            layer_decay=config.optim.layer_decay,
-            trainable=config.optim.trainable,
-        ),
-        moments=1 if config.optim.name == "sgd" else 2,
-        ema=bool(config.step.ema_decay),
-        fsdp=config.mesh.fsdp,
-        teacher_parameters=models.count(recipe.teacher).parameters if recipe.teacher else 0,
-    )
+def _check_heads(config: ml_collections.ConfigDict, model: models.Model) -> None:
+    distilling = config.loss.distillation != "none"
+    if distilling and config.loss.distill_on == "token" and "dist" not in model.heads:
+        raise ConfigError(
+            f"distill_on='token' needs a model with a distillation token, and "
+            f"{config.model.name} has none; known with one: "
+            f"{', '.join(models.list_models('*distilled*'))}; or set --config.loss.distill_on=class"
+        )
+
+
+def _check_values(config: ml_collections.ConfigDict, problems: Problems) -> None:
+    """What no builder sees before the first step."""
+    if not 0 <= config.step.ema_decay < 1:
+        problems.add(
+            f"config.step.ema_decay must be at least 0 (no EMA) and below 1, "
+            f"not {config.step.ema_decay}"
+        )
+    if config.step.accum_steps < 1:
+        problems.add(f"config.step.accum_steps must be at least 1, not {config.step.accum_steps}")
+    if not 0 <= config.seed < 2**32:
+        problems.add(f"config.seed must be 0 to {2**32 - 1}, not {config.seed}")

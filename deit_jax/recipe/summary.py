@@ -5,9 +5,7 @@ from typing import Any
 
 from deit_jax import data, models, optim
 from deit_jax.augment import erasing, operations, policies, randaugment, three_augment
-from deit_jax.optim import schedules
 from deit_jax.recipe import costs
-from deit_jax.recipe import recipe as recipe_lib
 from deit_jax.recipe.recipe import Recipe
 
 _WIDTH = 16
@@ -40,14 +38,16 @@ def _columns(pairs: dict[str, str]) -> list[str]:
 
 
 def _run(recipe: Recipe) -> list[str]:
-    config, plan = recipe.config, recipe.plan
+    config, durations = recipe.config, recipe.durations
     repeats = config.input.repeats
-    distinct = data.distinct_images_per_epoch(plan.records, plan.batch_size, repeats)
-    shown = plan.total_steps * plan.batch_size
+    distinct = data.distinct_images_per_epoch(durations.records, durations.batch_size, repeats)
+    shown = durations.total_steps * durations.batch_size
     size = "x".join(map(str, recipe.model.image_size))
     numbers = models.count(recipe.model).parameters
-    per_device = plan.batch_size // recipe.device_count
-    batch = f"{plan.batch_size:,} images a step, {per_device:,} a device on {recipe.device_count}"
+    per_device = durations.batch_size // recipe.device_count
+    batch = (
+        f"{durations.batch_size:,} images a step, {per_device:,} a device on {recipe.device_count}"
+    )
     if config.step.accum_steps > 1:
         batch += f" in {config.step.accum_steps} parts"
     times = "once" if repeats == 1 else f"{repeats} times (repeated augmentation)"
@@ -56,8 +56,8 @@ def _run(recipe: Recipe) -> list[str]:
         "start from": config.init or "random weights",
         "data": f"{recipe.records:,} images, {recipe.num_classes:,} classes",
         "batch": batch,
-        "epoch": f"{plan.steps_per_epoch:,} steps; {distinct:,} distinct images, each {times}",
-        "length": f"{plan.total_steps:,} steps = {plan.epoch(plan.total_steps):g} epochs; every "
+        "epoch": f"{durations.steps_per_epoch:,} steps; {distinct:,} distinct images, each {times}",
+        "length": f"{durations.total_steps:,} steps = {durations.epoch(durations.total_steps):g} epochs; every "
         f"image {shown / recipe.records:.4g} times on average",
     }
     if config.step.ema_decay:
@@ -69,23 +69,23 @@ def _run(recipe: Recipe) -> list[str]:
 
 
 def _learning_rate(recipe: Recipe) -> list[str]:
-    plan, options = recipe.plan, recipe.config.schedule
-    schedule = schedules.make_schedule(**recipe_lib.schedule_options(recipe))
-    peak = recipe_lib.peak_lr(recipe)
+    durations, options = recipe.durations, recipe.config.schedule
+    schedule = recipe.schedule
+    peak = recipe.peak_lr
     scaled = "not scaled"
     if options.scale_by_batch is not None:
-        scaled = f"= {options.base_lr:g} x {plan.batch_size:,} / {options.scale_by_batch}"
+        scaled = f"= {options.base_lr:g} x {durations.batch_size:,} / {options.scale_by_batch}"
     pairs = {
         "curve": f"{options.kind}, {options.warmup_epochs:g} epochs of warm-up "
-        f"({options.warmup_epochs * plan.steps_per_epoch:,.0f} steps)",
+        f"({options.warmup_epochs * durations.steps_per_epoch:,.0f} steps)",
         "peak": f"{peak:g} {scaled}",
         "floor": "none" if options.kind == "constant" else f"{options.min_lr:g}",
     }
-    epochs = plan.total_steps / plan.steps_per_epoch
+    epochs = durations.total_steps / durations.steps_per_epoch
     first = [e for e in range(7) if e < epochs]
-    rates = [f"{float(schedule(e * plan.steps_per_epoch)):.4g}" for e in first]
+    rates = [f"{float(schedule(e * durations.steps_per_epoch)):.4g}" for e in first]
     pairs["first epochs"] = "at the start of each: " + ", ".join(rates)
-    pairs["last step"] = f"{float(schedule(plan.total_steps - 1)):.4g}"
+    pairs["last step"] = f"{float(schedule(durations.total_steps - 1)):.4g}"
     return _columns(pairs)
 
 
@@ -192,7 +192,7 @@ def _mixing(recipe: Recipe) -> str:
     per = "one draw for each"
     if options.mix_mode != "batch":
         per = f"drawn by {options.mix_mode!r}"
-    groups = recipe.plan.batch_size // group
+    groups = recipe.durations.batch_size // group
     told = f"{groups} group{'s' if groups > 1 else ''} of {group} images"
     return f"{' or '.join(kinds)}{often}; {told}, {per}"
 
@@ -214,8 +214,8 @@ def _loss(recipe: Recipe) -> list[str]:
     pairs["distillation"] = f"{told}, on the {head}"
     pairs["weights"] = f"{1 - options.alpha:g} labels + {options.alpha:g} teacher"
     section = recipe.config.teacher
-    size = section.input_size or recipe.model.image_size[0]
-    pairs["teacher"] = f"{section.name or 'model as the file says'}, {section.init or 'not set'}"
+    size = section.input_size or recipe.image_size
+    pairs["teacher"] = recipe.teacher.description
     pairs["teacher sees"] = (
         f"the student's tensor (same crop, operations, erasing and mix) at {size} pixels, "
         f"in {section.dtype}, evaluation mode"
@@ -224,11 +224,15 @@ def _loss(recipe: Recipe) -> list[str]:
 
 
 def _cost(recipe: Recipe, images_per_second: float | None) -> list[str]:
-    plan = recipe.plan
-    macs = costs.step_macs(recipe.model, batch_size=plan.batch_size, teacher=recipe.teacher)
+    durations = recipe.durations
+    macs = costs.step_macs(
+        recipe.model,
+        batch_size=durations.batch_size,
+        teacher=recipe.teacher and recipe.teacher.model,
+    )
     told = ", ".join(f"{who} {_si(count)}" for who, count in macs.items())
-    whole_run = sum(macs.values()) * plan.total_steps
-    memory = recipe_lib.estimate_memory(recipe)
+    whole_run = sum(macs.values()) * durations.total_steps
+    memory = costs.step_memory(recipe)
     unit, one = ("GiB", 2**30) if memory.total >= 2**30 else ("MiB", 2**20)
     parts = ", ".join(f"{name} {size / one:.2f}" for name, size in memory.parts.items())
     pairs = {
@@ -236,7 +240,7 @@ def _cost(recipe: Recipe, images_per_second: float | None) -> list[str]:
         "memory": f"at most about {memory.total / one:.1f} {unit} a device: {parts}",
     }
     if images_per_second:
-        hours = plan.total_steps * plan.batch_size / images_per_second / 3600
+        hours = durations.total_steps * durations.batch_size / images_per_second / 3600
         pairs["time"] = f"{hours:,.3g} hours at {images_per_second:,.0f} images a second"
     return _columns(pairs)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from deit_jax import config as config_lib
-from deit_jax.recipe import checks, recipe, summary
+from deit_jax.recipe import checks, summary
 from deit_jax.train.experiment import Experiment
 
 _WIDTH = 110
@@ -22,12 +22,6 @@ def parameter_table(params: Any) -> str:
 def resolved_recipe(experiment: Experiment) -> str:
     """The recipe in words, what is questionable about it, and every option of the config."""
     e, devices = experiment, jax.devices()
-    told = recipe.make_recipe(
-        e.config,
-        records=len(e.data.train),
-        num_classes=e.data.num_classes,
-        device_count=len(devices),
-    )
     shape = " x ".join(f"{axis}={size}" for axis, size in e.mesh.shape.items())
     lines = [
         f"devices: {len(devices)} {devices[0].device_kind} in {jax.process_count()} process(es), "
@@ -38,9 +32,9 @@ def resolved_recipe(experiment: Experiment) -> str:
         lines.append(f"teacher: {e.teacher.description}")
     if e.start:
         lines.append(f"start: {e.start.report}")
-    lines += ["", summary.describe(told), ""]
-    lines += [f"warning: {text}" for text in checks.recipe_warnings(told)]
-    return "\n".join([*lines, "config", *_sections(e.config)])
+    lines += ["", summary.describe(e.recipe), ""]
+    lines += [f"warning: {text}" for text in checks.recipe_warnings(e.recipe)]
+    return "\n".join([*lines, "config", *_sections(e.recipe.config)])
 
 
 def _sections(config: Any) -> list[str]:

@@ -3,23 +3,23 @@
 import pytest
 
 from deit_jax.errors import ConfigError
-from deit_jax.recipe.durations import make_plan
+from deit_jax.recipe.durations import make_durations
 
 
 def test_imagenet_has_the_published_number_of_steps():
-    plan = make_plan(records=1_281_167)
+    plan = make_durations(1_281_167)
     assert plan.steps_per_epoch == 1251
     assert plan.total_steps == 375_300
 
 
 def test_steps_count_instead_of_epochs():
-    plan = make_plan(records=100, batch_size=10, total_epochs=3.0, total_steps=7)
+    plan = make_durations(100, batch_size=10, total_epochs=3.0, total_steps=7)
     assert plan.total_steps == plan.stop_at == 7
-    assert make_plan(records=100, batch_size=10, total_epochs=0.5).total_steps == 5
+    assert make_durations(100, batch_size=10, total_epochs=0.5).total_steps == 5
 
 
 def test_things_are_due_on_their_step_and_at_the_end():
-    plan = make_plan(records=100, batch_size=10, total_steps=25, eval_every_epochs=1.0)
+    plan = make_durations(100, batch_size=10, total_steps=25, eval_every_epochs=1.0)
     assert [s for s in range(1, 26) if plan.is_due(plan.eval_every, s)] == [10, 20, 25]
     assert not plan.is_due(0, 25)
 
@@ -28,13 +28,13 @@ def test_things_are_due_on_their_step_and_at_the_end():
     "options, message",
     [
         ({"batch_size": 101}, "needs at least that many training images; .* has 100"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 10, "total_epochs": 0.0}, "must be positive"),
-        ({"batch_size": 10, "total_epochs": -1.0}, "not a duration"),
-        ({"batch_size": 10, "eval_every_steps": -5}, "eval_every_steps=-5 is negative"),
-        ({"batch_size": 10, "log_every_steps": 0}, "log_every_steps=0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 10, "total_epochs": 0.0}, "must be above 0"),
+        ({"batch_size": 10, "total_epochs": -1.0}, "must be a finite number"),
+        ({"batch_size": 10, "eval_every_steps": -5}, "eval_every_steps must be at least 0, not -5"),
+        ({"batch_size": 10, "log_every_steps": 0}, "log_every_steps must be at least 1, not 0"),
     ],
 )
 def test_impossible_durations_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        make_plan(records=100, **options)
+        make_durations(100, **options)

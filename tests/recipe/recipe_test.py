@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from deit_jax import cli, models
-from deit_jax.optim import param_groups
-from deit_jax.recipe import costs, recipe, summary
+from deit_jax.recipe import costs, summary
 from deit_jax.recipe.checks import recipe_warnings
+from deit_jax.recipe.recipe import make_recipe
 from deit_jax.train import schema
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -22,7 +22,7 @@ def resolved(spec: str, **overrides):
 
 
 def make(spec: str, sizes=IMAGENET, **overrides):
-    return recipe.make_recipe(resolved(spec, **overrides), device_count=8, **sizes)
+    return make_recipe(resolved(spec, **overrides), device_count=8, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -118,30 +118,30 @@ def test_weight_average_that_suits_the_run_is_not_warned_about():
 
 
 def memory(**overrides):
-    options = {"rows": 8, "canvas_bytes": 0.0, "moments": 2, "ema": True}
-    model = models.create_model("deit_tiny_patch16_224", depth=2, **overrides.pop("model", {}))
-    params = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))["params"]
-    masks = param_groups.Masks.make(
-        params, decay_dist_token=True, layer_decay=None, trainable=overrides.pop("trainable", "all")
-    )
-    return costs.step_memory(model, params, masks=masks, **options | overrides)
+    """Parts of one device's memory for eight images of a DeiT-Ti of two blocks."""
+    options = {"model__depth": 2, "model__dtype": "float32", "train__batch_size": 64}
+    return costs.step_memory(make("deit.py:ti", **options | overrides)).parts
 
 
 def test_memory_of_the_state_is_exact_and_shared_by_fsdp():
-    parts = memory().parts
+    parts = memory()
     # Two of the twelve blocks of 444,864 parameters.
     state = 4 * (5_717_416 - 10 * 444_864)
-    assert parts["parameters"] == parts["gradients"] == parts["averaged weights"] == state
-    assert parts["optimizer state"] == 2 * state
-    assert memory(fsdp=4).parts["optimizer state"] == state / 2
-    assert memory(trainable="heads").parts["optimizer state"] == 8 * (192 * 1000 + 1000)
-    assert memory(moments=1, ema=False).total == memory().total - 2 * state
+    assert parts["parameters"] == parts["gradients"] == parts["EMA"] == state
+    # Two moments, a step count of the moments and one of the schedule.
+    assert parts["optimizer state"] == 2 * state + 8
+    # Only big leaves are shared.
+    assert memory(mesh__fsdp=4)["optimizer state"] == pytest.approx(state / 2, rel=0.02)
+    heads = 8 * (192 * 1000 + 1000)
+    assert memory(optim__trainable="heads")["optimizer state"] == pytest.approx(heads, abs=8)
+    small = memory(optim__name="sgd", step__ema_decay=0)
+    assert "EMA" not in small and small["optimizer state"] == state + 4
 
 
 def test_activations_follow_type_and_recomputation():
     plain, half, full = (
-        memory(model=model).parts["activations"]
-        for model in ({}, {"dtype": "bfloat16"}, {"remat": "full"})
+        memory(**options)["activations"]
+        for options in ({}, {"model__dtype": "bfloat16"}, {"model__remat": "full"})
     )
     assert half < 0.7 * plain
     assert full < plain / 10

@@ -45,10 +45,22 @@ def refused(spec: str, *overrides: str) -> str:
             [*DIGITS, "model.group_sizes=112,112,112,0"],
             ["group_sizes=(112, 112, 112, 0)"],
         ),
-        ("deit.py:ti", [*DIGITS, "step.ema_decay=1.0"], ["config.step.ema_decay=1.0; below 1"]),
-        ("deit.py:ti", [*DIGITS, "seed=-1"], ["config.seed=-1; 0 to"]),
-        ("deit.py:ti", [*DIGITS, "train.batch_size=0"], ["config.train.batch_size=0; at least 1"]),
-        ("deit.py:ti", [*DIGITS, "train.stop_at_step=-1"], ["stop_at_step=-1"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "step.ema_decay=1.0"],
+            ["config.step.ema_decay must be at least 0 (no EMA) and below 1, not 1.0"],
+        ),
+        ("deit.py:ti", [*DIGITS, "seed=-1"], ["config.seed must be 0 to 4294967295, not -1"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "train.batch_size=0"],
+            ["config.train.batch_size must be at least 1, not 0"],
+        ),
+        (
+            "deit.py:ti",
+            [*DIGITS, "train.stop_at_step=-1"],
+            ["stop_at_step must be at least 1, not -1"],
+        ),
         (
             "deit.py:ti",
             [*DIGITS, "eval.batch_size=0"],
@@ -59,9 +71,13 @@ def refused(spec: str, *overrides: str) -> str:
         (
             "deit.py:ti",
             ["data.source=digits", "train.batch_size=12"],
-            ["config.train.batch_size=12", "8 devices", "8, 16"],
+            ["config.train.batch_size must be divisible by 8 devices, and 12 is not", "8, 16"],
         ),
-        ("deit.py:ti", [*DIGITS, "eval.batch_size=9"], ["config.eval.batch_size=9", "8, 16"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "eval.batch_size=9"],
+            ["config.eval.batch_size must be divisible by 8 devices, and 9", "8, 16"],
+        ),
         ("deit.py:ti", [*DIGITS, "step.accum_steps=3"], ["3 accumulation steps", "24"]),
         ("deit.py:ti", [*DIGITS, "augment.mix_group=5"], ["mix_group 5", "[2, 4]"]),
         ("deit.py:ti", [*DIGITS, "input.repeats=17"], ["17 groups", "34"]),
@@ -69,7 +85,7 @@ def refused(spec: str, *overrides: str) -> str:
         (
             "deit.py:ti",
             ["data.source=digits", "train.batch_size=2048"],
-            ["config.train.batch_size=2048", "has 1442"],
+            ["config.train.batch_size=2048", "has 1,442"],
         ),
         ("deit.py:ti", [*DIGITS, "mesh.fsdp=3"], ["fsdp=3", "data=4, fsdp=2"]),
         ("deit.py:ti", [*DIGITS, "init=nofile.pth"], ["config.init", "nofile.pth"]),
