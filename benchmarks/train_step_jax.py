@@ -24,7 +24,7 @@ from deit_jax import data, losses, models, rng, sharding
 from deit_jax.augment import mix, pipeline
 from deit_jax.recipe import hardware
 from deit_jax.teacher import Teacher
-from deit_jax.train import experiment, nonfinite, schema
+from deit_jax.train import experiment, schema
 from deit_jax.train import step as step_lib
 
 CLASSES = 1000
@@ -124,15 +124,12 @@ class Case:
         whole = sharding.replicated(self.built.mesh)
         self.teacher = jax.device_put(teacher.variables if teacher else {}, whole)
         self.batch = sharding.to_global(self.built.mesh, make_batch(case, self.built.mesh.size))
-        self.halted = jax.device_put(np.zeros((), bool), whole)
         size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
         self.state_bytes = size((self.state, self.teacher))
         jax.block_until_ready((self.state, self.batch))
-        step = nonfinite.halting(self.built.make_train_step())
+        step = self.built.make_train_step()
         start = time.perf_counter()
-        lowered = jax.jit(step, donate_argnums=0).lower(
-            self.state, self.teacher, self.batch, self.halted
-        )
+        lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.teacher, self.batch)
         traced = time.perf_counter()
         self.step = lowered.compile()
         compiled = time.perf_counter()
@@ -161,9 +158,7 @@ class Case:
 
     def _run(self, count: int) -> dict:
         for _ in range(count):
-            self.state, metrics, self.halted = self.step(
-                self.state, self.teacher, self.batch, self.halted
-            )
+            self.state, metrics = self.step(self.state, self.teacher, self.batch)
         return jax.device_get(metrics)
 
     def run(self, steps: int) -> dict:

@@ -14,13 +14,16 @@ class TrainState:
     """Everything that a training step changes.
 
     Attributes:
-      step: int32 scalar, the number of training steps done, also those whose update was
-        left out because it was not finite.
+      step: int32 scalar, the number of training steps done, including those whose update was
+        skipped because it was not finite.
       params: nested dict of f32 arrays.
       batch_stats: running BatchNorm statistics, `{}` for models without BatchNorm.
       ema_params: exponential moving average of `params`, None when EMA is off.
       ema_batch_stats: the same of `batch_stats`, None when EMA is off.
       opt_state: the optax state.
+      nonfinite_steps: int32 scalar, steps so far with a non-finite loss or gradient; None,
+        as the next, in a state that is not trained further.
+      nonfinite_in_a_row: int32 scalar, how many of them the newest steps are.
     """
 
     step: jax.Array
@@ -29,9 +32,11 @@ class TrainState:
     ema_params: PyTree
     ema_batch_stats: PyTree
     opt_state: PyTree
+    nonfinite_steps: jax.Array | None = None
+    nonfinite_in_a_row: jax.Array | None = None
 
     def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
-        """The collections that `models.apply` takes, raw or averaged."""
+        """The collections that `models.apply` takes, of the raw weights or the EMA."""
         params, stats = (
             (self.ema_params, self.ema_batch_stats) if ema else (self.params, self.batch_stats)
         )

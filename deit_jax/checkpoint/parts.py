@@ -14,7 +14,7 @@ PyTree = Any
 def state_parts(state: TrainState) -> dict[str, PyTree]:
     """The state as plain nested dicts, so that no optax class is part of the format.
 
-    `params`, `batch_stats`, `ema/{params,batch_stats}`, `train/{step,opt_state}`; what has
+    `params`, `batch_stats`, `ema/{params,batch_stats}`, `train/...`; what has
     no arrays is left out.
     """
     return nested(named_leaves(_named(state)))
@@ -25,7 +25,12 @@ def _named(state: TrainState) -> dict[str, PyTree]:
         "params": state.params,
         "batch_stats": state.batch_stats,
         "ema": {"params": state.ema_params, "batch_stats": state.ema_batch_stats},
-        "train": {"step": state.step, "opt_state": state.opt_state},
+        "train": {
+            "step": state.step,
+            "opt_state": state.opt_state,
+            "nonfinite_steps": state.nonfinite_steps,
+            "nonfinite_in_a_row": state.nonfinite_in_a_row,
+        },
     }
 
 
@@ -35,10 +40,9 @@ def filled(abstract: TrainState, leaves: Mapping[str, Any]) -> TrainState:
     treedef = jax.tree.structure(named)
     parts = jax.tree.unflatten(treedef, [leaves[name] for name in named_leaves(named)])
     return TrainState(
-        step=parts["train"]["step"],
         params=parts["params"],
         batch_stats=parts["batch_stats"],
         ema_params=parts["ema"]["params"],
         ema_batch_stats=parts["ema"]["batch_stats"],
-        opt_state=parts["train"]["opt_state"],
+        **parts["train"],
     )

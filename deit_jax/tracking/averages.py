@@ -1,14 +1,14 @@
-"""Metrics of the steps since the last line of the log, averaged over those that were finite."""
+"""Means of the metrics of a log interval, over its finite steps."""
 
 from collections.abc import Mapping
 
 
-class Window:
-    """Collects the scalars of steps until they are written.
+class MetricAverages:
+    """Sums the metrics of steps until they are logged.
 
-    The means cover the steps of this start only: where a run goes on in the middle of an
-    interval, its first line averages what it has done of it, and `averaged_steps` says
-    how many steps that is. Skipped steps are in no mean.
+    The means cover the steps of this start only: where a run is resumed in the middle of an
+    interval, the first line averages the steps since then, and `averaged_steps` says how
+    many they are. Skipped steps are in no mean.
     """
 
     def __init__(self) -> None:
@@ -19,18 +19,18 @@ class Window:
     def __bool__(self) -> bool:
         return self._skipped or self._steps > 0
 
-    def add(self, scalars: Mapping[str, float]) -> None:
+    def add(self, metrics: Mapping[str, float]) -> None:
         """One finite step."""
-        for key, value in scalars.items():
+        for key, value in metrics.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._steps += 1
 
     def skip(self) -> None:
-        """One step whose update was left out."""
+        """One step whose update was skipped."""
         self._skipped = True
 
     def take(self) -> dict[str, float]:
-        """The means and `averaged_steps`; without means if every step was skipped. Empties it."""
+        """The means and `averaged_steps`, without means if every step was skipped; then resets."""
         means = {key: total / self._steps for key, total in self._sums.items()}
         means["averaged_steps"] = float(self._steps)
         self.__init__()

@@ -10,7 +10,7 @@ from deit_jax.errors import ConfigError
 
 
 class Span(NamedTuple):
-    """Steps to profile, both included, counted from 1 as on the screen."""
+    """Steps to profile, both included, counted from 1 as in the log."""
 
     first: int
     last: int
@@ -20,7 +20,7 @@ def parse_span(text: str, *, total_steps: int) -> Span | None:
     """`'first:last'` as numbers; None for an empty text.
 
     Raises:
-      ConfigError: another form, or steps that the run does not have.
+      ConfigError: the text has another form, or the run does not have these steps.
     """
     if not text:
         return None
@@ -32,7 +32,7 @@ def parse_span(text: str, *, total_steps: int) -> Span | None:
     span = Span(int(first), int(last))
     if not 1 <= span.first <= span.last <= total_steps:
         raise ConfigError(
-            f"config.profile={text!r}: the run has steps 1 to {total_steps}, and the first "
+            f"config.profile={text!r} must be within steps 1 to {total_steps}, and the first "
             "cannot be after the last"
         )
     return span
@@ -41,14 +41,15 @@ def parse_span(text: str, *, total_steps: int) -> Span | None:
 class Profiler:
     """Traces the steps of a span into `folder`; does nothing without one.
 
-    Steps are waited for at both ends, so that the trace holds these and no others. An
-    evaluation or a save between them is in it too. Every process writes its own trace.
+    The devices are idle at both ends, so that the trace has these steps and no others. An
+    evaluation or a checkpoint between them is in it too. Every process writes its own trace.
 
     Args:
       span: what to trace.
       folder: usually `<workdir>/profile`.
-      start_step: the step that this start goes on from; what came before it is not traced.
-      say: takes the lines for the screen.
+      start_step: the step from which this start resumes; a span that begins before it is
+        not traced.
+      print_line: prints a line for the user.
     """
 
     def __init__(
@@ -57,37 +58,37 @@ class Profiler:
         *,
         folder: pathlib.Path,
         start_step: int,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
-        self._folder, self._say, self._tracing = folder, say, False
+        self._folder, self._print_line, self._tracing = folder, print_line, False
         if span and span.first <= start_step:
-            say(
-                f"no profile: this start goes on after step {start_step:,}, and config.profile "
-                f"asks for steps {span.first}:{span.last}"
+            print_line(
+                f"no profile: this start resumes after step {start_step:,}, and config.profile "
+                f"names steps {span.first}:{span.last}"
             )
             span = None
         self._span = span
 
     def begins(self, step: int) -> bool:
-        """Whether the trace is to begin before `step`."""
+        """Whether the trace begins before `step`."""
         return self._span is not None and step == self._span.first
 
     def ends(self, step: int) -> bool:
-        """Whether the trace is to end after `step`."""
+        """Whether the trace ends after `step`."""
         return self._tracing and step == self._span.last
 
     def start(self) -> None:
-        """Begins to trace; all steps before must be done."""
+        """Starts the trace; all earlier steps must be finished."""
         jax.profiler.start_trace(self._folder)
         self._tracing = True
 
     def stop(self) -> None:
-        """Writes the trace, if there is one; steps that are to be in it must be done."""
+        """Writes the trace, if there is one; its steps must be finished."""
         if not self._tracing:
             return
         self._tracing = False
         jax.profiler.stop_trace()
-        self._say(
+        self._print_line(
             f"profile of steps {self._span.first}:{self._span.last} in {self._folder}: "
             f"tensorboard --logdir={self._folder} (with xprof installed)"
         )

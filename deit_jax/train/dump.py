@@ -1,10 +1,10 @@
-"""The state before a step that was not finite, written down so that the step can be repeated.
+"""A dump of the state before a non-finite step, so that the step can be repeated.
 
     WORKDIR/nonfinite-step-120/119/             an ordinary checkpoint: the state before step 120
-    WORKDIR/nonfinite-step-120/nonfinite.json   the step and what it gave
+    WORKDIR/nonfinite-step-120/nonfinite.json   the step and its metrics
 
 The batch is a function of seed and step, and the config is in the checkpoint's metadata,
-so that this is all that `deit-jax replay` needs beside the data and the teacher.
+so this is all that `deit-jax replay` needs besides the data and the teacher.
 """
 
 import dataclasses
@@ -32,19 +32,19 @@ def write_dump(
     *,
     step: int,
     state: TrainState,
-    scalars: Mapping[str, float],
+    metrics: Mapping[str, float],
     metadata: Mapping[str, Any],
 ) -> pathlib.Path | None:
     """Writes `<workdir>/nonfinite-step-<step>`; an older one of the same step is replaced.
 
     Args:
       step: the bad step, counted from 1.
-      state: the state after it, in which its update was left out; of all processes.
-      scalars: the step's metrics.
+      state: the state after it, in which its update was left out; global arrays.
+      metrics: of the step.
       metadata: of the run's checkpoints.
 
     Returns:
-      The folder; None if it could not be written, which is on the log.
+      The folder; None if it could not be written, which is logged.
     """
     folder = workdir / f"nonfinite-step-{step}"
     try:
@@ -53,29 +53,40 @@ def write_dump(
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("nonfinite dump")
         with checkpoint.Checkpointer(folder) as saver:
-            saver.save(step - 1, dataclasses.replace(state, step=state.step - 1), metadata=metadata)
+            saver.save(step - 1, _before(state), metadata=metadata)
         if jax.process_index() == 0:
-            told = {"step": step, "metrics": {key: repr(value) for key, value in scalars.items()}}
-            (folder / FILE_NAME).write_text(json.dumps(told, indent=2) + "\n")
+            texts = {key: repr(value) for key, value in metrics.items()}
+            content = json.dumps({"step": step, "metrics": texts}, indent=2)
+            (folder / FILE_NAME).write_text(content + "\n")
     except (OSError, checkpoint.CheckpointError, checkpoint.SaveFailedError) as error:
         # What the run does next must not depend on whether its disk is full.
-        _LOG.error("the state before step %d was not written: %s", step, error)
+        _LOG.error("cannot dump the state before step %d: %s", step, error)
         return None
     return folder
 
 
+def _before(state: TrainState) -> TrainState:
+    """The state before a bad step; it changed these alone."""
+    return dataclasses.replace(
+        state,
+        step=state.step - 1,
+        nonfinite_steps=state.nonfinite_steps - 1,
+        nonfinite_in_a_row=state.nonfinite_in_a_row - 1,
+    )
+
+
 def read_dump(folder: pathlib.Path) -> tuple[int, dict[str, float]]:
-    """The bad step and the metrics that it gave.
+    """The number of the bad step and its metrics.
 
     Raises:
-      ConfigError: the folder is no dump.
+      ConfigError: the folder is not a dump.
     """
     file = folder / FILE_NAME
     try:
-        told = json.loads(file.read_text())
-        return int(told["step"]), {key: float(text) for key, text in told["metrics"].items()}
+        content = json.loads(file.read_text())
+        return int(content["step"]), {key: float(text) for key, text in content["metrics"].items()}
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{folder} holds no dump of a step ({file.name}: {error}); a run that meets a loss "
-            "that is not finite writes one to WORKDIR/nonfinite-step-N"
+            f"{folder} is not a dump of a step ({file.name}: {error}); a run that stops at a "
+            "non-finite loss or gradient writes one to WORKDIR/nonfinite-step-N"
         ) from error

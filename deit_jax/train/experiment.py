@@ -13,6 +13,7 @@ from deit_jax.errors import ConfigError, Problems
 from deit_jax.evaluation.evaluate import make_eval_step
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Teacher, make_teacher
+from deit_jax.train import nonfinite
 from deit_jax.train import step as step_lib
 
 # Sizes of ImageNet-1k, to check the rest of a config whose data cannot be opened.
@@ -79,13 +80,14 @@ class Experiment:
         """`step(state, teacher variables, batch) -> (state, metrics)`, see `train.step`."""
         recipe = self.recipe
         return step_lib.make_train_step(
-            model=recipe.model,
-            augment_fn=self.augment_fn,
-            loss_fn=recipe.loss_fn,
-            tx=recipe.tx,
-            schedule=recipe.schedule,
-            base_key=rng.base_key(recipe.config.seed),
-            teacher_fn=self.teacher.fn if self.teacher else None,
+            recipe.model,
+            self.augment_fn,
+            recipe.loss_fn,
+            recipe.tx,
+            recipe.schedule,
+            rng.base_key(recipe.config.seed),
+            self.teacher.fn if self.teacher else None,
+            nonfinite.make_limit(**recipe.config.nonfinite),
             **recipe.config.step,
         )
 

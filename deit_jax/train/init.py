@@ -1,15 +1,17 @@
-"""The state that a run starts or goes on from, and what is saved beside it."""
+"""The state from which a run starts or resumes, and the metadata of its checkpoints."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from deit_jax import checkpoint, rng, sharding
 from deit_jax.errors import ConfigError, unknown
 from deit_jax.evaluation import evaluate
 from deit_jax.tracking import provenance
-from deit_jax.train import experiment
+from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import step as step_lib
 from deit_jax.train.experiment import Experiment
 from deit_jax.train_state import TrainState
@@ -18,57 +20,59 @@ PyTree = Any
 
 
 def first_state(
-    built: Experiment, checkpointer: checkpoint.Checkpointer
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state to start from, on the mesh, and the metadata of its checkpoint, `{}` if new.
+    experiment: Experiment, checkpointer: checkpoint.Checkpointer, max_nonfinite: int
+) -> TrainState:
+    """The state to start from, on the mesh.
 
-    1. This run's own newest sound checkpoint; 2. the weights that config.init names;
-    3. random weights. A checkpoint of ours is never passed over for 2 or 3.
+    1. This run's own newest intact checkpoint; 2. the weights that config.init names;
+    3. random weights. Where the run has a checkpoint, 2 and 3 are never used.
     """
-    init, wanted = _initialiser(built)
-    restored = checkpointer.restore(wanted)
+    init, abstract = _initializer(experiment)
+    restored = checkpointer.restore(abstract)
     if restored is not None:
-        return restored.state, restored.metadata
-    config = built.config
-    key = rng.step_key(rng.base_key(config.seed), rng.Purpose.INIT, 0)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-    return jax.jit(init, out_shardings=shardings)(key, _start(built)), {}
+        state = restored.state
+        # A limit lowered since then must not halt the run before its first step.
+        in_a_row = jnp.minimum(state.nonfinite_in_a_row, max_nonfinite - 1)
+        return dataclasses.replace(state, nonfinite_in_a_row=in_a_row)
+    key = rng.step_key(rng.base_key(experiment.config.seed), rng.Purpose.INIT, 0)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(init, out_shardings=shardings)(key, _loaded(experiment))
 
 
-def abstract_state(built: Experiment) -> TrainState:
+def abstract_state(experiment: Experiment) -> TrainState:
     """Shapes, dtypes and shardings of the run's training state."""
-    return _initialiser(built)[1]
+    return _initializer(experiment)[1]
 
 
-def _initialiser(built: Experiment):
-    """(function of key and starting variables that makes the state, what it makes)."""
+def _initializer(experiment: Experiment) -> tuple[Callable, TrainState]:
+    """(function of key and loaded variables that makes the state, the abstract state)."""
 
     def init(key: jax.Array, variables: PyTree) -> TrainState:
+        ema = experiment.config.step.ema_decay > 0
         return step_lib.init_state(
-            built.model, built.tx, key, ema=built.config.step.ema_decay > 0, variables=variables
+            experiment.model, experiment.tx, key, ema=ema, variables=variables
         )
 
-    abstract = jax.eval_shape(init, rng.base_key(0), _start(built))
-    shardings = sharding.tree_shardings(built.mesh, abstract)
-    wanted = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract,
-        shardings,
+    shapes = jax.eval_shape(init, rng.base_key(0), _loaded(experiment))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        sharding.tree_shardings(experiment.mesh, shapes),
     )
-    return init, wanted
+    return init, abstract
 
 
-def _start(built: Experiment) -> PyTree | None:
-    return built.start.variables if built.start else None
+def _loaded(experiment: Experiment) -> PyTree | None:
+    return experiment.start.variables if experiment.start else None
 
 
-def metadata(built: Experiment) -> dict[str, Any]:
-    """JSON values that say what a checkpoint of this run is: model, classes, config, versions."""
-    config, model = built.config, built.model
-    kwargs = experiment.model_kwargs(config) | {"num_classes": built.data.num_classes}
+def metadata(experiment: Experiment) -> dict[str, Any]:
+    """JSON values that describe a checkpoint of this run: model, classes, config, versions."""
+    config, model = experiment.config, experiment.model
+    kwargs = experiment_lib.model_kwargs(config) | {"num_classes": experiment.data.num_classes}
     return {
         "model": {"name": config.model.name, "kwargs": kwargs},
-        "class_names": built.data.class_names,
+        "class_names": experiment.data.class_names,
         "config": config.to_dict(),
         "image": {
             "size": list(model.image_size),
@@ -80,19 +84,19 @@ def metadata(built: Experiment) -> dict[str, Any]:
     }
 
 
-def checkpoint_options(built: Experiment) -> dict[str, Any]:
+def checkpoint_options(experiment: Experiment) -> dict[str, Any]:
     """The `checkpoint` section, with the metric that selects the best where none is named.
 
     Raises:
       ConfigError: numbers that keep nothing, a metric that evaluation does not give, or one
         whose worst would be kept.
     """
-    options = dict(built.config.checkpoint)
-    distilled = "dist" in built.model.heads
+    options = dict(experiment.config.checkpoint)
+    distilled = "dist" in experiment.model.heads
     if options["best_metric"] is None:
         head = evaluate.MEAN if distilled else evaluate.CLASS
         options["best_metric"] = f"eval/{head}/top1"
-    weights = ("eval", "eval_ema") if built.config.step.ema_decay else ("eval",)
+    weights = ("eval", "eval_ema") if experiment.config.step.ema_decay else ("eval",)
     known = [
         f"{which}/{head}/{value}"
         for value in ("top1", "top5", "loss")

@@ -1,22 +1,28 @@
-"""The training loop: start or go on, step, look, evaluate, save, stop.
+"""The training loop: start or resume, step, log, evaluate, checkpoint, stop.
 
-What it writes, beside the results of evaluation (`eval/...`, `eval_ema/...`):
+Metrics that it writes, besides the results of evaluation (`eval/...`, `eval_ema/...`):
 
     train/...   every `train.log_every_steps` steps: means of the step's own metrics over the
-                finite steps since the last line of this start (`averaged_steps` of them),
-                `skipped_steps` since the run began; `images_per_second`, `step_time` (s),
-                `data_wait` (0..1), `eta` (s), of the same interval; where they are known,
-                `mfu` (0..1, see `hardware`) and `memory_gib` (peak of the fullest device)
-    start/...   once a start, with its first line: seconds to the first step, what they went
-                into, programs and how many of them the compilation cache had (`startup`)
+                finite steps since the last line of this start (`averaged_steps` of them);
+                `skipped_steps` since the run began; of the images that process 0 has read
+                since this start, `shrunk_share` (0..1), those larger than the canvas, and
+                `corrupt_images`, different records that were replaced; `images_per_second`,
+                `step_time` (s), `data_wait` (0..1), `eta` (s), of the same interval; where
+                they are known, `mfu` (0..1, see `hardware`) and `memory_gib` (peak of the
+                fullest device)
+    start/...   once per start, with its first line: seconds to the first step and their
+                parts, programs and how many of them the compilation cache had (`startup`)
 
-A run that is asked to stop writes the line of the interval it is in, and the next start
-begins an interval of its own.
+A run that is stopped by a signal writes the line of its unfinished interval, and the next
+start begins a new interval.
 """
 
+import collections
 import dataclasses
+import functools
 import math
 import pathlib
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -26,15 +32,21 @@ from deit_jax.errors import Problems, RunStopped
 from deit_jax.evaluation import agreement, evaluate
 from deit_jax.recipe import hardware
 from deit_jax.tracking import averages, curves, profiler, progress, startup, writers
-from deit_jax.train import experiment, inflight, nonfinite, preemption, report
+from deit_jax.train import dump, nonfinite, preemption, report
+from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import init as init_lib
+from deit_jax.train import step as step_lib
 from deit_jax.train import workdir as workdir_lib
 from deit_jax.train.experiment import Experiment
 from deit_jax.train.nonfinite import NonFiniteError
 
+# Steps dispatched and not yet waited for. More would hide nothing further, and an
+# unbounded queue of collectives can deadlock.
+IN_FLIGHT = 2
+
 
 class Interrupted(RunStopped):
-    """A signal asked the run to stop; its state is saved."""
+    """A signal stopped the run; its state is saved."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -42,31 +54,31 @@ class Interrupted(RunStopped):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Setting:
-    """What a run is made of, beside its workdir."""
+class _Setup:
+    """What one start of a run is made with."""
 
-    built: Experiment
-    policy: nonfinite.Policy
+    experiment: Experiment
+    workdir: pathlib.Path
+    max_nonfinite: int
     profile: profiler.Span | None
-    guard: preemption.Preemption
+    preemption: preemption.Preemption
     clock: startup.StartClock
 
 
 def train(
     config: ml_collections.ConfigDict, *, workdir: str, force_resume: bool = False
 ) -> dict[str, float]:
-    """Runs, or goes on with, the training that `config` describes, in `workdir`.
+    """Starts or resumes the training that `config` describes, in `workdir`.
 
     Returns the results of the last evaluation, `{}` if there was none.
 
     Raises:
-      ConfigError: the run cannot start; everything that is wrong, before any training.
-      NonFiniteError: loss or gradient was not finite, see `nonfinite.make_policy`.
-      Interrupted: asked to stop; the state is saved.
+      ConfigError: the run cannot start; all mistakes together, before any training.
+      NonFiniteError: loss or gradient was not finite, see `nonfinite`.
+      Interrupted: stopped by a signal; the state is saved.
     """
     with preemption.Preemption() as guard, startup.StartClock() as clock:
-        setting, folder = _prepare(config, workdir, force_resume, guard, clock)
-        return _Run(setting, folder).to_the_end()
+        return _Run(_prepare(config, workdir, force_resume, guard, clock)).run()
 
 
 def _prepare(
@@ -75,235 +87,265 @@ def _prepare(
     force_resume: bool,
     guard: preemption.Preemption,
     clock: startup.StartClock,
-) -> tuple[_Setting, pathlib.Path]:
-    """Checks everything, says what will run, and claims the workdir."""
+) -> _Setup:
+    """Checks everything, prints what will run, and claims the workdir."""
     problems = Problems(config)
-    built = policy = span = opened = None
+    experiment = limit = span = opened = None
     with problems.section(""):
-        built = experiment.build(config)
+        experiment = experiment_lib.build(config)
     with problems.section("nonfinite"):
-        policy = nonfinite.make_policy(**config.nonfinite)
+        limit = nonfinite.make_limit(**config.nonfinite)
     with problems.section("profile"):
-        steps = built.plan.total_steps if built else math.inf
+        steps = experiment.plan.total_steps if experiment else math.inf
         span = profiler.parse_span(config.profile, total_steps=steps)
     with problems.section("checkpoint"):
-        if built:
-            init_lib.checkpoint_options(built)
+        if experiment:
+            init_lib.checkpoint_options(experiment)
     with problems.section(""):
         opened = workdir_lib.open_workdir(workdir, config, force_resume=force_resume)
     problems.raise_any()
     folder, notices = opened
     if jax.process_index() == 0:
-        print(report.parameter_table(built.abstract_params))
-        print(report.resolved_recipe(built), *notices, sep="\n", flush=True)
+        print(report.parameter_table(experiment.abstract_params))
+        print(report.resolved_recipe(experiment), *notices, sep="\n", flush=True)
         workdir_lib.store_config(folder, config)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)
-    return _Setting(built, policy, span, guard, clock), folder
+    return _Setup(experiment, folder, limit, span, guard, clock)
 
 
 class _Run:
-    """One start of a run: what is on the devices, what is written where."""
+    """One start of a run: the state on the devices, and where results are written."""
 
-    def __init__(self, setting: _Setting, folder: pathlib.Path):
-        self.setting, self.built, self.plan = setting, setting.built, setting.built.plan
-        self.folder = folder
-        built = self.built
-        self.rows = sharding.batch_sharding(built.mesh)
+    def __init__(self, setup: _Setup):
+        self.setup, self.workdir = setup, setup.workdir
+        self.experiment = experiment = setup.experiment
+        self.plan = experiment.plan
+        self.batch_sharding = sharding.batch_sharding(experiment.mesh)
         self.checkpointer = checkpoint.Checkpointer(
-            folder / "checkpoints", **init_lib.checkpoint_options(built)
+            self.workdir / "checkpoints", **init_lib.checkpoint_options(experiment)
         )
-        state, restored = init_lib.first_state(built, self.checkpointer)
-        self.metadata = init_lib.metadata(built)
-        self.bad = nonfinite.BadSteps(
-            setting.policy, folder, self.metadata, **restored.get("nonfinite", {})
-        )
-        self.start = start = int(state.step)
+        self.state = init_lib.first_state(experiment, self.checkpointer, setup.max_nonfinite)
+        self.metadata = init_lib.metadata(experiment)
+        self.start = start = int(self.state.step)
+        self.skipped_steps = int(self.state.nonfinite_steps)
         self.writer = writers.MetricsWriter(
-            folder, resume_step=start, config=built.config.to_dict(), **built.config.log
+            self.workdir,
+            resume_step=start,
+            config=experiment.config.to_dict(),
+            **experiment.config.log,
         )
-        self.meter = progress.Progress(
+        self.progress = progress.Progress(
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps_per_epoch,
             batch_size=self.plan.batch_size,
             start_step=start,
-            ideal_step_seconds=_ideal_step_seconds(built),
+            ideal_step_seconds=_ideal_step_seconds(experiment),
             enabled=jax.process_index() == 0,
         )
         self.profiler = profiler.Profiler(
-            setting.profile, folder=folder / "profile", start_step=start, say=_say
+            setup.profile, folder=self.workdir / "profile", start_step=start, print_line=_print
         )
-        copies = sharding.replicated(built.mesh)
-        self.teacher = built.teacher and jax.device_put(built.teacher.variables, copies)
-        self.steps = inflight.Steps(
-            sharding.on_rows(built.make_train_step(), self.rows),
-            state=state,
-            teacher=self.teacher,
-            copies=copies,
+        replicated = sharding.replicated(experiment.mesh)
+        self.teacher = experiment.teacher and jax.device_put(
+            experiment.teacher.variables, replicated
         )
-        self.eval_step = jax.jit(sharding.on_rows(built.make_eval_step(), self.rows))
-        self.window = averages.Window()
+        self.train_step = step_lib.jit(experiment.make_train_step(), self.batch_sharding)
+        self.eval_step = jax.jit(sharding.on_rows(experiment.make_eval_step(), self.batch_sharding))
+        # (step, its metrics, not waited for)
+        self.pending: collections.deque = collections.deque()
+        self.averages = averages.MetricAverages()
+        self.health = data.Health()
+        self.noted_epoch = -1
         self.start_times: dict[str, float] = {}
         self.results: dict[str, float] = {}
 
-    def to_the_end(self) -> dict[str, float]:
+    def run(self) -> dict[str, float]:
         start, stop = self.start, self.plan.stop_at
         if start >= stop:
             self.writer.close()
             self.checkpointer.close()
-            _say(f"already at step {start:,} of {self.plan.total_steps:,}: nothing to do")
+            _print(f"already at step {start:,} of {self.plan.total_steps:,}: nothing to do")
             return self.results
         try:
-            with self.writer, self.checkpointer, self._train_batches(start) as batches:
+            with self.writer, self.checkpointer, self._train_batches() as batches:
+                self.health = batches.health
                 for step in range(start + 1, stop + 1):
-                    with self.meter.waiting():
+                    with self.progress.waiting():
                         batch = next(batches)
-                    self._begin_profile(step)
+                    if self.profiler.begins(step):
+                        self._between_steps(self.profiler.start)
                     if step == start + 1:
                         self._first_step(step, batch)
                     else:
-                        self.steps.dispatch(step, batch)
-                    self._end_profile(step)
-                    self._take_metrics(keep=inflight.IN_FLIGHT)
-                    self._after(step)
+                        self._dispatch(step, batch)
+                    if self.profiler.ends(step):
+                        self._between_steps(self.profiler.stop)
+                    self._drain(in_flight=IN_FLIGHT)
+                    self._end_of_step(step)
         finally:
             self.profiler.stop()
         self._finish()
         return self.results
 
-    def _first_step(self, step: int, batch: dict[str, jax.Array]) -> None:
-        """Compiles and takes the first step, on a clock of its own."""
-        with self.meter.paused(steps=1):
-            times = self.setting.clock.first_step(lambda: self.steps.dispatch(step, batch))
-        _say(startup.describe(times))
+    def _train_batches(self) -> data.prefetch_to_device:
+        rows = sharding.local_rows(self.batch_sharding, self.experiment.canvases)
+        return self._prefetch(self.experiment.train_batches(start_step=self.start, rows=rows))
+
+    def _prefetch(self, host_batches: Iterator) -> data.prefetch_to_device:
+        to_global = functools.partial(sharding.to_global, self.batch_sharding)
+        return data.prefetch_to_device(host_batches, to_global)
+
+    def _dispatch(self, step: int, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Starts `step` (counted from 1); its metrics, not waited for."""
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            self.state, metrics = self.train_step(self.state, self.teacher, batch)
+        self.pending.append((step, metrics))
+        return metrics
+
+    def _first_step(self, step: int, batch: Mapping[str, jax.Array]) -> None:
+        """Compiles and runs the first step, timed apart from the others."""
+        with self.progress.paused(steps=1):
+            times = self.setup.clock.first_step(lambda: self._dispatch(step, batch))
+        _print(startup.describe(times))
         self.start_times = {f"start/{key}": value for key, value in times.items()}
 
-    def _begin_profile(self, step: int) -> None:
-        if self.profiler.begins(step):
-            self._settle()
-            with self.meter.paused():
-                self.profiler.start()
+    def _between_steps(self, action: Callable[[], None]) -> None:
+        """Runs `action` with nothing left to do on the devices, outside of the measured time."""
+        self._drain()
+        jax.block_until_ready(self.state)
+        with self.progress.paused():
+            action()
 
-    def _end_profile(self, step: int) -> None:
-        if self.profiler.ends(step):
-            self._settle()
-            with self.meter.paused():
-                self.profiler.stop()
-
-    def _settle(self) -> None:
-        """Waits until the devices have nothing left to do."""
-        self._take_metrics(keep=0)
-        jax.block_until_ready(self.steps.state)
-
-    def _train_batches(self, start: int) -> data.prefetch_to_device:
-        held = sharding.local_rows(self.rows, self.built.canvases)
-        host = self.built.train_batches(start_step=start, rows=held)
-        return data.prefetch_to_device(host, lambda b: sharding.to_global(self.rows, b))
-
-    def _take_metrics(self, *, keep: int) -> None:
-        """Looks at all but the newest `keep` steps, and writes what is due."""
-        for step, finite, scalars in self.steps.take(keep=keep):
-            if finite:
-                self.bad.good()
-                self.window.add(scalars)
+    def _drain(self, *, in_flight: int = 0) -> None:
+        """Reads the metrics of all but the newest `in_flight` steps, and logs what is due."""
+        while len(self.pending) > in_flight:
+            step, arrays = self.pending.popleft()
+            metrics = {key: float(value) for key, value in jax.device_get(arrays).items()}
+            self.skipped_steps = int(metrics.pop("nonfinite_steps"))
+            in_a_row = int(metrics.pop("nonfinite_in_a_row"))
+            if metrics.pop("finite"):
+                self.averages.add(metrics)
             else:
-                self._not_finite(step, scalars)
+                self._record_nonfinite(step, metrics, in_a_row)
             if step % self.plan.log_every == 0 or step == self.plan.stop_at:
                 self._log(step)
 
-    def _not_finite(self, step: int, scalars: dict[str, float]) -> None:
-        self.window.skip()
-        with self.meter.paused():
-            stops, told = self.bad.met(step, self.steps.state, scalars)
-        if not stops:
-            _say(told)
-            self.steps.again()
+    def _record_nonfinite(self, step: int, metrics: dict[str, float], in_a_row: int) -> None:
+        """Notes a skipped update, or ends the run with a dump of the state before it."""
+        self.averages.skip()
+        counts = {"in_a_row": in_a_row, "limit": self.setup.max_nonfinite}
+        if in_a_row < self.setup.max_nonfinite:
+            _print(nonfinite.skip_message(step, metrics, total=self.skipped_steps, **counts))
             return
+        # Halted: the steps dispatched since have not changed the state.
+        dumped = dump.write_dump(
+            self.workdir, step=step, state=self.state, metrics=metrics, metadata=self.metadata
+        )
         self._log(step)
         self.checkpointer.close()
-        kept = self.checkpointer.steps
-        left = f"the checkpoint of step {kept[-1]:,} is intact" if kept else "nothing was saved yet"
-        raise NonFiniteError(f"{told}. In {self.folder} {left}.")
+        saved = self.checkpointer.steps
+        left = f"checkpoint of step {saved[-1]:,} is intact" if saved else "nothing was saved yet"
+        message = nonfinite.stop_message(step, metrics, dumped=dumped, **counts)
+        raise NonFiniteError(f"{message} In {self.workdir} {left}.")
 
     def _log(self, step: int) -> None:
-        means = self.window.take() | {"skipped_steps": float(self.bad.total)}
-        notes = [f"skipped {self.bad.total}"] if self.bad.total else []
+        """Writes the metrics of the interval that ends with `step`, and prints its line."""
+        health, notes = self.health, []
+        means = self.averages.take() | {
+            "skipped_steps": float(self.skipped_steps),
+            "shrunk_share": health.shrunk / max(health.images, 1),
+            "corrupt_images": float(health.corrupt),
+        }
+        if self.skipped_steps:
+            notes.append(f"skipped {self.skipped_steps}")
         memory = hardware.peak_memory_gib()
         if memory is not None:
             means["memory_gib"] = memory
             notes.append(f"memory {memory:.1f} GiB")
+        epoch = step // self.plan.steps_per_epoch
+        if epoch != self.noted_epoch:
+            notes += _health_notes(health)
+            self.noted_epoch = epoch
         shown = {"loss": means["loss"]} if "loss" in means else {}
-        speed = self.meter.report(step, shown, notes=notes)
+        speed = self.progress.report(step, shown, notes=notes)
         values = {f"train/{key}": value for key, value in (means | speed).items()}
         self.writer.write(step, self.start_times | values)
         self.start_times = {}
 
-    def _after(self, step: int) -> None:
-        """Evaluates, saves and stops when it is time to, after all of `step` is known."""
+    def _end_of_step(self, step: int) -> None:
+        """Evaluates, saves and stops when it is due, with the metrics of `step` read before."""
         plan = self.plan
         last = step == plan.stop_at
         # Every process asks at every step; at the last one there is nothing left to cut short.
-        stopping = self.setting.guard.requested(step) and not last
+        stopping = self.setup.preemption.requested(step) and not last
         evaluating = not stopping and (last or plan.is_due(plan.eval_every, step))
         saving = stopping or evaluating or plan.is_due(plan.checkpoint_every, step)
         if not saving:
             return
-        self._take_metrics(keep=0)
-        if stopping and self.window:
-            # The next start begins a window of its own.
+        self._drain()
+        if stopping and self.averages:
             self._log(step)
-        with self.meter.paused():
+        with self.progress.paused():
             if evaluating:
                 self._evaluate(step)
             self.checkpointer.save(
                 step,
-                self.steps.state,
-                metadata=self.metadata | self.bad.as_metadata(),
+                self.state,
+                metadata=self.metadata,
                 metrics=self.results if evaluating else None,
             )
         if stopping:
             self.checkpointer.wait()
             raise Interrupted(
-                f"asked to stop; saved at step {step:,} in {self.folder}, start again to go on",
-                self.setting.guard.exit_code,
+                f"signal received, step {step:,} saved in {self.workdir}; rerun the same command "
+                "to resume",
+                self.setup.preemption.exit_code,
             )
 
     def _evaluate(self, step: int) -> None:
-        state = self.steps.state
-        candidates = {"eval": state.variables()}
-        if state.ema_params is not None:
-            candidates["eval_ema"] = state.variables(ema=True)
-        held = sharding.local_rows(self.rows, self.built.evaluation.batch_size)
-        host = self.built.eval_batches(rows=held)
-        put = lambda batch: sharding.to_global(self.rows, batch)  # noqa: E731
-        with data.prefetch_to_device(host, put) as batches:
+        candidates = {"eval": self.state.variables()}
+        if self.state.ema_params is not None:
+            candidates["eval_ema"] = self.state.variables(ema=True)
+        rows = sharding.local_rows(self.batch_sharding, self.experiment.evaluation.batch_size)
+        with self._prefetch(self.experiment.eval_batches(rows=rows)) as batches:
             results = evaluate.evaluate(self.eval_step, candidates, self.teacher, batches)
         self.results = {
             f"{name}/{key}": value for name, sums in results.items() for key, value in sums.items()
         }
         self.writer.write(step, self.results)
         for name, sums in results.items():
-            _say(f"{name:<9}{evaluate.summary(sums)}")
+            _print(f"{name:<9}{evaluate.summary(sums)}")
             if step == self.plan.stop_at and self.teacher is not None:
-                _say(agreement.table(sums, title=f"{name}: differ, % of images"))
+                _print(agreement.table(sums, title=f"{name}: differ, % of images"))
 
     def _finish(self) -> None:
         if jax.process_index() == 0:
-            curves.plot_curves({self.folder.name: self.folder}, self.folder / "curves.png")
-            _say(f"done: checkpoints, metrics.jsonl, tensorboard and curves.png in {self.folder}")
+            curves.plot_curves({self.workdir.name: self.workdir}, self.workdir / "curves.png")
+            _print(f"done: checkpoints, metrics.jsonl and curves.png in {self.workdir}")
 
 
-def _ideal_step_seconds(built: Experiment) -> float | None:
-    if built.config.optim.trainable != "all":
+def _health_notes(health: data.Health) -> list[str]:
+    """For the log line: images that were shrunk or replaced, if any."""
+    notes = []
+    if health.shrunk:
+        notes.append(f"{health.shrunk / health.images:.1%} of images shrunk to the canvas")
+    if health.corrupt:
+        notes.append(f"{health.corrupt} corrupt images replaced")
+    return notes
+
+
+def _ideal_step_seconds(experiment: Experiment) -> float | None:
+    if experiment.config.optim.trainable != "all":
         # The formula counts a whole backward pass.
         return None
     return hardware.ideal_step_seconds(
-        built.model,
-        batch_size=built.plan.batch_size,
-        teacher=built.teacher.model if built.teacher else None,
-        devices=list(built.mesh.devices.flat),
+        experiment.model,
+        batch_size=experiment.plan.batch_size,
+        teacher=experiment.teacher.model if experiment.teacher else None,
+        devices=list(experiment.mesh.devices.flat),
     )
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)

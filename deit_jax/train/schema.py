@@ -84,16 +84,13 @@ SECTIONS = {
     "schedule": from_signature(
         schedules.make_schedule, supplied=("batch_size", "steps_per_epoch", "total_steps")
     ),
-    "step": from_signature(
-        step_lib.make_train_step,
-        supplied=("model", "augment_fn", "loss_fn", "tx", "schedule", "base_key", "teacher_fn"),
-    ),
+    "step": step_lib.make_train_step,
     "train": durations.make_durations,
     "eval": experiment.make_evaluation,
     "checkpoint": checkpoint.Checkpointer,
     "log": from_signature(writers.MetricsWriter, supplied=("resume_step", "config")),
     "mesh": sharding.make_mesh,
-    "nonfinite": nonfinite.make_policy,
+    "nonfinite": nonfinite.make_limit,
 }
 SCHEMA = config.Schema(SECTIONS, TOP)
 

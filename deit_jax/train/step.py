@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, pure functions of state and batch.
+"""One training step, a pure function of state and batch.
 
 The same factory serves plain training, soft, hard, token and class-token
 distillation: a run without a teacher passes `teacher_fn=None`.
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deit_jax import models, rng
+from deit_jax import models, rng, sharding
 from deit_jax.train_state import TrainState
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
+AugmentFn = Callable[[jax.Array, PyTree], dict[str, jax.Array]]
 TeacherFn = Callable[[PyTree, jax.Array], jax.Array]
 
 
@@ -40,19 +41,22 @@ def init_state(
         ema_params=copy(params) if ema else None,
         ema_batch_stats=copy(stats) if ema else None,
         opt_state=tx.init(params),
+        nonfinite_steps=jnp.zeros((), jnp.int32),
+        nonfinite_in_a_row=jnp.zeros((), jnp.int32),
     )
 
 
 def make_train_step(
-    *,
     model: Any,
-    augment_fn: Callable[[jax.Array, PyTree], dict[str, jax.Array]],
+    augment_fn: AugmentFn,
     loss_fn: Callable[..., tuple[jax.Array, Metrics]],
     tx: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     base_key: jax.Array,
-    ema_decay: float = 0.0,
     teacher_fn: TeacherFn | None = None,
+    max_nonfinite: int = 1,
+    *,
+    ema_decay: float = 0.0,
     accum_steps: int = 1,
     train_mode: bool = True,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]:
@@ -65,27 +69,31 @@ def make_train_step(
       tx: optimizer; `schedule` is its learning rate, for the metrics. The rate follows
         `state.step`; Adam's bias correction counts the updates that were made.
       base_key: key of the run; everything random is derived from it and the step.
-      ema_decay: decay of the weight average each step, 0 for none.
       teacher_fn: `(teacher variables, image) -> logits [B, K]`, without gradient. It
         sees exactly the student's tensor (Touvron et al. 2021, section 4).
-      accum_steps: the batch is worked through in so many parts, with the same result
-        as at once (BatchNorm models excepted: their statistics are per part).
+      max_nonfinite: steps in a row with a non-finite loss or gradient that halt the
+        training, see `nonfinite`.
+      ema_decay: decay of the EMA of the weights, per step; 0 for none.
+      accum_steps: split the batch into this many micro-batches, with the same result as
+        for the whole batch (except with BatchNorm: its statistics are per micro-batch).
       train_mode: False switches stochastic depth and BatchNorm updates off, as the
         published fine-tuning at 384 did; with labels alone it also trained a distilled
         student on the mean of its heads, see `label_on` of `losses.make_loss`.
 
     Returns metrics as f32 scalars: `loss`, the terms of the loss, `learning_rate`,
-    `grad_norm`, `param_norm`, `finite` (1 or 0), and with a teacher the share of the
-    batch on which student and teacher agree. When loss or gradient is not finite the
-    update is left out: parameters, averages and optimizer state keep their values, and
-    `state.step` moves on all the same, so that the next step has draws of its own.
+    `grad_norm`, `param_norm`, with a teacher the share of the batch on which student and
+    teacher agree, `finite` (1 or 0), and the new state's `nonfinite_steps` and
+    `nonfinite_in_a_row`. When loss or gradient is not finite, parameters, statistics, EMA
+    and optimizer state keep their values; `state.step` still increases, so that the next
+    step has draws of its own. After `max_nonfinite` such steps in a row the state, its step
+    number included, never changes again.
     """
     gradients = make_gradients(
-        model=model,
-        augment_fn=augment_fn,
-        loss_fn=loss_fn,
-        base_key=base_key,
-        teacher_fn=teacher_fn,
+        model,
+        augment_fn,
+        loss_fn,
+        base_key,
+        teacher_fn,
         accum_steps=accum_steps,
         train_mode=train_mode,
     )
@@ -95,26 +103,41 @@ def make_train_step(
         new = _updated(state, grads, stats, tx, ema_decay)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = jax.tree.map(lambda kept, tried: jnp.where(finite, tried, kept), state, new)
+        running = state.nonfinite_in_a_row < max_nonfinite
+        ok, bad = running & finite, running & ~finite
+        new = jax.tree.map(lambda old, new: jnp.where(ok, new, old), state, new)
+        new = dataclasses.replace(
+            new,
+            step=state.step + running,
+            nonfinite_steps=state.nonfinite_steps + bad,
+            nonfinite_in_a_row=jnp.where(ok, 0, state.nonfinite_in_a_row + bad),
+        )
         metrics = terms | {
             "loss": loss,
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": schedule(state.step),
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(new.params),
-            "finite": finite.astype(jnp.float32),
+            "finite": finite,
+            "nonfinite_steps": new.nonfinite_steps,
+            "nonfinite_in_a_row": new.nonfinite_in_a_row,
         }
-        return dataclasses.replace(new, step=state.step + 1), metrics
+        return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return step
 
 
+def jit(step: Callable, batch_sharding: jax.sharding.NamedSharding) -> Callable:
+    """`step` compiled when first called, the batch sharded by rows, the state donated."""
+    return jax.jit(sharding.on_rows(step, batch_sharding), donate_argnums=0)
+
+
 def make_gradients(
-    *,
     model: Any,
-    augment_fn: Callable[[jax.Array, PyTree], dict[str, jax.Array]],
+    augment_fn: AugmentFn,
     loss_fn: Callable[..., tuple[jax.Array, Metrics]],
     base_key: jax.Array,
     teacher_fn: TeacherFn | None = None,
+    *,
     accum_steps: int = 1,
     train_mode: bool = True,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[jax.Array, PyTree, Metrics, PyTree]]:
@@ -124,30 +147,30 @@ def make_gradients(
     `make_train_step`. Gradients are f32 and shaped as the parameters.
     """
 
-    def loss_and_stats(params, stats, chunk):
+    def loss_and_stats(params, stats, inputs):
         variables = {"params": params, "batch_stats": stats} if stats else {"params": params}
         if train_mode:
             output, stats = models.apply(
-                model, variables, chunk["image"], train=True, keys=chunk["keys"]
+                model, variables, inputs["image"], train=True, keys=inputs["keys"]
             )
         else:
-            output = models.apply(model, variables, chunk["image"])
-        loss, terms = loss_fn(output, chunk["target"], chunk.get("teacher"))
-        if "teacher" in chunk:
-            terms = terms | _agreement(output, chunk["teacher"])
+            output = models.apply(model, variables, inputs["image"])
+        loss, terms = loss_fn(output, inputs["target"], inputs.get("teacher"))
+        if "teacher" in inputs:
+            terms = terms | _agreement(output, inputs["teacher"])
         return loss, (stats, terms)
 
     grad_fn = jax.value_and_grad(loss_and_stats, has_aux=True)
 
     def gradients(state: TrainState, teacher_variables: PyTree, batch: PyTree):
-        chunk = augment_fn(rng.step_key(base_key, rng.Purpose.AUGMENT, state.step), batch)
-        rows = chunk["image"].shape[0]
-        chunk["keys"] = rng.row_keys(rng.step_key(base_key, rng.Purpose.DROP, state.step), rows)
+        inputs = augment_fn(rng.step_key(base_key, rng.Purpose.AUGMENT, state.step), batch)
+        rows = inputs["image"].shape[0]
+        inputs["keys"] = rng.row_keys(rng.step_key(base_key, rng.Purpose.DROP, state.step), rows)
         if teacher_fn is not None:
-            logits = teacher_fn(teacher_variables, chunk["image"])
-            chunk["teacher"] = jax.lax.stop_gradient(logits.astype(jnp.float32))
+            logits = teacher_fn(teacher_variables, inputs["image"])
+            inputs["teacher"] = jax.lax.stop_gradient(logits.astype(jnp.float32))
         (loss, (stats, terms)), grads = _accumulate(
-            grad_fn, state.params, state.batch_stats, chunk, accum_steps
+            grad_fn, state.params, state.batch_stats, inputs, accum_steps
         )
         return loss, stats, terms, grads
 
@@ -157,15 +180,15 @@ def make_gradients(
 def _updated(
     state: TrainState, grads: PyTree, stats: PyTree, tx: optax.GradientTransformation, decay: float
 ) -> TrainState:
-    """The state after the optimizer and the average have moved; the step is left as it is."""
+    """The state with the optimizer, statistics and EMA moved on; step and counts are as before."""
     updates, opt_state = tx.update(grads, _on_schedule(state), state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(
-        step=state.step,
+    return dataclasses.replace(
+        state,
         params=params,
         batch_stats=stats,
-        ema_params=_average(state.ema_params, params, decay),
-        ema_batch_stats=_average(state.ema_batch_stats, stats, decay),
+        ema_params=_ema(state.ema_params, params, decay),
+        ema_batch_stats=_ema(state.ema_batch_stats, stats, decay),
         opt_state=opt_state,
     )
 
@@ -183,7 +206,7 @@ def _on_schedule(state: TrainState) -> PyTree:
     )
 
 
-def _average(ema: PyTree | None, new: PyTree, decay: float) -> PyTree | None:
+def _ema(ema: PyTree | None, new: PyTree, decay: float) -> PyTree | None:
     if ema is None:
         return None
     return jax.tree.map(lambda e, n: e + (1.0 - decay) * (n - e), ema, new)
@@ -198,26 +221,26 @@ def _agreement(output: models.Output, teacher_logits: jax.Array) -> Metrics:
     return terms
 
 
-def _accumulate(grad_fn, params, stats, chunk, parts: int):
-    """Mean loss, metrics and gradients over `parts` equal parts of the batch, one after another."""
-    if parts == 1:
-        return grad_fn(params, stats, chunk)
+def _accumulate(grad_fn, params, stats, inputs, micro_batches: int):
+    """Mean loss, metrics and gradients over equal micro-batches, one after another."""
+    if micro_batches == 1:
+        return grad_fn(params, stats, inputs)
 
-    # Row i goes to part i mod parts, so every part is spread over all devices as
+    # Row i goes to micro-batch i mod n, so every one is spread over all devices as
     # the batch is, and no row moves between them.
     def split(x):
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
-    def body(carry, part):
+    def body(carry, micro_batch):
         total, stats = carry
-        (loss, (stats, terms)), grads = grad_fn(params, stats, part)
+        (loss, (stats, terms)), grads = grad_fn(params, stats, micro_batch)
         return (jax.tree.map(jnp.add, total, (loss, terms, grads)), stats), None
 
-    chunks = jax.tree.map(split, chunk)
-    first = jax.tree.map(lambda x: x[0], chunks)
+    stacked = jax.tree.map(split, inputs)
+    first = jax.tree.map(lambda x: x[0], stacked)
     shapes = jax.eval_shape(grad_fn, params, stats, first)
     (loss, (_, terms)), grads = shapes
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, terms, grads))
-    (total, stats), _ = jax.lax.scan(body, (zeros, stats), chunks)
-    loss, terms, grads = jax.tree.map(lambda x: x / parts, total)
+    (total, stats), _ = jax.lax.scan(body, (zeros, stats), stacked)
+    loss, terms, grads = jax.tree.map(lambda x: x / micro_batches, total)
     return (loss, (stats, terms)), grads

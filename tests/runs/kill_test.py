@@ -77,7 +77,7 @@ def test_asked_to_stop_while_compiling_saving_or_evaluating(unbroken, tmp_path):
         run.join()
         assert run.exitcode == EXIT_RESTART, (moment, text())
         saved = max(layout.steps_in(checkpoints))
-        assert f"saved at step {saved:,}" in text().splitlines()[-1], moment
+        assert f"step {saved:,} saved" in text().splitlines()[-1], moment
     assert 12 <= saved <= 14
     run = _start(workdir, unbroken)
     run.join()

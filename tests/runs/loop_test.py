@@ -1,4 +1,4 @@
-"""What one start of a run tells: profile, time to the first step, windows of the log, agreement."""
+"""What one start of a run reports: profile, time to the first step, averages, agreement."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement
 from deit_jax.tracking import profiler as profiler_lib
 from deit_jax.tracking import startup
-from deit_jax.tracking.averages import Window
+from deit_jax.tracking.averages import MetricAverages
 from deit_jax.tracking.writers import read_jsonl
 from deit_jax.train import workdir
 
@@ -39,26 +39,29 @@ def test_spans_that_no_run_has(text, said):
         profiler_lib.parse_span(text, total_steps=10)
 
 
-def test_a_span_that_is_over_is_told_and_left_out():
-    told = []
+def test_a_span_that_is_over_is_reported_and_left_out():
+    lines = []
     profiler = profiler_lib.Profiler(
-        profiler_lib.Span(3, 5), folder=pathlib.Path("unused"), start_step=4, say=told.append
+        profiler_lib.Span(3, 5),
+        folder=pathlib.Path("unused"),
+        start_step=4,
+        print_line=lines.append,
     )
-    assert "goes on after step 4" in told[0] and "3:5" in told[0]
+    assert "resumes after step 4" in lines[0] and "3:5" in lines[0]
     assert not any(profiler.begins(step) or profiler.ends(step) for step in range(1, 9))
     profiler.stop()
 
 
-def test_windows_average_what_was_finite():
-    window = Window()
-    assert not window
-    window.add({"loss": 1.0})
-    window.skip()
-    window.add({"loss": 2.0})
-    assert window.take() == {"loss": 1.5, "averaged_steps": 2}
-    assert not window
-    window.skip()
-    assert window and window.take() == {"averaged_steps": 0}
+def test_averages_are_of_the_finite_steps():
+    averages = MetricAverages()
+    assert not averages
+    averages.add({"loss": 1.0})
+    averages.skip()
+    averages.add({"loss": 2.0})
+    assert averages.take() == {"loss": 1.5, "averaged_steps": 2}
+    assert not averages
+    averages.skip()
+    assert averages and averages.take() == {"averaged_steps": 0}
 
 
 def test_cold_and_warm_starts():
@@ -180,7 +183,7 @@ def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(cheap_runs, tmp_
 def test_a_folder_that_becomes_read_only_ends_the_run_with_an_intact_checkpoint(
     cheap_runs, tmp_path, compilation_cache, monkeypatch, caplog
 ):
-    """The steps go on until so many saves have failed; what was saved before can be gone on from."""
+    """Training continues until too many saves have failed; the last checkpoint stays intact."""
     config = tiny_runs.tiny(
         "quickstart.py:plain",
         compilation_cache,

@@ -89,13 +89,13 @@ def train(stored, variant):
     teacher_variables = {} if variant == "plain" else variables(teacher_shapes, seed=2)
     step = jax.jit(
         step_lib.make_train_step(
-            model=student,
-            augment_fn=lambda key, batch: dict(batch),
-            loss_fn=losses.make_loss(distillation=distillation, alpha=alpha, tau=tau),
-            tx=tx,
-            schedule=lambda step: rates[step],
-            base_key=jax.random.key(0),
-            teacher_fn=None
+            student,
+            lambda key, batch: dict(batch),
+            losses.make_loss(distillation=distillation, alpha=alpha, tau=tau),
+            tx,
+            lambda step: rates[step],
+            jax.random.key(0),
+            None
             if variant == "plain"
             else lambda weights, image: models.apply(teacher, weights, image).logits,
         ),

@@ -1,6 +1,5 @@
 """Steps that are not finite: left out, counted, dumped exactly, repeated from the dump."""
 
-import dataclasses
 import json
 import re
 
@@ -10,92 +9,24 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from deit_jax import cli, sharding
+from deit_jax import cli, rng
 from deit_jax.checkpoint import layout
 from deit_jax.errors import ConfigError
 from deit_jax.tracking.writers import read_jsonl
-from deit_jax.train import experiment, inflight, loop, nonfinite, replay
-from deit_jax.train.step import make_train_step
-from deit_jax.train_state import TrainState
+from deit_jax.train import experiment, loop, nonfinite, replay
 
 NAN = float("nan")
 
 
-def adding(state, teacher, batch):
-    """Stands for a training step: adds the batch and the step, and leaves out what is bad."""
-    finite = jnp.isfinite(batch)
-    params = jnp.where(finite, state.params + batch * (state.step + 1), state.params)
-    metrics = {"loss": batch, "finite": finite.astype(jnp.float32)}
-    return TrainState(state.step + 1, params, {}, None, None, ()), metrics
-
-
-def take_all(batches, *, again=True):
-    """The state and what was read, steps going three ahead as in a run."""
-    state = TrainState(jnp.int32(0), jnp.float32(0), {}, None, None, ())
-    copies = sharding.replicated(sharding.make_mesh())
-    flight = inflight.Steps(
-        adding, state=jax.device_put(state, copies), teacher=None, copies=copies
-    )
-    read = []
-
-    def take(keep):
-        for step, finite, metrics in flight.take(keep=keep):
-            read.append((step, finite, metrics["loss"]))
-            if not finite:
-                if not again:
-                    return True
-                flight.again()
-        return False
-
-    for step, value in enumerate(batches, start=1):
-        flight.dispatch(step, jnp.float32(value))
-        if take(keep=2):
-            return flight.state, read
-    take(keep=0)
-    return flight.state, read
-
-
-def test_the_state_found_at_a_bad_step_is_the_one_before_it():
-    state, read = take_all([1, 2, NAN, 4, 5], again=False)
-    assert [step for step, _, _ in read] == [1, 2, 3] and not read[-1][1]
-    assert state.step == 3 and state.params == 1 * 1 + 2 * 2
-
-
-@pytest.mark.parametrize("bad", [{1}, {3}, {2, 3, 4}, {1, 3, 6}])
-def test_steps_after_a_skipped_one_are_taken_as_if_nothing_had_been(bad):
-    batches = [NAN if step in bad else step for step in range(1, 7)]
-    state, read = take_all(batches)
-    assert [step for step, _, _ in read] == [1, 2, 3, 4, 5, 6]
-    assert {step for step, finite, _ in read if not finite} == bad
-    assert state.step == 6
-    assert state.params == sum(step * step for step in range(1, 7) if step not in bad)
-
-
-def test_the_step_is_compiled_once():
-    copies = sharding.replicated(sharding.make_mesh())
-    state = jax.device_put(TrainState(jnp.int32(0), jnp.float32(0), {}, None, None, ()), copies)
-    traced = []
-
-    def step(*args):
-        traced.append(1)
-        return adding(*args)
-
-    flight = inflight.Steps(step, state=state, teacher=None, copies=copies)
-    for number, value in enumerate([1, NAN, 3, 4], start=1):
-        flight.dispatch(number, jnp.float32(value))
-        for _, finite, _ in flight.take(keep=1):
-            if not finite:
-                flight.again()
-    assert len(traced) == 1
-
-
-def test_policies():
-    assert nonfinite.make_policy().limit == 1
-    assert nonfinite.make_policy(action="skip", max_in_a_row=7).limit == 7
-    with pytest.raises(ConfigError, match="unknown.*'ignore'.*skip, stop"):
-        nonfinite.make_policy(action="ignore")
-    with pytest.raises(ConfigError, match="max_in_a_row=0"):
-        nonfinite.make_policy(action="skip", max_in_a_row=0)
+def test_limits():
+    assert nonfinite.make_limit() == 1
+    assert nonfinite.make_limit(action="skip", max_in_a_row=7) == 7
+    with pytest.raises(ConfigError, match="unknown action 'ignore'.*skip, stop"):
+        nonfinite.make_limit(action="ignore")
+    with pytest.raises(ConfigError, match="max_in_a_row must be at least 1, not 0"):
+        nonfinite.make_limit(action="skip", max_in_a_row=0)
+    with pytest.raises(ConfigError, match="nonfinite.max_in_a_row"):
+        tiny_runs.load("quickstart.py:plain", "nonfinite.max_in_a_row=3")
 
 
 def options(compilation_cache, *overrides):
@@ -119,22 +50,17 @@ def cheap_runs(monkeypatch):
 
 @pytest.fixture
 def bad_second_step(monkeypatch):
-    """A run whose second step alone has a parameter that is not a number."""
+    """A run whose second step alone has images that are not finite."""
+    make = experiment.step_lib.make_train_step
 
-    def poisoned(**kwargs):
-        step = make_train_step(**kwargs)
+    def poisoned(model, augment_fn, *args, **options):
+        def augmented(key, batch):
+            inputs = augment_fn(key, batch)
+            second = rng.step_key(rng.base_key(0), rng.Purpose.AUGMENT, 1)
+            bad = jnp.all(jax.random.key_data(key) == jax.random.key_data(second))
+            return inputs | {"image": jnp.where(bad, jnp.nan, inputs["image"])}
 
-        def train_step(state, teacher, batch):
-            factor = jnp.where(state.step == 1, jnp.nan, 1.0)
-            head = jax.tree.map(lambda x: x * factor, state.params["head"])
-            poisoned = dataclasses.replace(state, params=state.params | {"head": head})
-            new, metrics = step(poisoned, teacher, batch)
-            # What the step leaves as it was still has the poison in it.
-            finite = metrics["finite"] == 1
-            new = jax.tree.map(lambda old, now: jnp.where(finite, now, old), state, new)
-            return dataclasses.replace(new, step=state.step + 1), metrics
-
-        return train_step
+        return make(model, augmented, *args, **options)
 
     monkeypatch.setattr(experiment.step_lib, "make_train_step", poisoned)
 
@@ -157,8 +83,7 @@ def test_a_skipped_step_is_counted_and_resume_stays_exact(
         tiny_runs.train(options(compilation_cache, *some), parts)
     # The optimizer's clocks, the counts and the draws are those of the unbroken run.
     assert leaves(whole / "checkpoints" / "5") == leaves(parts / "checkpoints" / "5")
-    # Three steps had been dispatched when the bad one was seen.
-    assert leaves(whole / "nonfinite-step-2" / "1") == leaves(parts / "checkpoints" / "1")
+    assert not list(tmp_path.glob("*/nonfinite-step-*")), "the state has moved on"
 
     for workdir in (whole, parts):
         lines = {
@@ -171,32 +96,61 @@ def test_a_skipped_step_is_counted_and_resume_stays_exact(
         assert all(np.isfinite(lines[step]["train/loss"]) for step in (1, 3, 4, 5))
 
 
+def test_the_dump_of_a_run_that_stops_is_the_state_before_the_step(
+    bad_second_step, cheap_runs, tmp_path, compilation_cache
+):
+    """Three steps have been dispatched when the bad one is seen."""
+    config = options(compilation_cache, "nonfinite.action=stop", "train.checkpoint_every_steps=1")
+    with pytest.raises(loop.NonFiniteError, match="not finite at step 2") as caught:
+        tiny_runs.train(config, tmp_path / "saves")
+    assert "checkpoint of step 1 is intact" in str(caught.value)
+    config = options(compilation_cache, "nonfinite.action=stop")
+    with pytest.raises(loop.NonFiniteError, match="action=skip skips single.*nothing was saved"):
+        tiny_runs.train(config, tmp_path / "runs_ahead")
+    saved = leaves(tmp_path / "saves" / "checkpoints" / "1")
+    for run in ("saves", "runs_ahead"):
+        assert leaves(tmp_path / run / "nonfinite-step-2" / "1") == saved
+
+
+def test_the_count_in_a_row_survives_resume_and_a_lower_limit(
+    bad_second_step, cheap_runs, tmp_path, compilation_cache, monkeypatch
+):
+    tiny_runs.train(options(compilation_cache, "train.stop_at_step=2"), tmp_path)
+    states, first_state = [], loop.init_lib.first_state
+    keep = lambda *args: states.append(first_state(*args)) or states[-1]
+    monkeypatch.setattr(loop.init_lib, "first_state", keep)
+    monkeypatch.setattr(loop._Run, "run", lambda self: self.checkpointer.close())
+    for changed in ((), ("nonfinite.action=stop",)):
+        tiny_runs.train(options(compilation_cache, *changed), tmp_path)
+    assert [int(state.nonfinite_in_a_row) for state in states] == [1, 0]
+    assert [int(state.nonfinite_steps) for state in states] == [1, 1]
+
+
 def test_a_diverged_run_stops_and_its_dump_repeats_the_step(
     cheap_runs, tmp_path, compilation_cache, capsys
 ):
     config = options(compilation_cache, "schedule.base_lr=1e38", "nonfinite.max_in_a_row=3")
     with pytest.raises(loop.NonFiniteError) as caught:
         tiny_runs.train(config, tmp_path)
-    said = str(caught.value)
-    assert "not finite at step 4" in said and "the last of 3 in a row" in said
-    dump = tmp_path / "nonfinite-step-2"
-    assert "nothing was saved yet" in said and f"--dump={dump}" in said
-    # The state before step 4 is the one before step 2.
-    assert not (tmp_path / "nonfinite-step-4").exists()
-    told = json.loads((dump / "nonfinite.json").read_text())
+    message = str(caught.value)
+    assert "not finite at step 4" in message and "the last of 3 in a row" in message
+    (dump,) = tmp_path.glob("nonfinite-step-*")
+    assert dump.name == "nonfinite-step-4"
+    assert "nothing was saved yet" in message and f"--dump={dump}" in message
+    dumped = json.loads((dump / "nonfinite.json").read_text())
     capsys.readouterr()
     assert cli.main(["replay", f"--dump={dump}"]) == 0
     out = capsys.readouterr().out
-    assert f"step 2: loss {told['metrics']['loss']}, gradient norm" in out
+    assert f"step 4: loss {dumped['metrics']['loss']}, gradient norm" in out
     assert "not finite, as in the run" in out
     assert "parameters that are not finite: none" in out
     assert re.search(r"largest parameter: \S+e\+3[78] in \w+", out)
     assert "head/kernel: " in out.split("gradients that are not finite: ")[1]
 
 
-def test_a_folder_that_is_no_dump(tmp_path, capsys):
+def test_a_folder_that_is_not_a_dump(tmp_path, capsys):
     assert cli.main(["replay", f"--dump={tmp_path}"]) == 2
-    assert "holds no dump" in capsys.readouterr().err
+    assert "is not a dump" in capsys.readouterr().err
 
 
 def test_values_that_are_not_finite_are_counted_by_name():

@@ -22,14 +22,14 @@ def lower_step(model, augment_fn, batch, *, teacher=None, **loss):
     schedule = lambda step: jnp.float32(1e-3)
     tx = optim.make_optimizer(params=shapes(model)["params"], schedule=schedule)
     step = step_lib.make_train_step(
-        model=model,
-        augment_fn=augment_fn,
-        loss_fn=losses.make_loss(**loss),
-        tx=tx,
-        schedule=schedule,
-        base_key=rng.base_key(0),
+        model,
+        augment_fn,
+        losses.make_loss(**loss),
+        tx,
+        schedule,
+        rng.base_key(0),
+        teacher and (lambda v, image: models.apply(teacher, v, image).logits),
         ema_decay=0.9,
-        teacher_fn=teacher and (lambda v, image: models.apply(teacher, v, image).logits),
     )
     state = jax.eval_shape(lambda: step_lib.init_state(model, tx, jax.random.key(0), ema=True))
     return jax.jit(step).lower(state, teacher and shapes(teacher), batch)

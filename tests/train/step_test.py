@@ -1,5 +1,7 @@
 """The training step: accumulation, averages, teacher, non-finite batches, device counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 from deit_jax import losses, models, optim, rng, sharding
+from deit_jax.train import dump
 from deit_jax.train import step as step_lib
 from deit_jax.train_state import TrainState
 
@@ -42,6 +45,7 @@ def noisy(key, batch):
     """Stands for the augmentation: it draws, and it is cheap to compile."""
     noise = jax.random.normal(key, (len(batch["label"]), SIDE, SIDE, 3))
     image = batch["canvas"][:, :SIDE, :SIDE].astype(jnp.float32) / 128 - 1 + noise / 10
+    image *= batch.get("scale", 1.0)
     return {
         "image": image,
         "target": jax.nn.one_hot(batch["label"], CLASSES),
@@ -49,19 +53,20 @@ def noisy(key, batch):
     }
 
 
-def make(model=None, *, loss=None, schedule=lambda step: jnp.float32(0.1), **kwargs):
-    model = model or tiny()
-    tx = optax.sgd(0.1)
+def make(model=None, *, loss=None, teacher_fn=None, max_nonfinite=1, tx=None, **options):
+    model, tx = model or tiny(), tx or optax.sgd(0.1)
     step = step_lib.make_train_step(
-        model=model,
-        augment_fn=noisy,
-        loss_fn=losses.make_loss(**(loss or {})),
-        tx=tx,
-        schedule=schedule,
-        base_key=rng.base_key(0),
-        **kwargs,
+        model,
+        noisy,
+        losses.make_loss(**(loss or {})),
+        tx,
+        lambda step: jnp.float32(0.1),
+        rng.base_key(0),
+        teacher_fn,
+        max_nonfinite,
+        **options,
     )
-    state = step_lib.init_state(model, tx, jax.random.key(1), ema=bool(kwargs.get("ema_decay")))
+    state = step_lib.init_state(model, tx, jax.random.key(1), ema=bool(options.get("ema_decay")))
     return jax.jit(step), state
 
 
@@ -77,12 +82,12 @@ def assert_trees_close(a, b, **tolerance):
 
 
 @pytest.mark.parametrize("loss", [{}, {"distillation": "hard"}, {"distillation": "soft"}])
-def test_accumulated_parts_equal_the_whole_batch(loss):
+def test_micro_batches_equal_the_whole_batch(loss):
     teacher = random_teacher if loss else None
     whole, state = make(loss=loss, teacher_fn=teacher)
-    parts, _ = make(loss=loss, teacher_fn=teacher, accum_steps=4)
+    accumulated, _ = make(loss=loss, teacher_fn=teacher, accum_steps=4)
     a, metrics_a = whole(state, TEACHER, host_batch())
-    b, metrics_b = parts(state, TEACHER, host_batch())
+    b, metrics_b = accumulated(state, TEACHER, host_batch())
     assert_trees_close(a.params, b.params, rtol=1e-5, atol=1e-6)
     assert_trees_close(metrics_a, metrics_b, rtol=1e-5, atol=1e-6)
 
@@ -93,14 +98,11 @@ def test_draws_depend_on_the_step_and_nothing_else():
     again, _ = step(state, None, host_batch())
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, again)))
     _, first = step(state, None, host_batch())
-    later = jax.tree.map(lambda x: x, one)
-    _, second = step(
-        type(state)(later.step, state.params, {}, None, None, state.opt_state), None, host_batch()
-    )
+    _, second = step(dataclasses.replace(state, step=one.step), None, host_batch())
     assert first["loss"] != second["loss"]
 
 
-def test_average_moves_by_its_decay():
+def test_the_ema_moves_by_its_decay():
     step, state = make(ema_decay=0.75)
     new, _ = step(state, None, host_batch())
     expected = jax.tree.map(lambda old, p: 0.75 * old + 0.25 * p, state.ema_params, new.params)
@@ -108,16 +110,70 @@ def test_average_moves_by_its_decay():
     assert not np.array_equal(new.ema_params["head"]["kernel"], new.params["head"]["kernel"])
 
 
-def test_nothing_is_updated_by_a_batch_that_is_not_finite():
-    bad = tiny()
-    step, state = make(bad, ema_decay=0.9)
-    params = jax.tree.map(lambda x: x, state.params)
-    params["head"]["bias"] = params["head"]["bias"].at[0].set(jnp.nan)
-    state = type(state)(state.step, params, {}, state.ema_params, {}, state.opt_state)
-    new, metrics = step(state, None, host_batch())
-    assert metrics["finite"] == 0 and new.step == 1
-    assert_trees_close(new.params, state.params)
-    assert_trees_close(new.ema_params, state.ema_params)
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+def counts(state):
+    return int(state.step), int(state.nonfinite_steps), int(state.nonfinite_in_a_row)
+
+
+def learned(state):
+    """All that an update changes."""
+    return dataclasses.replace(state, step=0, nonfinite_steps=0, nonfinite_in_a_row=0)
+
+
+@pytest.fixture(scope="module")
+def states_of():
+    """Function of (bad steps, limit): the states after steps 0 to 6, of one compiled step."""
+
+    def states(bad, limit):
+        step, state = compiled[limit]
+        found = [state]
+        for number in range(1, 7):
+            scale = np.float32(np.nan if number in bad else 1)
+            state, metrics = step(state, None, host_batch(number) | {"scale": scale})
+            assert metrics["finite"] == (number not in bad)
+            assert metrics["nonfinite_steps"] == state.nonfinite_steps
+            assert metrics["nonfinite_in_a_row"] == state.nonfinite_in_a_row
+            found.append(state)
+        assert step._cache_size() == 1, "compiled once, whatever happens"
+        return found
+
+    compiled = {
+        limit: make(ema_decay=0.9, max_nonfinite=limit, tx=optax.adamw(1e-3)) for limit in (1, 4)
+    }
+    return states
+
+
+def test_from_the_first_bad_step_on_nothing_changes(states_of):
+    states = states_of({3, 5}, limit=1)
+    assert [counts(state) for state in states[:4]] == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 1, 1)]
+    assert same(learned(states[3]), learned(states[2])), "the update was left out"
+    assert not same(learned(states[2]), learned(states[1]))
+    assert all(same(state, states[3]) for state in states[4:]), "its step number included"
+    before = dump._before(states[6])
+    assert same(before, states[2]), "the dump is exactly the state before the step"
+
+
+@pytest.mark.parametrize("bad", [{1}, {3}, {2, 3, 4}, {1, 3, 6}])
+def test_skipped_steps_change_nothing_but_the_step_and_the_counts(states_of, bad):
+    states = states_of(bad, limit=4)
+    in_a_row = 0
+    for number in range(1, 7):
+        before, after = states[number - 1 : number + 1]
+        in_a_row = in_a_row + 1 if number in bad else 0
+        assert counts(after) == (number, len([n for n in bad if n <= number]), in_a_row)
+        assert same(learned(before), learned(after)) == (number in bad)
+
+
+def test_too_many_in_a_row_halt(states_of):
+    states = states_of({1, 3, 4, 5, 6}, limit=4)
+    assert counts(states[6]) == (6, 5, 4)
+    step, state = make(max_nonfinite=4)
+    halted = dataclasses.replace(state, nonfinite_in_a_row=jnp.int32(4))
+    after, metrics = step(halted, None, host_batch())
+    assert same(after, halted) and metrics["finite"] == 1
 
 
 def test_the_learning_rate_follows_the_step_and_not_the_updates_that_were_made():
