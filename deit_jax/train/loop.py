@@ -18,25 +18,21 @@ start begins a new interval.
 """
 
 import collections
-import dataclasses
 import functools
-import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
 
 from deit_jax import checkpoint, data, sharding
-from deit_jax.errors import Problems, RunStopped
+from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
 from deit_jax.recipe import hardware
 from deit_jax.tracking import averages, curves, profiler, progress, startup, writers
-from deit_jax.train import dump, nonfinite, preemption, report
-from deit_jax.train import experiment as experiment_lib
+from deit_jax.train import dump, nonfinite, preemption
 from deit_jax.train import init as init_lib
+from deit_jax.train import setup as setup_lib
 from deit_jax.train import step as step_lib
-from deit_jax.train import workdir as workdir_lib
 from deit_jax.train.experiment import Experiment
 from deit_jax.train.nonfinite import NonFiniteError
 
@@ -53,18 +49,6 @@ class Interrupted(RunStopped):
         self.exit_code = exit_code
 
 
-@dataclasses.dataclass(frozen=True)
-class _Setup:
-    """What one start of a run is made with."""
-
-    experiment: Experiment
-    workdir: pathlib.Path
-    max_nonfinite: int
-    profile: profiler.Span | None
-    preemption: preemption.Preemption
-    clock: startup.StartClock
-
-
 def train(
     config: ml_collections.ConfigDict, *, workdir: str, force_resume: bool = False
 ) -> dict[str, float]:
@@ -78,45 +62,13 @@ def train(
       Interrupted: stopped by a signal; the state is saved.
     """
     with preemption.Preemption() as guard, startup.StartClock() as clock:
-        return _Run(_prepare(config, workdir, force_resume, guard, clock)).run()
-
-
-def _prepare(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    force_resume: bool,
-    guard: preemption.Preemption,
-    clock: startup.StartClock,
-) -> _Setup:
-    """Checks everything, prints what will run, and claims the workdir."""
-    problems = Problems(config)
-    experiment = limit = span = opened = None
-    with problems.section(""):
-        experiment = experiment_lib.build(config)
-    with problems.section("nonfinite"):
-        limit = nonfinite.make_limit(**config.nonfinite)
-    with problems.section("profile"):
-        steps = experiment.plan.total_steps if experiment else math.inf
-        span = profiler.parse_span(config.profile, total_steps=steps)
-    with problems.section("checkpoint"):
-        if experiment:
-            init_lib.checkpoint_options(experiment)
-    with problems.section(""):
-        opened = workdir_lib.open_workdir(workdir, config, force_resume=force_resume)
-    problems.raise_any()
-    folder, notices = opened
-    if jax.process_index() == 0:
-        print(report.parameter_table(experiment.abstract_params))
-        print(report.resolved_recipe(experiment), *notices, sep="\n", flush=True)
-        workdir_lib.store_config(folder, config)
-    startup.use_compilation_cache(config.compilation_cache, workdir=folder)
-    return _Setup(experiment, folder, limit, span, guard, clock)
+        return _Run(setup_lib.prepare(config, workdir, force_resume, guard, clock)).run()
 
 
 class _Run:
     """One start of a run: the state on the devices, and where results are written."""
 
-    def __init__(self, setup: _Setup):
+    def __init__(self, setup: setup_lib.Setup):
         self.setup, self.workdir = setup, setup.workdir
         self.experiment = experiment = setup.experiment
         self.plan = experiment.plan

@@ -76,7 +76,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_no_word_of_fonts_or_caches_and_no_backend_is_chosen(run, tmp_path):
     # A home that cannot be written makes matplotlib complain and rebuild its cache.
     code = (
-        "import sys; from deit_jax import curves\n"
+        "import sys; from deit_jax.tracking import curves\n"
         "curves.plot_curves({'run': sys.argv[1]}, sys.argv[2])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

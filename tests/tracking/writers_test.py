@@ -45,7 +45,7 @@ def test_nan_and_infinity_are_null(tmp_path):
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     # os._exit runs no handlers and flushes nothing, as a kill.
     code = (
-        "import sys, os; from deit_jax import metrics\n"
+        "import sys, os; from deit_jax.tracking import writers as metrics\n"
         "w = metrics.MetricsWriter(sys.argv[1]); w.write(1, {'loss': 2.0}); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -142,7 +142,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
 
 def test_importing_loads_neither_tensorflow_nor_tensorboard():
     code = (
-        "import sys; from deit_jax import metrics, progress, curves, preemption, provenance\n"
+        "import sys; from deit_jax.tracking import curves, progress, provenance, writers\n"
         "bad = {'tensorflow', 'tensorboard', 'matplotlib', 'wandb', 'clu'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)"
     )

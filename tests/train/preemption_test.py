@@ -52,7 +52,7 @@ def test_other_signals_are_left_alone_and_nothing_stays_behind():
 
 _BUSY = """
 import sys, time
-from deit_jax.preemption import Preemption
+from deit_jax.train.preemption import Preemption
 with Preemption():
     print("ready", flush=True)
     {work}
