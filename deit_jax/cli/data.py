@@ -1,21 +1,25 @@
-"""`deit-jax data`: what a data set holds, and whether every image of it can be decoded."""
+"""`deit-jax data`: what is in a data set, and whether every image of it can be decoded."""
 
 import argparse
 import collections
 
 _CHUNK = 64
+_SOURCE_OPTIONS = {
+    "name": "of a tfds set, such as imagenet2012",
+    "data_dir": "where tfds has prepared it",
+    "path": "of an image folder or an .npz file",
+    "train_split": "default: train",
+    "eval_split": "default: validation, val or test",
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
-        "data", help="look into a data set and check it before training", description=__doc__
+        "data", help="inspect a data set and check it before training", description=__doc__
     )
     parser.add_argument("--source", default="tfds", help="tfds, folder, arrays or digits")
-    parser.add_argument("--name", help="of a tfds set, such as imagenet2012")
-    parser.add_argument("--data_dir", help="where tfds has prepared it")
-    parser.add_argument("--path", help="of an image folder or an .npz file")
-    parser.add_argument("--train_split", help="default: train")
-    parser.add_argument("--eval_split", help="default: validation, val or test")
+    for option, text in _SOURCE_OPTIONS.items():
+        parser.add_argument(f"--{option}", help=text)
     parser.add_argument("--canvas", type=int, default=512, help="side that images should fit")
     parser.add_argument("--decode", action="store_true", help="decode every image")
     parser.set_defaults(run=run)
@@ -25,14 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the report; 1 when an image cannot be decoded."""
     from deit_jax import data
 
-    opened = data.open_data(
-        source=args.source,
-        name=args.name,
-        data_dir=args.data_dir,
-        path=args.path,
-        train_split=args.train_split,
-        eval_split=args.eval_split,
-    )
+    opened = data.open_data(**_options(args))
     print(opened.description)
     names = opened.class_names or ()
     if names:
@@ -46,6 +43,23 @@ def run(args: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
+def _options(args: argparse.Namespace) -> dict[str, str]:
+    """The options of `data.open_data` that are set; all must be those of the source."""
+    from deit_jax import builders, data
+    from deit_jax.errors import ConfigError
+
+    given = {key: getattr(args, key) for key in ("source", *_SOURCE_OPTIONS)}
+    given = {key: value for key, value in given.items() if value is not None}
+    known = builders.options(data.open_data, given)
+    wrong = [f"--{key}" for key in given if key not in known]
+    if wrong:
+        takes = ", ".join(f"--{key}" for key in _SOURCE_OPTIONS if key in known)
+        raise ConfigError(
+            f"source {args.source!r} does not take {', '.join(wrong)}; it takes: {takes or 'none'}"
+        )
+    return given
+
+
 def check(source, *, canvas: int) -> tuple[list[str], int]:
     """Decode every record of a source: lines of a report, and how many cannot be decoded."""
     import concurrent.futures
@@ -53,7 +67,7 @@ def check(source, *, canvas: int) -> tuple[list[str], int]:
     import numpy as np
 
     from deit_jax import data
-    from deit_jax.data.pipeline import usable_cores
+    from deit_jax.data.batches import usable_cores
 
     def look(start: int):
         indices = np.arange(start, min(start + _CHUNK, len(source)))

@@ -17,18 +17,18 @@ _MISSING = (
 def require_tensorflow() -> None:
     """Raise ConfigError now, rather than at the first batch, when there is no TensorFlow."""
     try:
-        found = importlib.util.find_spec("tensorflow")
+        spec = importlib.util.find_spec("tensorflow")
     except ValueError:
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise ConfigError(_MISSING)
 
 
 @functools.cache
 def tensorflow() -> types.ModuleType:
-    """The tensorflow module; a ConfigError that says what to install when there is none."""
+    """The tensorflow module; without it a ConfigError that names what to install."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # TensorFlow tells at any log level that it uses oneDNN, which decoding has no use for.
+    # TensorFlow logs at any level that it uses oneDNN, which decoding does not need.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
@@ -39,6 +39,6 @@ def tensorflow() -> types.ModuleType:
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_visible_devices([], "TPU")
     except RuntimeError:
-        # Already initialised by the caller's own program, with the devices it chose.
+        # Already initialized by the caller's own program, with the devices it chose.
         pass
     return tf

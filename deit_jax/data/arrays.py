@@ -8,16 +8,14 @@ import zipfile
 
 import numpy as np
 
-from deit_jax.data.source import Data, check_labels
+from deit_jax.data.source import Data, Source, check_labels
 from deit_jax.errors import ConfigError
 
 DIGITS_TEST_EVERY = 5
 
 
-class ArraySource:
+class ArraySource(Source):
     """Images in memory, uint8 [n, h, w, 3], and int labels [n]."""
-
-    shard_lengths = None
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, name: str = "arrays"):
         self.images = images
@@ -91,8 +89,16 @@ def _checked(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
     return ArraySource(images, labels, name=name)
 
 
-def open_npz(*, path: str | None) -> Data:
-    """`arrays_data` of an .npz file with those keys (class_names is optional)."""
+def open_arrays(*, path: str | None = None) -> Data:
+    """Arrays of an .npz file, held in memory.
+
+    Args:
+        path: of the file, with the keys train_images, train_labels, test_images, test_labels
+            and, if the classes have names, class_names; see `arrays_data`.
+
+    Raises:
+        ConfigError: no such file, not an .npz file, arrays that are missing or wrong.
+    """
     required = ("train_images", "train_labels", "test_images", "test_labels")
     if path is None:
         raise ConfigError(f"source 'arrays' needs path, an .npz file with {', '.join(required)}")
@@ -113,10 +119,11 @@ def open_npz(*, path: str | None) -> Data:
 
 
 def open_digits() -> Data:
-    """The 1,797 real 8x8 handwritten digits bundled with scikit-learn (UCI, Alpaydin & Kaynak).
+    """The 1,797 handwritten digits of 8x8 pixels bundled with scikit-learn.
 
-    The split is fixed: of the images of each class, in the order of the file, every fifth
-    is for test (1,442 train, 355 test, stratified). Gray levels 0..16 become 0..255.
+    From UCI (Alpaydin & Kaynak). The split is fixed: of the images of each class, in the
+    order of the file, every fifth is for test (1,442 train, 355 test, stratified). Gray
+    levels 0..16 become 0..255.
 
     Raises:
         ConfigError: scikit-learn is not installed.

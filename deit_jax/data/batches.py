@@ -5,6 +5,7 @@ import concurrent.futures
 import ctypes
 import dataclasses
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ _CHUNK = 8
 
 
 class CanvasMemory:
-    """Memory for uint8 [n, C, C, 3] arrays, used again once nobody holds the array made of it.
+    """Memory for uint8 [n, C, C, 3] arrays, reused once nothing refers to the array any more.
 
     Fresh memory for every batch costs a tenth of all host time, most of it the system's
     clearing of pages. A fixed ring would be wrong: a device_put on CPU may keep using the
@@ -33,10 +34,10 @@ class CanvasMemory:
         self._shape = (rows, canvas, canvas, 3)
         self._free: collections.deque = collections.deque()
 
-    def take(self) -> np.ndarray:
-        """An array of undefined content."""
+    def array(self) -> np.ndarray:
+        """An array with undefined content."""
         memory = self._free.pop() if self._free else np.zeros(self._shape, np.uint8)
-        # Every view of the array, in NumPy and in JAX, holds on to `holder`.
+        # Every view of the array, in NumPy and in JAX, refers to `holder`.
         holder = (ctypes.c_uint8 * memory.nbytes).from_buffer(memory)
         weakref.finalize(holder, self._free.append, memory).atexit = False
         return np.frombuffer(holder, np.uint8).reshape(self._shape)
@@ -70,6 +71,42 @@ class _ChunkStats:
     corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How batches are loaded; the batches do not depend on `threads` and `prefetch`.
+
+    Attributes:
+        threads: that read and decode; None: one per usable core.
+        prefetch: batches loaded ahead of the next one.
+        max_corrupt_share: of the data set. Records that cannot be decoded are logged and
+            counted; more of them than this share are an error.
+
+    Raises:
+        ConfigError: an option out of range.
+    """
+
+    threads: int | None = None
+    prefetch: int = 2
+    max_corrupt_share: float = 0.001
+
+    def __post_init__(self):
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(
+                f"threads must be at least 1, or None for one per core, not {self.threads}"
+            )
+        if self.prefetch < 0:
+            raise ConfigError(f"prefetch must be at least 0, not {self.prefetch}")
+        if not 0 <= self.max_corrupt_share <= 1:
+            raise ConfigError(f"max_corrupt_share must be in [0, 1], not {self.max_corrupt_share}")
+
+
 class CorruptShareExceeded(ConfigError):
     """More records are damaged than `max_corrupt_share` allows."""
 
@@ -81,8 +118,8 @@ class Reader:
     Attributes:
         fit: uint8 [h, w, 3] larger than the canvas -> one that it holds.
         decode: record -> uint8 [h, w, 3], raising CorruptImage.
-        replace: put the next record in the place of a corrupt one; else mask the row.
-        closed: set when nobody wants the batches any more.
+        replace: a corrupt record by the next one; else mask its row.
+        closed: set when the batches are no longer needed.
     """
 
     source: Source
@@ -102,7 +139,7 @@ class Reader:
             record = int(record)
             pixels = self._decode(image, record, stats)
             while pixels is None and self.replace and len(stats.corrupt) < len(self.source):
-                # The next record, whoever reads it: the same on every thread and process.
+                # The next record of the data set: the same on every thread and process.
                 record = (record + 1) % len(self.source)
                 (image,), (label,) = self.source.get(np.array([record]))
                 pixels = self._decode(image, record, stats)
@@ -135,7 +172,7 @@ class Reader:
 
 
 class BatchIterator(Iterator[Batch]):
-    """Host batches in order, `prefetch` of them worked on ahead by a pool of threads.
+    """Host batches in order, loaded ahead by a pool of threads.
 
     Attributes:
         health: counts of images, shrunk images and corrupt records so far.
@@ -145,17 +182,15 @@ class BatchIterator(Iterator[Batch]):
         self,
         jobs: Iterator[tuple[Batch, np.ndarray, np.ndarray]],
         reader: Reader,
-        *,
-        threads: int,
-        prefetch: int,
-        max_corrupt_share: float,
+        loading: Loading,
     ):
         self.health = Health()
-        self._max_corrupt_share = max_corrupt_share
+        self._max_corrupt_share = loading.max_corrupt_share
         self._jobs = jobs
         self._reader = reader
-        self._depth = max(prefetch, 0) + 1
+        self._depth = loading.prefetch + 1
         self._pending: collections.deque = collections.deque()
+        threads = loading.threads or usable_cores()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "read-and-decode")
         self._finalizer = weakref.finalize(self, _shut_down, reader.closed, self._pool)
 
@@ -165,8 +200,8 @@ class BatchIterator(Iterator[Batch]):
             if not self._pending:
                 raise StopIteration
             batch, count, futures = self._pending.popleft()
-            # Counted batch by batch in order, so that where a run stops does not depend
-            # on how far the threads have worked ahead.
+            # Counted batch by batch in order, so that the step at which a run stops does not
+            # depend on how far ahead the threads are.
             self.health.images += count
             for future in futures:
                 self._account(future.result())

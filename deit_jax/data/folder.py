@@ -5,17 +5,16 @@ import pathlib
 
 import numpy as np
 
-from deit_jax.data.source import Data
+from deit_jax.data._tensorflow import require_tensorflow
+from deit_jax.data.source import Data, Source
 from deit_jax.errors import ConfigError, close_matches, unknown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _EVAL_NAMES = ("val", "validation", "valid", "test")
 
 
-class FolderSource:
+class FolderSource(Source):
     """Files of one split, sorted by class, then by name."""
-
-    shard_lengths = None
 
     def __init__(self, root: str, files: list[str], labels: np.ndarray):
         self._root = root
@@ -36,16 +35,27 @@ class FolderSource:
         return os.path.join(self._root, self._files[index])
 
 
-def open_folder(*, path: str | None, train_split: str | None, eval_split: str | None) -> Data:
-    """Open an image folder; see `sources.open_data`.
+def open_folder(
+    *,
+    path: str | None = None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+) -> Data:
+    """Image files in folders, one folder per class: PATH/train/<class>/*.jpg.
 
     The classes are the folders of the training split, sorted by name, as torchvision's
-    ImageFolder numbers them. Files that are no images by their extension are ignored.
+    ImageFolder numbers them. Files without an image's extension are ignored.
+
+    Args:
+        path: the folder that holds the splits.
+        train_split, eval_split: names of the split folders; None: train, and the first of
+            val, validation, valid, test that exists.
 
     Raises:
         ConfigError: a missing path or split, a class without images, a class that only the
             evaluation split has.
     """
+    require_tensorflow()
     layout = "train/<class>/*.jpg and val/<class>/*.jpg"
     if path is None:
         raise ConfigError(f"source 'folder' needs path, a folder with {layout}")

@@ -1,4 +1,4 @@
-"""Which record stands where: the order of the data as a pure function of (seed, step).
+"""Which record goes to which row: the order of the data as a pure function of (seed, step).
 
 Nothing here is carried from step to step, so a start at any step costs the same
 and a checkpoint needs no iterator state.
@@ -8,7 +8,7 @@ An epoch e has S = n_records // B steps. Its order is
 promises never to change (NEP 19). At step (e, s) the stream positions are
 q = s * B + p for p in 0..B-1; with R repeats, position q shows record
 perm_e[q // R]: an epoch shows the first S * B / R images of the permutation R
-times each (DeiT, arXiv 2012.12877, section 5.6; 427,008 distinct images an epoch
+times each (DeiT, arXiv 2012.12877, section 5.6; 427,008 distinct images per epoch
 for ImageNet at batch 1,024 and 3 repeats).
 """
 
@@ -22,8 +22,8 @@ from deit_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """What one training step shows.
+class BatchIndex:
+    """The records of one training batch.
 
     Attributes:
         record: int64 [n], record number of every canvas row, -1 for padding.
@@ -36,19 +36,26 @@ class StepPlan:
 
 
 def steps_per_epoch(n_records: int, batch_size: int) -> int:
-    """Full batches in an epoch, n_records // batch_size; an error when there is none."""
+    """Full batches in an epoch, n_records // batch_size.
+
+    The records that are left over are in no batch of that epoch (1,281,167 at 1,024 give
+    1,251 steps, as published).
+
+    Raises:
+        ConfigError: there is no full batch.
+    """
     if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     if n_records < batch_size:
         raise ConfigError(
-            f"a batch of {batch_size} is larger than the data set ({n_records} records); "
-            f"use a batch_size of at most {n_records}"
+            f"batch_size must be at most {n_records}, the number of training images, "
+            f"not {batch_size}"
         )
     return n_records // batch_size
 
 
 def distinct_images_per_epoch(n_records: int, batch_size: int, repeats: int = 1) -> int:
-    """Different images that one epoch shows: every one of them `repeats` times."""
+    """Different images in one epoch; each is in it `repeats` times."""
     return -(-steps_per_epoch(n_records, batch_size) * batch_size // repeats)
 
 
@@ -59,11 +66,11 @@ def canvas_count(batch_size: int, repeats: int, device_count: int = 1) -> int:
     ceil((B + R - 1) / R) images; n is that, rounded up to a multiple of the devices.
     """
     if repeats < 1:
-        raise ConfigError(f"repeats must be at least 1, got {repeats}")
+        raise ConfigError(f"repeats must be at least 1, not {repeats}")
     if batch_size % device_count:
         raise ConfigError(
             f"batch_size {batch_size} is not divisible by the {device_count} devices; "
-            f"near: {max(batch_size // device_count, 1) * device_count}"
+            f"nearest: {max(batch_size // device_count, 1) * device_count}"
         )
     if repeats == 1:
         return batch_size
@@ -74,9 +81,9 @@ def canvas_count(batch_size: int, repeats: int, device_count: int = 1) -> int:
 def batch_rows(batch_size: int, mix_group: int) -> np.ndarray:
     """Global batch row of every stream position, int64 [B].
 
-    Row = (p % G) * g + p // G with G = B // g groups of g rows: neighbours in the
-    stream, and so the copies of one image, fall in different mix groups, as they
-    fall on different ranks in the reference.
+    Row = (p % G) * g + p // G with G = B // g groups of g rows: neighbors in the stream,
+    and so the copies of one image, are in different mix groups, as they are on different
+    ranks in the reference.
     """
     if mix_group < 1 or batch_size % mix_group:
         raise ConfigError(f"mix_group {mix_group} does not divide batch_size {batch_size}")
@@ -112,19 +119,19 @@ def window_permutation(
 
 
 class TrainOrder:
-    """`order(step) -> StepPlan`, a pure function; keeps the permutation of recent epochs.
+    """`order(step) -> BatchIndex`, a pure function; caches the permutations of two epochs.
 
     Args:
         n_records: size of the training set.
         batch_size: global batch B, copies included.
-        repeats: how often an image stands in the batch, R.
+        repeats: copies of each image in the batch, R.
         mix_group: rows of a mix group g; None for one group, the whole batch.
         seed: of the run.
         device_count: all devices of the run, not only this process's.
         shard_lengths, window_shards: both given, the order is `window_permutation`.
 
     Raises:
-        ConfigError: sizes that do not go together, naming what would.
+        ConfigError: sizes that are not compatible, naming what would be.
     """
 
     def __init__(
@@ -159,17 +166,17 @@ class TrainOrder:
             )
         self._permutation = functools.lru_cache(maxsize=2)(permutation)
 
-    def __call__(self, step: int) -> StepPlan:
+    def __call__(self, step: int) -> BatchIndex:
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         permutation = self._permutation(epoch)
         positions = step_of_epoch * self.batch_size + np.arange(self.batch_size)
         record = np.full(self.canvases, -1, np.int64)
         if self.repeats == 1:
             record[self._rows] = permutation[positions]
-            return StepPlan(record, None)
+            return BatchIndex(record, None)
         unique = positions // self.repeats
         first, last = unique[0], unique[-1]
         record[: last - first + 1] = permutation[first : last + 1]
         canvas_index = np.empty(self.batch_size, np.int32)
         canvas_index[self._rows] = unique - first
-        return StepPlan(record, canvas_index)
+        return BatchIndex(record, canvas_index)

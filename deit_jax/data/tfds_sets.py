@@ -6,36 +6,49 @@ import re
 
 import numpy as np
 
-from deit_jax.data import readers, tfrecord
-from deit_jax.data.source import Data, check_labels
+from deit_jax.data import example, readers
+from deit_jax.data._tensorflow import require_tensorflow
+from deit_jax.data.source import Data, Source, check_labels
 from deit_jax.errors import ConfigError, close_matches, unknown
 
 _IMAGENET_ARCHIVES = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """Records of one split (slices and sums included) of a prepared tfds data set.
 
     Args:
-        instructions: tfds's list of (filename, skip, take, examples_in_shard) for the split.
-        reader: `read(shard, record) -> payload` and `hint(shards)`.
+        shards: tfds's (filename, skip, take, examples_in_shard) of each file.
+        file_format: an entry of `FILE_FORMATS`.
         num_classes: labels outside 0..num_classes-1 are an error at reading.
+        image_key, label_key: features of a record.
+        window_shards: see `Source`.
     """
 
-    def __init__(self, *, instructions, reader, num_classes: int, image_key: str, label_key: str):
-        self._reader = reader
+    def __init__(
+        self,
+        shards: list,
+        *,
+        file_format: str,
+        num_classes: int,
+        image_key: str,
+        label_key: str,
+        window_shards: int | None,
+    ):
+        paths = [os.fspath(shard.filename) for shard in shards]
+        self.window_shards = window_shards
+        self._reader = readers.open_files(file_format, paths, window_shards)
         self._num_classes = num_classes
         self._keys = (image_key, label_key)
-        self._files = [os.path.basename(one.filename) for one in instructions]
-        self._skip = np.array([one.skip for one in instructions], np.int64)
-        self.shard_lengths = tuple(one.take for one in instructions)
+        self._files = [os.path.basename(path) for path in paths]
+        self._skip = np.array([shard.skip for shard in shards], np.int64)
+        self.shard_lengths = tuple(shard.take for shard in shards)
         self._ends = np.cumsum(self.shard_lengths)
-        stored = getattr(reader, "lengths", None)
-        for i, one in enumerate(instructions):
-            if stored is not None and stored[i] != one.examples_in_shard:
+        for path, shard, stored in zip(paths, shards, self._reader.lengths or (), strict=False):
+            if stored != shard.examples_in_shard:
                 raise ConfigError(
-                    f"{one.filename} holds {stored[i]} records, its dataset_info.json says "
-                    f"{one.examples_in_shard}; prepare the data set again"
+                    f"{path} has {stored} records, but its dataset_info.json says "
+                    f"{shard.examples_in_shard}; prepare the data set again"
                 )
 
     def __len__(self) -> int:
@@ -46,13 +59,14 @@ class TfdsSource:
         start = int(self._ends[shard]) - self.shard_lengths[shard]
         return shard, int(index) - start + int(self._skip[shard])
 
+    def _payload(self, index: int) -> bytes:
+        return self._reader.read(*self._locate(index))
+
     def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         images, labels = [], np.zeros(len(indices), np.int64)
         for i, index in enumerate(indices):
             try:
-                image, labels[i] = tfrecord.parse_example(
-                    self._reader.read(*self._locate(index)), *self._keys
-                )
+                image, labels[i] = example.image_and_label(self._payload(index), *self._keys)
             except ValueError:
                 # Damaged around the image: no image, so counted as corrupt when decoded.
                 image = b""
@@ -62,10 +76,10 @@ class TfdsSource:
 
     def integers(self, index: int, key: str) -> np.ndarray:
         """All values of the integer feature `key` of a record, int64 [k]."""
-        return tfrecord.parse_integers(self._reader.read(*self._locate(index)), key)
+        return example.integers(self._payload(index), key)
 
     def hint(self, indices: np.ndarray) -> None:
-        """These records will be asked for soon: start reading their files if that takes long."""
+        """These records will be read soon: start reading their files if that takes long."""
         self._reader.hint(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())
 
     def record_name(self, index: int) -> str:
@@ -75,44 +89,52 @@ class TfdsSource:
 
 def open_tfds(
     *,
-    name: str | None,
-    data_dir: str | None,
-    train_split: str | None,
-    eval_split: str | None,
-    image_key: str,
-    label_key: str,
-    window_shards: int | None,
+    name: str | None = None,
+    data_dir: str | None = None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    image_key: str = "image",
+    label_key: str = "label",
+    window_shards: int | None = None,
 ) -> Data:
-    """Open a prepared set; see `sources.open_data`. Downloads nothing."""
+    """A data set prepared by TensorFlow Datasets.
+
+    Args:
+        name: 'imagenet2012', 'cifar10:3.0.2', 'set/config'.
+        data_dir: where tfds has prepared it; None: tfds's own default, $TFDS_DATA_DIR or
+            ~/tensorflow_datasets.
+        train_split, eval_split: split names with tfds's slices ('train[:90%]',
+            'train+validation'); None: 'train', and the first of validation, val, test
+            that exists.
+        image_key, label_key: features of a record.
+        window_shards: read that many whole files at a time and shuffle inside them, for
+            object stores, where positional reads are slow; None: positional reads, full
+            shuffle.
+
+    Raises:
+        ConfigError: an unknown name, split or feature, files that are missing or of a format
+            that is not in `FILE_FORMATS`.
+    """
+    require_tensorflow()
     if not name:
         raise ConfigError("source 'tfds' needs the name of a data set, such as 'imagenet2012'")
     folder = find_prepared(name, data_dir)
     import tensorflow_datasets as tfds
-    from etils import epath
 
     builder = tfds.builder_from_directory(folder)
     num_classes, names = _check_features(builder, image_key, label_key)
     splits = _resolve_splits(builder, train_split, eval_split)
-    opened = []
-    for split in splits:
-        instructions = builder.info.splits[split].file_instructions
-        paths = [os.fspath(one.filename) for one in instructions]
-        missing = [path for path in paths if not epath.Path(path).exists()]
-        if missing:
-            raise ConfigError(
-                f"{len(missing)} of the {len(paths)} files of {name} {split} are missing, "
-                f"the first is {missing[0]}; prepare it again: {prepare_command(name, data_dir)}"
-            )
-        reader = _reader(builder.info.file_format.value, paths, window_shards)
-        source = TfdsSource(
-            instructions=instructions,
-            reader=reader,
+    train, evaluation = (
+        TfdsSource(
+            _shards(builder, split, prepare_command(name, data_dir)),
+            file_format=builder.info.file_format.value,
             num_classes=num_classes,
             image_key=image_key,
             label_key=label_key,
+            window_shards=window_shards,
         )
-        opened.append(source)
-    train, evaluation = opened
+        for split in splits
+    )
     return Data(
         train=train,
         eval=evaluation,
@@ -123,23 +145,19 @@ def open_tfds(
     )
 
 
-def _reader(file_format: str, paths: list[str], window_shards: int | None):
-    if window_shards is not None:
-        # Two windows: the one in use and the one that is read ahead.
-        return readers.WholeFiles(paths, file_format, keep=2 * window_shards)
-    if "://" in paths[0]:
+def _shards(builder, split: str, prepare: str) -> list:
+    """tfds's (filename, skip, take, examples_in_shard) of each file of a split; all exist."""
+    from etils import epath
+
+    shards = builder.info.splits[split].file_instructions
+    paths = [os.fspath(shard.filename) for shard in shards]
+    missing = [path for path in paths if not epath.Path(path).exists()]
+    if missing:
         raise ConfigError(
-            f"{paths[0]} lies in an object store, where every record would cost a round trip; "
-            "set window_shards (8 files read whole at a time, say), or copy or mount the data"
+            f"{len(missing)} of the {len(paths)} files of {builder.info.full_name} {split} are "
+            f"missing, the first is {missing[0]}; prepare the data set again: {prepare}"
         )
-    if file_format == "tfrecord":
-        return tfrecord.RecordFiles(paths)
-    if file_format == "array_record":
-        return readers.ArrayRecordFiles(paths)
-    raise ConfigError(
-        f"files of format {file_format!r} are not supported; prepare the set as tfrecord: "
-        "tfds build NAME --file_format=tfrecord"
-    )
+    return shards
 
 
 def default_data_dir() -> str:

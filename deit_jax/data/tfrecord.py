@@ -1,4 +1,4 @@
-"""TFRecord files by record number: an offset index, positional reads, a small Example parser.
+"""TFRecord files by record number: an offset index and positional reads.
 
 tf.data reads these files only from front to back. An index of where each record starts
 (one pass over the 12-byte headers, kept in the user's cache) makes any order cost the same.
@@ -12,7 +12,6 @@ import os
 import pathlib
 import struct
 import tempfile
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -90,42 +89,39 @@ def _write_cache(cache: pathlib.Path, index: list[tuple[np.ndarray, np.ndarray]]
         pass
 
 
-class RecordFiles:
-    """Payloads of the records of several TFRecord files, numbered through."""
+class TFRecordFiles:
+    """Payloads by (file, record) from TFRecord files."""
 
     def __init__(self, paths: list[str]):
-        self.paths = paths
+        self._paths = paths
         self._index = offset_index(paths)
         self.lengths = tuple(len(start) for start, _ in self._index)
+        stay_open = len(paths) <= _MOST_OPEN_FILES
         # pread keeps no file position, so one descriptor serves all threads. ImageNet's 1,024
         # files would use up what many systems let a process open: opened for each read.
-        self._files = [os.open(path, os.O_RDONLY) for path in paths[: self._kept_open(paths)]]
-
-    @staticmethod
-    def _kept_open(paths: list[str]) -> int:
-        return len(paths) if len(paths) <= _MOST_OPEN_FILES else 0
+        self._files = [os.open(path, os.O_RDONLY) for path in (paths if stay_open else [])]
 
     def read(self, shard: int, record: int) -> bytes:
         starts, lengths = self._index[shard]
         start, length = int(starts[record]), int(lengths[record])
         if self._files:
             return os.pread(self._files[shard], length, start)
-        file = os.open(self.paths[shard], os.O_RDONLY)
+        file = os.open(self._paths[shard], os.O_RDONLY)
         try:
             return os.pread(file, length, start)
         finally:
             os.close(file)
 
-    def hint(self, shards: Iterable[int]) -> None:
-        """Nothing: positional reads need no preparation."""
+    @staticmethod
+    def read_whole(path: str) -> list[bytes]:
+        """All payloads of one file, local or at any URL that epath reads."""
+        from etils import epath
 
-    def close(self) -> None:
-        while self._files:
-            os.close(self._files.pop())
+        return split_records(epath.Path(path).read_bytes(), path)
 
     def __del__(self):
-        if hasattr(self, "_files"):
-            self.close()
+        for file in getattr(self, "_files", ()):
+            os.close(file)
 
 
 def split_records(content: bytes, path: str) -> list[bytes]:
@@ -140,97 +136,3 @@ def split_records(content: bytes, path: str) -> list[bytes]:
             raise ConfigError(f"{path} is damaged or cut short; prepare the data set again")
         payloads.append(content[start : start + length])
     return payloads
-
-
-def parse_example(payload: bytes, image_key: str, label_key: str) -> tuple[bytes, int]:
-    """Image bytes and label of a serialised tf.train.Example.
-
-    Reads the protocol buffer wire format directly: no TensorFlow, and a tenth of the cost
-    of an eager `tf.io.parse_single_example`.
-
-    Raises:
-        ValueError: a feature is missing or the payload is no Example.
-    """
-    image = label = None
-    try:
-        for _, features in _fields(payload):
-            for _, entry in _fields(features):
-                key, value = (v for _, v in _fields(entry))
-                key = bytes(key).decode()
-                if key == image_key:
-                    image = bytes(_first(_first(value)))
-                elif key == label_key:
-                    label = _first_int(_first(value))
-    except (IndexError, TypeError, StopIteration, ValueError) as error:
-        raise ValueError("the record is no tf.train.Example") from error
-    if image is None or label is None:
-        raise ValueError(f"the record lacks feature {image_key!r} or {label_key!r}")
-    return image, label
-
-
-def parse_integers(payload: bytes, wanted: str) -> np.ndarray:
-    """All values of the integer feature `wanted` of an Example, int64 [k]; k may be 0.
-
-    Raises:
-        ValueError: the feature is missing or the payload is no Example.
-    """
-    try:
-        for _, features in _fields(payload):
-            for _, entry in _fields(features):
-                key, value = (v for _, v in _fields(entry))
-                if bytes(key).decode() == wanted:
-                    # An empty list is written as a feature without content.
-                    lists = [items for _, items in _fields(value)]
-                    return np.array([i for items in lists for i in _integers(items)], np.int64)
-    except (IndexError, TypeError, ValueError) as error:
-        raise ValueError("the record is no tf.train.Example") from error
-    raise ValueError(f"the record lacks feature {wanted!r}")
-
-
-def _integers(int64_list):
-    """Values of an Int64List, packed or not, two's complement."""
-    for _, value in _fields(int64_list):
-        values, position = [value] if isinstance(value, int) else [], 0
-        while not isinstance(value, int) and position < len(value):
-            one, position = _varint(value, position)
-            values.append(one)
-        yield from (one - (1 << 64) if one >= 1 << 63 else one for one in values)
-
-
-def _fields(data):
-    """(field number, value) pairs of a message: ints for varints, views for the rest."""
-    view = memoryview(data)
-    position = 0
-    while position < len(view):
-        tag, position = _varint(view, position)
-        if tag & 7 == 2:
-            length, position = _varint(view, position)
-            if position + length > len(view):
-                raise IndexError("field runs over the end")
-            yield tag >> 3, view[position : position + length]
-            position += length
-        elif tag & 7 == 0:
-            value, position = _varint(view, position)
-            yield tag >> 3, value
-        else:
-            raise IndexError(f"unexpected wire type {tag & 7}")
-
-
-def _first(message):
-    return next(value for _, value in _fields(message))
-
-
-def _first_int(int64_list) -> int:
-    """First value of an Int64List, packed (as written today) or not, two's complement."""
-    return next(_integers(int64_list))
-
-
-def _varint(view, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = view[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-        shift += 7

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from deit_jax.data.order import steps_per_epoch
 from deit_jax.errors import ConfigError
 
 
@@ -44,9 +45,7 @@ def make_durations(
     """Resolves durations to steps.
 
     Args:
-      records: images in the training split. An epoch is `records // batch_size` steps; the
-        remainder is left out of that epoch (1,281,167 images at 1,024 give 1,251 steps, as
-        published).
+      records: images in the training split.
       batch_size: rows of the global batch, over all devices, counting repeats.
       total_epochs: length of the run; `total_steps`, when given, counts instead. The
         learning-rate schedule spans this length.
@@ -60,13 +59,7 @@ def make_durations(
       ConfigError: a batch that is empty or larger than the data, or a length that is not
         positive.
     """
-    _check_at_least_one("batch_size", batch_size)
-    if records < batch_size:
-        raise ConfigError(
-            f"batch_size={batch_size} needs at least that many training images; the training "
-            f"split has {records:,}"
-        )
-    per_epoch = records // batch_size
+    per_epoch = steps_per_epoch(records, batch_size)
 
     def resolve(name: str, epochs: float, steps: int | None) -> int:
         if steps is not None:

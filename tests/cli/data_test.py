@@ -1,11 +1,13 @@
-"""`deit-jax data`: looking into a data set, and decoding all of it."""
+"""`deit-jax data`: inspecting a data set, and decoding all of it."""
 
 import argparse
 import io
 
+import pytest
 from PIL import Image
 
 from deit_jax.cli import data as command
+from deit_jax.errors import ConfigError
 
 
 def call(*arguments):
@@ -36,3 +38,16 @@ def test_report_names_what_cannot_be_decoded(tmp_path, capsys):
 def test_digits(capsys):
     assert call("--source=digits", "--decode") == 0
     assert "1442 of 1442 images decoded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--source=digits", "--name=mnist"), "'digits' does not take --name; it takes: none"),
+        (("--source=arrays", "--data_dir=x", "--path=y"), "not take --data_dir; it takes: --path$"),
+        (("--source=foldr",), "unknown source 'foldr'; known: folder"),
+    ],
+)
+def test_options_of_another_source_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        call(*arguments)

@@ -114,12 +114,12 @@ def test_windows_are_read_one_after_the_other():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"n_records": 90}, "larger than the data set .90 records"),
+        ({"n_records": 90}, "batch_size must be at most 90, the number of training images, not 96"),
         ({"mix_group": 40}, "mix_group 40 does not divide"),
         ({"mix_group": 48}, "use a mix_group of at most 32"),
         ({"device_count": 36}, "not divisible by the 36 devices"),
-        ({"repeats": 0}, "repeats must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"repeats": 0}, "repeats must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
     ],
 )
 def test_sizes_that_do_not_go_together(overrides, message):

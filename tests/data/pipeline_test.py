@@ -33,7 +33,8 @@ class Encoded:
 
     shard_lengths = (25, 25, 30)
 
-    def __init__(self, n=80, damaged=()):
+    def __init__(self, n=80, damaged=(), window_shards=None):
+        self.window_shards = window_shards
         self.records = [jpeg(i, 100 if i % 10 == 0 else 20) for i in range(n)]
         for i in damaged:
             self.records[i] = self.records[i][:100]
@@ -98,15 +99,15 @@ def test_batch_contract(source):
 
 
 @pytest.mark.parametrize("window_shards", [None, 2])
-def test_threads_prefetch_and_starts_do_not_change_the_sequence(source, window_shards):
-    options = SIZES | {"window_shards": window_shards}
-    expected = [digest([b]) for b in take(data.train_batches(source, threads=1, **options), 8)]
+def test_threads_prefetch_and_starts_do_not_change_the_sequence(window_shards):
+    source = Encoded(window_shards=window_shards)
+    expected = [digest([b]) for b in take(data.train_batches(source, threads=1, **SIZES), 8)]
     assert len(set(expected)) == 8
     for threads, prefetch in ((2, 0), (8, 5)):
-        batches = data.train_batches(source, threads=threads, prefetch=prefetch, **options)
+        batches = data.train_batches(source, threads=threads, prefetch=prefetch, **SIZES)
         assert [digest([b]) for b in take(batches, 8)] == expected
     for start in (1, 3, 6):
-        (batch,) = take(data.train_batches(source, start_step=start, **options), 1)
+        (batch,) = take(data.train_batches(source, start_step=start, **SIZES), 1)
         assert digest([batch]) == expected[start]
 
 
@@ -190,7 +191,7 @@ def test_evaluation_crop_of_large_photos_equals_pillow(tfds_dir):
 
 
 def test_evaluation_needs_a_canvas_of_the_resized_short_side(source):
-    with pytest.raises(ConfigError, match="use canvas >= 256"):
+    with pytest.raises(ConfigError, match="canvas must be at least 256, not 255"):
         data.eval_batches(source, batch_size=8, canvas=255, image_size=224)
 
 
@@ -272,18 +273,30 @@ def test_an_error_of_the_source_comes_out():
         next(data.train_batches(Broken(), **SIZES))
 
 
-def test_windows_hint_only_after_the_first_batch_and_need_files():
-    windows = Encoded()
-    (first,) = take(data.train_batches(windows, **SIZES, window_shards=1, prefetch=2), 1)
+def test_windows_hint_only_after_the_first_batch():
+    windows = Encoded(window_shards=1)
+    (first,) = take(data.train_batches(windows, **SIZES, prefetch=2), 1)
     read = set(itertools.chain(*windows.events[: windows.events.index("hint")]))
     assert set(first["index"][first["index"] >= 0].tolist()) <= read
-    digits = data.open_data(source="digits").train
-    with pytest.raises(ConfigError, match="window_shards needs"):
-        data.train_batches(digits, **SIZES, window_shards=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads must be at least 1, or None for one per core, not 0"),
+        ({"prefetch": -1}, "prefetch must be at least 0, not -1"),
+        ({"max_corrupt_share": 1.5}, r"max_corrupt_share must be in \[0, 1\], not 1.5"),
+    ],
+)
+def test_options_out_of_range(source, options, message):
+    with pytest.raises(ConfigError, match=message):
+        data.train_batches(source, **SIZES, **options)
+    with pytest.raises(ConfigError, match=message):
+        data.eval_batches(source, batch_size=8, canvas=32, image_size=16, **options)
 
 
 def test_rows_outside_the_batch(source):
-    with pytest.raises(ConfigError, match="rows 5..12 are outside the 9 rows"):
+    with pytest.raises(ValueError, match="rows 5..12 are outside the 9 rows"):
         data.train_batches(source, **SIZES, rows=range(5, 13))
 
 

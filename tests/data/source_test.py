@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import data
-from deit_jax.data import readers, tfrecord
+from deit_jax.data import tfrecord
 from deit_jax.errors import ConfigError
 
 
@@ -122,10 +122,10 @@ def test_offset_index_is_cached_and_renewed(tmp_path, monkeypatch, tfds_dir):
 
 def test_many_files_are_read_without_keeping_them_open(tfds_dir, monkeypatch):
     paths = sorted(map(str, (tfds_dir / "imagenet2012/5.1.0").glob("*train*")))
-    kept = tfrecord.RecordFiles(paths)
+    kept = tfrecord.TFRecordFiles(paths)
     monkeypatch.setattr(tfrecord, "_MOST_OPEN_FILES", 7)
     before = len(os.listdir("/proc/self/fd"))
-    opened = tfrecord.RecordFiles(paths)
+    opened = tfrecord.TFRecordFiles(paths)
     assert opened.read(3, 5) == kept.read(3, 5)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -162,18 +162,19 @@ def test_record_damaged_around_the_image_counts_as_corrupt(tfds_dir, tmp_path):
 
 def test_a_window_start_reads_at_most_one_window(tfds_dir, monkeypatch):
     files = []
-    read = readers.read_whole
-    monkeypatch.setattr(readers, "read_whole", lambda *a: (files.append(a[0]), read(*a))[1])
+    read = tfrecord.TFRecordFiles.read_whole
+    record = staticmethod(lambda path: (files.append(path), read(path))[1])
+    monkeypatch.setattr(tfrecord.TFRecordFiles, "read_whole", record)
     for step in (0, 1, 10_000_000):
         opened = data.open_data(name="imagenet2012", data_dir=str(tfds_dir), window_shards=2)
         files.clear()
         with data.train_batches(
-            opened.train, batch_size=10, canvas=64, window_shards=2, start_step=step, prefetch=0
+            opened.train, batch_size=10, canvas=64, start_step=step, prefetch=0
         ) as batches:
             next(batches)
         assert len(set(files)) == len(files) <= 2
     files.clear()
-    with data.train_batches(opened.train, batch_size=10, canvas=64, window_shards=2) as batches:
+    with data.train_batches(opened.train, batch_size=10, canvas=64) as batches:
         for _ in range(40):
             next(batches)
     # An epoch reads every file once; the last batches read ahead into the next epoch.
@@ -191,9 +192,7 @@ def test_a_window_start_reads_at_most_one_window(tfds_dir, monkeypatch):
         ({"name": "cifar10", "eval_split": "test[90%:"}, "cannot be read"),
         ({"name": "cifar10", "label_key": "lable"}, "unknown feature.*'lable'; known: label"),
         ({"name": "cifar10", "image_key": "label"}, "is no image"),
-        ({"name": "cifar10", "path": "x"}, "takes name and data_dir"),
         ({"source": "foldr"}, "unknown data source 'foldr'; known: folder"),
-        ({"source": "digits", "window_shards": 2}, "window_shards reads tfds files"),
     ],
 )
 def test_tfds_mistakes_name_what_would_work(tfds_dir, arguments, message):

@@ -27,7 +27,7 @@ def test_things_are_due_on_their_step_and_at_the_end():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 101}, "needs at least that many training images; .* has 100"),
+        ({"batch_size": 101}, "batch_size must be at most 100, the number of training images"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"batch_size": 10, "total_epochs": 0.0}, "must be above 0"),
         ({"batch_size": 10, "total_epochs": -1.0}, "must be a finite number"),

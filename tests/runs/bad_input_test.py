@@ -87,7 +87,7 @@ def refused(spec: str, *overrides: str) -> str:
         (
             "deit.py:ti",
             ["data.source=digits", "train.batch_size=2048"],
-            ["config.train.batch_size=2048", "has 1,442"],
+            ["config.train.batch_size must be at most 1442", "not 2048"],
         ),
         ("deit.py:ti", [*DIGITS, "mesh.fsdp=3"], ["fsdp=3", "data=4, fsdp=2"]),
         ("deit.py:ti", [*DIGITS, "init=nofile.pth"], ["config.init", "nofile.pth"]),

@@ -1,0 +1,66 @@
+"""ArrayRecord files by record number."""
+
+import threading
+
+from deit_jax.errors import ConfigError
+
+
+class ArrayRecordFiles:
+    """Payloads by (file, record) from ArrayRecord files, each opened when first read."""
+
+    # Not known without opening every file.
+    lengths = None
+
+    def __init__(self, paths: list[str]):
+        self._paths = paths
+        self._readers: dict[int, object] = {}
+        self._lock = threading.Lock()
+        self._module = _array_record_module()
+        _allow_open_files(len(paths))
+
+    def read(self, shard: int, record: int) -> bytes:
+        reader = self._readers.get(shard)
+        if reader is None:
+            with self._lock:
+                if shard not in self._readers:
+                    # Reading ahead is for sequential use; here it only costs memory.
+                    self._readers[shard] = self._module.ArrayRecordReader(
+                        self._paths[shard], options="readahead_buffer_size:0"
+                    )
+                reader = self._readers[shard]
+        return reader.read([record])[0]
+
+    @staticmethod
+    def read_whole(path: str) -> list[bytes]:
+        """All payloads of one file."""
+        reader = _array_record_module().ArrayRecordReader(path)
+        try:
+            return reader.read_all()
+        finally:
+            reader.close()
+
+    def __del__(self):
+        for reader in getattr(self, "_readers", {}).values():
+            reader.close()
+
+
+def _array_record_module():
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:
+        raise ConfigError(
+            f"reading ArrayRecord files needs array_record ({error}): `pip install array_record`"
+        ) from error
+    return array_record_module
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files by `count`, as far as the system lets it."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
