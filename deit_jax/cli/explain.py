@@ -90,7 +90,7 @@ def _sizes(config, args: argparse.Namespace) -> tuple[int, int, str]:
     try:
         opened = data.open_data(**config.data)
     except ConfigError as error:
-        published = PUBLISHED_SIZES.get((config.data.name, config.data.train_split))
+        published = PUBLISHED_SIZES.get((config.data.get("name"), config.data.get("train_split")))
         if published is None:
             raise ConfigError(f"{error}\nor give --records and --classes") from None
         records, classes = args.records or published[0], args.classes or published[1]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from deit_jax import augment, data, models, pretrained, rng, sharding
+from deit_jax import augment, builders, data, models, pretrained, rng, sharding
 from deit_jax.errors import ConfigError, Problems
 from deit_jax.evaluation.evaluate import make_eval_step
 from deit_jax.recipe.recipe import Recipe, make_recipe
@@ -117,23 +117,20 @@ class Experiment:
             start_step=start_step,
             device_count=self.mesh.size,
             rows=rows,
-            window_shards=recipe.config.data.window_shards,
             **recipe.config.input,
         )
 
     def eval_batches(self, *, rows: Any = None) -> data.BatchIterator:
         """Host batches of the evaluation split, the rows of this process."""
-        e, options = self.evaluation, self.recipe.config.input
-        return data.eval_batches(
+        e = self.evaluation
+        make = builders.bind(data.eval_batches, self.recipe.config.input)
+        return make(
             self.data.eval,
             batch_size=e.batch_size,
             canvas=e.canvas,
             image_size=e.image_size,
             crop_ratio=e.crop_ratio,
             rows=rows,
-            threads=options.threads,
-            prefetch=options.prefetch,
-            max_corrupt_share=options.max_corrupt_share,
         )
 
 

@@ -54,19 +54,7 @@ TOP: dict[str, Option] = {
 SECTIONS = {
     "model": Section(registry.options, ("name",)),
     "data": data.open_data,
-    "input": from_signature(
-        data.train_batches,
-        supplied=(
-            "batch_size",
-            "mix_group",
-            "seed",
-            "start_step",
-            "device_count",
-            "rows",
-            "window_shards",
-            "decode",
-        ),
-    ),
+    "input": data.train_batches,
     "augment": Section(
         lambda section: {
             **from_signature(
