@@ -66,7 +66,8 @@ def get_config(variant: str) -> ConfigDict:
         "augment": {"erasing_prob": 0.0},
         "eval": {"crop_ratio": 1.0},
     }
-    return common.merged(deit.imagenet(), deit.table_9(), shared, *recipe)
+    data = {} if stage == "21k" else deit.imagenet()
+    return common.merged(data, deit.table_9(), shared, *recipe)
 
 
 THREE_AUGMENT = {"augment": {"auto_augment": "", "three_augment": True, "color_jitter": 0.3}}
@@ -96,7 +97,7 @@ def _finetuning(size: str) -> list[dict]:
 
 def _21k(size: str) -> list[dict]:
     changed = {
-        "data": {"source": "folder", "name": None, "eval_split": "val"},
+        "data": {"source": "folder", "train_split": "train", "eval_split": "val"},
         "input": {"repeats": 1},
         "augment": {"crop": "src", "mixup": 0.0},
         "optim": {"name": "lamb", "weight_decay": 0.02},
