@@ -1,5 +1,27 @@
 """Data: sources of records, their order, decoding, host batches, transfer to the device.
 
+    open.py           the table of data formats, SOURCES, and `open_data`
+    source.py         what a format provides: `Source` and `Data`
+    tfds_sets.py  folder.py  arrays.py
+                      the formats; tfds reads files through readers.py (FILE_FORMATS: TFRecord,
+                      ArrayRecord) and their records through example.py
+    order.py          which record goes to which row at which step
+    decode.py  cmyk.py  resize.py
+                      image files to pixels, equal to Pillow's
+    pipeline.py  batches.py  transfer.py
+                      canvases, the threads that fill them, the transfer to the device
+
+A new data format is a class and a function, in a module of their own, and one line:
+
+1. a subclass of `Source` with `__len__`, `get(indices) -> (records, labels)`, safe to call from
+   several threads, and `record_name(index)`; a record is an encoded image (bytes) or uint8
+   [h, w, 3];
+2. a function that returns `Data`, whose keyword-only parameters are its options and whose
+   docstring begins with what it is; `check_labels` checks labels;
+3. its line in `SOURCES`: `"mine": open_mine`. A config then says `data.source = "mine"`.
+
+A new file format of prepared data sets is a class, see `readers.FILE_FORMATS`, and its line there.
+
 Importing this needs no TensorFlow; decoding image files does.
 """
 

@@ -27,4 +27,4 @@ def open_data(*, source: str = "tfds", **options) -> Data:
         ConfigError: an unknown source or name, missing or empty data, labels outside the
             classes; the message names what exists and the command that prepares what does not.
     """
-    return builders.choose(SOURCES, source, "data source")(**options)
+    return builders.choose(SOURCES, source, "source")(**options)

@@ -11,7 +11,6 @@ import pytest
 import tiny_runs
 
 from deit_jax import augment, cli, data, models, pretrained
-from deit_jax.data import tfrecord
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import datasets, evaluate, predictions
 from deit_jax.pretrained.convert import save_timm
@@ -299,17 +298,3 @@ def test_confusion_and_classes():
 def test_no_image_is_an_error():
     with pytest.raises(ConfigError, match="saw no image"):
         predictions.predict(lambda variables, batch: {}, {}, [])
-
-
-@pytest.mark.parametrize("values", [[], [7], [3, 300, 999], [-1, 2**40]])
-def test_integer_lists_are_those_of_tensorflow(values):
-    tf = pytest.importorskip("tensorflow")
-    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    empty = tf.train.Feature()
-    example = tf.train.Example(
-        features=tf.train.Features(feature={"a": feature, "empty": empty})
-    ).SerializeToString()
-    assert tfrecord.parse_integers(example, "a").tolist() == values
-    assert tfrecord.parse_integers(example, "empty").tolist() == []
-    with pytest.raises(ValueError, match="lacks feature 'b'"):
-        tfrecord.parse_integers(example, "b")

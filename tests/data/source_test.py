@@ -192,7 +192,7 @@ def test_a_window_start_reads_at_most_one_window(tfds_dir, monkeypatch):
         ({"name": "cifar10", "eval_split": "test[90%:"}, "cannot be read"),
         ({"name": "cifar10", "label_key": "lable"}, "unknown feature.*'lable'; known: label"),
         ({"name": "cifar10", "image_key": "label"}, "is no image"),
-        ({"source": "foldr"}, "unknown data source 'foldr'; known: folder"),
+        ({"source": "foldr"}, "unknown source 'foldr'; known: folder"),
     ],
 )
 def test_tfds_mistakes_name_what_would_work(tfds_dir, arguments, message):

@@ -154,8 +154,6 @@ def test_predict_refuses_what_is_no_image(tmp_path, capsys):
 def test_imagenet_names():
     from deit_jax.cli.predict import readable_names
 
-    assert len(set(imagenet_classes.class_names())) == len(imagenet_classes.synsets()) == 1000
-    assert list(imagenet_classes.synsets()) == sorted(imagenet_classes.synsets())
     # Well-known places in the order of the labels.
     known = {0: "tench", 1: "goldfish", 207: "golden retriever", 281: "tabby", 999: "toilet tissue"}
     assert {k: imagenet_classes.class_names()[k] for k in known} == known

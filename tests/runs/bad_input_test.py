@@ -32,7 +32,7 @@ def refused(spec: str, *overrides: str) -> str:
             ["data.data_dir=/nowhere"],
             ["/nowhere", "tfds build imagenet2012", "ILSVRC2012_img_train.tar"],
         ),
-        ("deit.py:ti", ["data.source=tdfs"], ["unknown data source 'tdfs'", "tfds"]),
+        ("deit.py:ti", ["data.source=tdfs"], ["unknown source 'tdfs'", "tfds"]),
         ("deit.py:ti", [*DIGITS, "model.dtype=float33"], ["'float33'", "bfloat16"]),
         ("deit.py:ti", [*DIGITS, "model.attention=flash"], ["'flash'", "cudnn"]),
         (
