@@ -16,7 +16,7 @@ Published top-1 at 224 (ImageNet validation), rows of Table 3, and Table 5 for 1
 
 In `soft` and `hard` the true labels are learnt too (issue 215 of the official code, which
 cannot run these rows). The soft loss is divided by batch size times classes as in the
-official code; --config.loss.normalise=batch is the textbook mean. Figure 3 has 500 and 800
+official code; --config.loss.reduction=batch is the textbook mean. Figure 3 has 500 and 800
 epochs of b: --config.train.total_epochs.
 
 300 epochs of b without teacher took the authors 53 hours on 8 V100 (16 processes of 64
@@ -56,7 +56,7 @@ def _changed(size: str, row: str) -> ConfigDict:
                 "distill_on": "class",
                 "alpha": 0.1,
                 "tau": 3.0,
-                "normalise": "numel",
+                "reduction": "numel",
             }
         },
         "hard": {"loss": {"distill_on": "class"}},

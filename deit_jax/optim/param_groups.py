@@ -5,7 +5,8 @@ import math
 import re
 from typing import Any
 
-from deit_jax import errors, trees
+from deit_jax import trees
+from deit_jax.errors import ConfigError
 
 PyTree = Any
 
@@ -36,14 +37,14 @@ class Group:
       lr_scale: share of the learning rate.
       frozen: True if the parameters are not trained at all.
       paths: the parameters, as 'blocks_0/attn/qkv/kernel'.
-      numbers: count of scalar parameters.
+      num_params: scalar parameters in all.
     """
 
     decay: float
     lr_scale: float
     frozen: bool
     paths: tuple[str, ...]
-    numbers: int
+    num_params: int
 
     @property
     def tensors(self) -> int:
@@ -69,48 +70,45 @@ def decay_groups(
     """
     masks = Masks.make(
         params,
+        weight_decay=weight_decay,
         decay_dist_token=decay_dist_token,
         layer_decay=layer_decay,
         trainable=trainable,
     )
     leaves = trees.named_leaves(params)
-    by_kind: dict[tuple, list[tuple[str, int]]] = {}
-    for path, leaf in leaves.items():
+    by_kind: dict[tuple, list[str]] = {}
+    for path in leaves:
         frozen = not masks.trainable[path]
-        decay = weight_decay if masks.decayed[path] and not frozen else 0.0
-        lr_scale = 0.0 if frozen else masks.lr_scale[path]
-        by_kind.setdefault((frozen, lr_scale, decay), []).append((path, math.prod(leaf.shape)))
+        rates = (0.0, 0.0) if frozen else (masks.lr_scale[path], masks.decay[path])
+        by_kind.setdefault((frozen, *rates), []).append(path)
     groups = [
         Group(
             decay=decay,
             lr_scale=lr_scale,
             frozen=frozen,
-            paths=tuple(path for path, _ in members),
-            numbers=sum(size for _, size in members),
+            paths=tuple(paths),
+            num_params=sum(math.prod(leaves[path].shape) for path in paths),
         )
-        for (frozen, lr_scale, decay), members in by_kind.items()
+        for (frozen, lr_scale, decay), paths in by_kind.items()
     ]
-    placed = [path for group in groups for path in group.paths]
-    if sorted(placed) != sorted(leaves):
-        raise AssertionError("a parameter is in no group or in two")
     return sorted(groups, key=lambda g: (g.frozen, -g.lr_scale, -g.decay))
 
 
 def format_groups(groups: list[Group]) -> str:
-    """The groups as a text table, one line a group and a line for the sum."""
-    rows = [("names", "tensors", "numbers", "decay", "lr scale")]
+    """The groups as a text table, one line per group and a line for the sum."""
+    rows = [("names", "tensors", "params", "decay", "lr scale")]
     for group in groups:
         rows.append(
             (
-                summarise(group.paths),
+                _short_names(group.paths),
                 f"{group.tensors:,}",
-                f"{group.numbers:,}",
+                f"{group.num_params:,}",
                 "frozen" if group.frozen else f"{group.decay:g}",
                 "-" if group.frozen else f"{group.lr_scale:.4g}",
             )
         )
-    tensors, numbers = sum(g.tensors for g in groups), sum(g.numbers for g in groups)
-    rows.append(("all", f"{tensors:,}", f"{numbers:,}", "", ""))
+    tensors, params = sum(g.tensors for g in groups), sum(g.num_params for g in groups)
+    rows.append(("all", f"{tensors:,}", f"{params:,}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
         "  ".join(
@@ -122,16 +120,15 @@ def format_groups(groups: list[Group]) -> str:
     return "\n".join(lines)
 
 
-def summarise(paths: tuple[str, ...]) -> str:
+def _short_names(paths: tuple[str, ...]) -> str:
     """Names of a group's parameters in short: `*/kernel, dist_token`."""
     leaves: dict[str, set[str]] = {}
     for path in paths:
         leaves.setdefault(path.split("/")[-1], set()).add(path)
-    shown = [
+    return ", ".join(
         f"*/{leaf}" if len(members) > 1 else next(iter(members))
         for leaf, members in sorted(leaves.items())
-    ]
-    return ", ".join(shown)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +136,12 @@ class Masks:
     """Per-parameter decisions, by path.
 
     Attributes:
-      decayed: whether weight decay applies.
+      decay: weight decay coefficient, 0.0 where none applies.
       trainable: whether the parameter is trained.
       lr_scale: share of the learning rate.
     """
 
-    decayed: dict[str, bool]
+    decay: dict[str, float]
     trainable: dict[str, bool]
     lr_scale: dict[str, float]
 
@@ -153,17 +150,26 @@ class Masks:
         cls,
         params: PyTree,
         *,
+        weight_decay: float,
         decay_dist_token: bool,
         layer_decay: float | None,
         trainable: str,
     ) -> "Masks":
+        """The decisions for `params`; arguments and errors as `make_optimizer`."""
+        if not weight_decay >= 0:
+            raise ConfigError(f"weight_decay must be at least 0, not {weight_decay}")
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise ConfigError(
+                f"layer_decay must be above 0 and at most 1, or None, not {layer_decay}"
+            )
         paths = list(trees.named_leaves(params))
-        if not paths:
-            raise errors.ConfigError("there are no parameters to optimise")
         blocks = [int(match[1]) for path in paths if (match := _BLOCK.match(path))]
         depth = max(blocks, default=-1) + 1
         return cls(
-            decayed={path: _decayed(path, decay_dist_token) for path in paths},
+            decay={
+                path: float(weight_decay) if _decayed(path, decay_dist_token) else 0.0
+                for path in paths
+            },
             trainable=_trainable(paths, trainable),
             lr_scale={path: _lr_scale(path, depth, layer_decay) for path in paths},
         )
@@ -178,7 +184,7 @@ def _decayed(path: str, decay_dist_token: bool) -> bool:
     if leaf in UNDECAYED:
         return False
     known = ", ".join(DECAYED + UNDECAYED + BY_SWITCH)
-    raise errors.ConfigError(
+    raise ConfigError(
         f"no weight-decay rule for parameter {path!r}; rules are by last name: {known}"
     )
 
@@ -188,16 +194,15 @@ def _trainable(paths: list[str], trainable: str) -> dict[str, bool]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise errors.ConfigError(
-            f"optim.trainable={trainable!r} is no regular expression ({error}); it is one, "
+        raise ConfigError(
+            f"trainable={trainable!r} is not a regular expression ({error}); use one that is "
             f"searched in names such as {paths[0]!r}, or one of: {', '.join(TRAINABLE)}"
         ) from None
     chosen = {path: compiled.search(path) is not None for path in paths}
     if not any(chosen.values()):
-        raise errors.ConfigError(
-            f"optim.trainable={trainable!r} matches no parameter; it is one of "
-            f"{', '.join(TRAINABLE)}, or a regular expression searched in names such as "
-            f"{paths[0]!r}"
+        raise ConfigError(
+            f"trainable={trainable!r} matches no parameter; use {', '.join(TRAINABLE)}, or a "
+            f"regular expression that is searched in names such as {paths[0]!r}"
         )
     return chosen
 
@@ -214,8 +219,8 @@ def _lr_scale(path: str, depth: int, layer_decay: float | None) -> float:
         layer = dict.fromkeys(_STEM, 0) | dict.fromkeys(_HEADS, depth + 1) | {"norm": depth}
         layer = layer.get(first)
     if depth == 0 or layer is None:
-        raise errors.ConfigError(
-            "optim.layer_decay numbers the blocks of a transformer and finds no place for "
-            f"{path!r}; set layer_decay=None for this model"
+        raise ConfigError(
+            f"layer_decay needs the numbered blocks of a transformer, and {path!r} belongs to "
+            "none; set layer_decay=None for this model"
         )
     return float(layer_decay) ** (depth + 1 - layer)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 from deit_jax.models import VisionTransformer
-from deit_jax.optim import schedules
 from deit_jax.recipe.recipe import Recipe
 
 # Images that shared a mix in the published runs, which drew one lambda for each GPU's batch.
@@ -32,27 +31,18 @@ def _labels(recipe: Recipe) -> Iterator[str]:
 
 
 def _learning_rate(recipe: Recipe) -> Iterator[str]:
-    yield from schedules.schedule_warnings(**_schedule_options(recipe))
+    yield from recipe.schedule.warnings
     options, name = recipe.config.schedule, recipe.config.optim.name
     scale = options.scale_by_batch
     if scale is None or scale == recipe.durations.batch_size:
         return
-    peak = recipe.peak_lr
+    peak = recipe.schedule.peak
     told = f"schedule.base_lr={options.base_lr:g} is scaled by the batch to a peak of {peak:g}"
     remedy = "if it is scaled already, set schedule.scale_by_batch=None"
     if name == "lamb" and peak > options.base_lr:
         yield f"{told}; the published rates for LAMB are not scaled: {remedy}"
     elif name == "adamw" and options.base_lr >= _SCALED_ADAMW_LR and peak > options.base_lr:
         yield f"{told}, twice the published 5e-4 for 512 images or more: {remedy}"
-
-
-def _schedule_options(recipe: Recipe) -> dict:
-    durations = recipe.durations
-    return dict(recipe.config.schedule) | {
-        "batch_size": durations.batch_size,
-        "steps_per_epoch": durations.steps_per_epoch,
-        "total_steps": durations.total_steps,
-    }
 
 
 def _batch(recipe: Recipe) -> Iterator[str]:

@@ -10,7 +10,6 @@ import optax
 
 from deit_jax import augment, losses, models, optim
 from deit_jax.errors import ConfigError, Problems
-from deit_jax.optim import schedules
 from deit_jax.recipe.durations import Durations, make_durations
 from deit_jax.recipe.teacher_model import TeacherModel, find_teacher_model
 
@@ -43,7 +42,7 @@ class Recipe:
     params: Any
     mix_group: int | None
     loss_fn: Callable
-    schedule: Callable[[Any], jax.Array]
+    schedule: optim.Schedule
     tx: optax.GradientTransformation
     teacher: TeacherModel | None
 
@@ -51,16 +50,6 @@ class Recipe:
     def image_size(self) -> int:
         """Side in pixels of the student's images."""
         return self.model.image_size[0]
-
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate at the end of the warm-up."""
-        options = self.config.schedule
-        return schedules.peak_lr(
-            base_lr=options.base_lr,
-            scale_by_batch=options.scale_by_batch,
-            batch_size=self.durations.batch_size,
-        )
 
     def make_augment(self, mesh: jax.sharding.Mesh | None = None) -> Callable:
         """`augment(key, batch)`, see `augment.make_augment`."""
@@ -98,7 +87,13 @@ def make_recipe(
     with problems.section("loss"):
         parts["loss_fn"] = losses.make_loss(**config.loss)
     with problems.section("schedule"):
-        parts["schedule"] = _make_schedule(config, durations) if durations else None
+        if durations:
+            parts["schedule"] = optim.make_schedule(
+                durations.batch_size,
+                durations.steps_per_epoch,
+                durations.total_steps,
+                **config.schedule,
+            )
     with problems.section("augment"):
         parts["mix_group"] = find_mix_group(config)
         side = model.image_size[0] if model else 224
@@ -109,9 +104,7 @@ def make_recipe(
         )["params"]
         schedule = parts.get("schedule") or (lambda step: 0.0)
         with problems.section("optim"):
-            parts["tx"] = optim.make_optimizer(
-                params=parts["params"], schedule=schedule, **config.optim
-            )
+            parts["tx"] = optim.make_optimizer(parts["params"], schedule, **config.optim)
         with problems.section("loss"):
             _check_heads(config, model)
         with problems.section("teacher"):
@@ -150,15 +143,6 @@ def _make_augment(config: Any, side: int, num_classes: int, mix_group: Any, mesh
     options = dict(config.augment) | {"mix_group": mix_group}
     del options["mix_group_limit"]
     return augment.make_augment(image_size=side, num_classes=num_classes, mesh=mesh, **options)
-
-
-def _make_schedule(config: ml_collections.ConfigDict, durations: Durations) -> Callable:
-    return schedules.make_schedule(
-        batch_size=durations.batch_size,
-        steps_per_epoch=durations.steps_per_epoch,
-        total_steps=durations.total_steps,
-        **config.schedule,
-    )
 
 
 def _check_heads(config: ml_collections.ConfigDict, model: models.Model) -> None:

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from deit_jax import data, models, optim
+from deit_jax import builders, data, losses, models, optim
 from deit_jax.augment import erasing, operations, policies, randaugment, three_augment
+from deit_jax.optim.optimizers import OPTIMIZERS
 from deit_jax.recipe import costs
 from deit_jax.recipe.recipe import Recipe
 
@@ -71,7 +72,7 @@ def _run(recipe: Recipe) -> list[str]:
 def _learning_rate(recipe: Recipe) -> list[str]:
     durations, options = recipe.durations, recipe.config.schedule
     schedule = recipe.schedule
-    peak = recipe.peak_lr
+    peak = schedule.peak
     scaled = "not scaled"
     if options.scale_by_batch is not None:
         scaled = f"= {options.base_lr:g} x {durations.batch_size:,} / {options.scale_by_batch}"
@@ -79,7 +80,7 @@ def _learning_rate(recipe: Recipe) -> list[str]:
         "curve": f"{options.kind}, {options.warmup_epochs:g} epochs of warm-up "
         f"({options.warmup_epochs * durations.steps_per_epoch:,.0f} steps)",
         "peak": f"{peak:g} {scaled}",
-        "floor": "none" if options.kind == "constant" else f"{options.min_lr:g}",
+        "floor": f"{options.min_lr:g}" if "min_lr" in options else "none",
     }
     epochs = durations.total_steps / durations.steps_per_epoch
     first = [e for e in range(7) if e < epochs]
@@ -91,15 +92,12 @@ def _learning_rate(recipe: Recipe) -> list[str]:
 
 def _optimizer(recipe: Recipe) -> list[str]:
     options = recipe.config.optim
-    if options.name == "sgd":
-        nesterov = "Nesterov " if options.nesterov else ""
-        numbers = f"{nesterov}momentum {options.momentum:g}"
-    else:
-        numbers = f"betas ({options.beta1:g}, {options.beta2:g}), eps {options.eps:g}"
+    entry = OPTIMIZERS[options.name]
+    own = ", ".join(f"{key} {options[key]}" for key in builders.options(entry, options))
     clip = "none" if options.clip_norm is None else f"global norm {options.clip_norm:g}"
-    if options.name == "lamb" and options.lamb_clip_norm is not None:
-        clip += f", and {options.lamb_clip_norm:g} inside LAMB"
-    lines = _columns({"kind": f"{options.name}, {numbers}", "clipping": clip})
+    lines = _columns(
+        {"kind": f"{options.name}, {builders.headline(entry)}", "options": own, "clipping": clip}
+    )
     groups = optim.decay_groups(
         recipe.params,
         weight_decay=options.weight_decay,
@@ -199,19 +197,17 @@ def _mixing(recipe: Recipe) -> str:
 
 def _loss(recipe: Recipe) -> list[str]:
     options = recipe.config.loss
-    names = {"ce": "cross-entropy with soft targets", "bce": "binary cross-entropy, target > 0"}
-    heads = {"class": "class token's logits", "mean": "mean of both heads' logits"}
-    pairs = {"labels": f"{names[options.base]}, on the {heads[options.label_on]}"}
+    entry, head = losses.LABEL_LOSSES[options.base], losses.LABEL_HEADS[options.label_on]
+    pairs = {"labels": f"{builders.headline(entry)}, on the {builders.headline(head).lower()}"}
     if options.distillation == "none":
         pairs["teacher"] = "none"
         return _columns(pairs)
-    head = "distillation token" if options.distill_on == "token" else "class token"
-    if options.distillation == "hard":
-        told = "hard: cross-entropy with the teacher's argmax, no smoothing"
-    else:
-        divisor = "batch and classes" if options.normalise == "numel" else "the batch"
-        told = f"soft: tau {options.tau:g}, divided by {divisor}"
-    pairs["distillation"] = f"{told}, on the {head}"
+    entry = losses.DISTILLATION_LOSSES[options.distillation]
+    head = losses.DISTILLED_HEADS[options.distill_on]
+    own = "".join(f", {key} {options[key]}" for key in builders.options(entry, options))
+    pairs["distillation"] = (
+        f"{builders.headline(entry)}{own}, on the {builders.headline(head).lower()}"
+    )
     pairs["weights"] = f"{1 - options.alpha:g} labels + {options.alpha:g} teacher"
     section = recipe.config.teacher
     size = section.input_size or recipe.image_size

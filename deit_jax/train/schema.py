@@ -18,7 +18,6 @@ from deit_jax import (
 )
 from deit_jax.builders import Option, Section
 from deit_jax.models import registry
-from deit_jax.optim import schedules
 from deit_jax.recipe import durations
 from deit_jax.tracking import writers
 from deit_jax.train import experiment, nonfinite
@@ -68,10 +67,8 @@ SECTIONS = {
         teacher.make_teacher, supplied=("num_classes", "image_size", "mean", "std")
     ),
     "loss": losses.make_loss,
-    "optim": from_signature(optim.make_optimizer, supplied=("params", "schedule")),
-    "schedule": from_signature(
-        schedules.make_schedule, supplied=("batch_size", "steps_per_epoch", "total_steps")
-    ),
+    "optim": optim.make_optimizer,
+    "schedule": optim.make_schedule,
     "step": step_lib.make_train_step,
     "train": durations.make_durations,
     "eval": experiment.make_evaluation,

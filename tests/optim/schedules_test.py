@@ -1,14 +1,14 @@
 """Learning-rate curves against timm's scheduler and the official training loop."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from deit_jax import errors
+from deit_jax import builders, errors
 from deit_jax.optim import schedules
+from deit_jax.train import schema
 
 PER_EPOCH = 1248  # a multiple of the positions stored within an epoch
 RECIPES = ("base", "deit3_small", "rising", "no_warmup")
@@ -93,11 +93,14 @@ def test_jit_gives_one_f32_scalar_a_step():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"kind": "cosin"}, "cosine"),
-        ({"base_lr": -1.0}, "base_lr"),
-        ({"total_steps": 0}, "total_steps"),
-        ({"scale_by_batch": 0}, "scale_by_batch"),
-        ({"warmup_epochs": float("nan")}, "warmup_epochs"),
+        ({"kind": "cosin"}, "schedule 'cosin'; known: cosine"),
+        ({"base_lr": -1.0}, "^base_lr must be"),
+        ({"min_lr": -1.0}, "^min_lr must be"),
+        ({"kind": "timm_epoch", "min_lr": -1.0}, "^min_lr must be"),
+        ({"warmup_lr": -1.0}, "^warmup_lr must be"),
+        ({"total_steps": 0}, "^total_steps must be"),
+        ({"scale_by_batch": 0}, "^scale_by_batch must be"),
+        ({"warmup_epochs": float("nan")}, "^warmup_epochs must be"),
     ],
 )
 def test_wrong_values_are_named(change, words):
@@ -111,15 +114,54 @@ def test_wrong_values_are_named(change, words):
     [
         ({"base_lr": 7.5e-6, "scale_by_batch": None}, "above the peak"),
         ({"base_lr": 1e-5, "scale_by_batch": None}, "constant"),
+        ({"kind": "timm_epoch", "min_lr": 1e-2}, "above the peak"),
         ({"base_lr": 1e-8, "kind": "constant", "scale_by_batch": None}, "warm-up falls"),
         ({"total_steps": 40}, "never reached"),
-        ({"kind": "timm_epoch", "total_steps": 95}, "no whole number"),
+        ({"kind": "timm_epoch", "total_steps": 95}, "not a whole number"),
     ],
 )
 def test_warnings_name_what_is_seldom_meant(change, words):
-    published = inspect.signature(schedules.make_schedule).parameters.values()
-    defaults = {p.name: p.default for p in published if p.default is not p.empty}
-    recipe = defaults | {"batch_size": 1024, "steps_per_epoch": 10, "total_steps": 100}
-    assert schedules.schedule_warnings(**recipe) == []
-    (line,) = schedules.schedule_warnings(**recipe | change)
+    recipe = {"batch_size": 1024, "steps_per_epoch": 10, "total_steps": 100}
+    assert schedules.make_schedule(**recipe).warnings == ()
+    (line,) = schedules.make_schedule(**recipe | change).warnings
     assert words in line
+
+
+COMMON = {"kind", "base_lr", "scale_by_batch", "warmup_epochs", "warmup_lr"}
+COSINE = {"min_lr", "warmup_prefix"}
+
+
+@pytest.mark.parametrize(
+    "kind, own", [("cosine", COSINE), ("timm_epoch", COSINE), ("constant", set())]
+)
+def test_options_are_those_of_the_chosen_curve(kind, own):
+    assert set(builders.options(schedules.make_schedule, {"kind": kind})) == COMMON | own
+    assert builders.headline(schedules.SCHEDULES[kind])
+    for option in COSINE - own:
+        section = {"kind": kind, option: 0.5}
+        with pytest.raises(errors.ConfigError, match=f"unknown key config.schedule.{option};"):
+            schema.resolve(
+                ConfigDict({"model": {"name": "deit_tiny_patch16_224"}, "schedule": section})
+            )
+        with pytest.raises(TypeError, match=option):
+            schedules.make_schedule(64, 7, 70, **section)
+
+
+def test_a_curve_is_one_function_and_one_line(monkeypatch):
+    def linear(run, *, final_lr: float = 0.0):
+        """Linear to the final rate."""
+        if final_lr > run.peak:
+            run.warnings.append("rises")
+        share = lambda step: jnp.minimum(step / run.total_steps, 1.0).astype(jnp.float32)
+        return schedules.after_warmup(
+            run, lambda step: run.peak + (final_lr - run.peak) * share(step)
+        )
+
+    monkeypatch.setitem(schedules.SCHEDULES, "linear", linear)
+    options = {"kind": "linear", "final_lr": 2e-4, "warmup_epochs": 1.0}
+    assert set(builders.options(schedules.make_schedule, options)) == COMMON | {"final_lr"}
+    schedule = schedules.make_schedule(1024, 10, 100, **options)
+    assert schedule.peak == 1e-3 and schedule.warnings == ()
+    rates = schedule(np.array([0, 5, 50, 100]))
+    np.testing.assert_allclose(rates, [1e-6, (1e-6 + 1e-3) / 2, 6e-4, 2e-4], rtol=1e-5)
+    assert schedules.make_schedule(1024, 10, 100, **options | {"final_lr": 1.0}).warnings

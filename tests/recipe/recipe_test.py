@@ -47,7 +47,7 @@ def published():
         "random erasing with probability 0.25: a box of area 2 % to 33.3 %",
         "mixup (alpha 0.8) with probability 0.5 or CutMix (alpha 1) with probability 0.5",
         "label smoothing 0.1",
-        "hard: cross-entropy with the teacher's argmax",
+        "Cross-entropy with the teacher's argmax",
         "0.5 labels + 0.5 teacher",
         "at 224 pixels",
         "decay 0.99996 = 25,000 steps",
@@ -63,8 +63,8 @@ def test_published_recipe_is_told(published, fact):
 @pytest.mark.parametrize(
     "overrides, fact",
     [
-        ({"optim__name": "lamb"}, "and 1 inside LAMB"),
-        ({"optim__name": "sgd"}, "Nesterov momentum 0.9"),
+        ({"optim__name": "lamb"}, "lamb_clip_norm 1"),
+        ({"optim__name": "sgd"}, "momentum 0.9, nesterov True"),
         ({"optim__trainable": "attn_only"}, "frozen"),
         ({"schedule__kind": "timm_epoch"}, "1e-06, 1e-06, 0.0002008"),
         ({"augment__mixup": 0, "augment__cutmix": 0}, "no mixing of images"),

@@ -148,16 +148,23 @@ def test_mistakes_are_reported_together():
         "deit.py:ti",
         *DIGITS,
         "model.num_heads=5",
-        "optim.name=adam",
-        "schedule.kind=linear",
+        "schedule.min_lr=-1",
         "augment.auto_augment=rand-x9",
         "eval.crop_ratio=2",
+        "loss.distillation=soft",
         "loss.tau=-1",
         "mesh.fsdp=3",
     )
     sections = ("model", "augment", "eval", "loss", "mesh", "schedule")
     for section in sections:
         assert f"config.{section}" in message, section
+
+
+def test_unknown_names_and_options_are_reported_together():
+    wrong = ("optim.name=adam", "schedule.kind=linear", "loss.base=mse", "loss.tau=-1")
+    message = refused("deit.py:ti", *DIGITS, *wrong)
+    for words in ("'adam'; known: adamw", "'linear'; known: ", "'mse'; known: "):
+        assert words in message
 
 
 def test_unknown_data_set_and_split(tfds_dir):

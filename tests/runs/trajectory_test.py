@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import trajectory_data as data
 
-from deit_jax import losses, models, optim, trees
+from deit_jax import builders, losses, models, optim, trees
 from deit_jax.train import step as step_lib
 
 TOLERANCE = 1e-3
@@ -73,7 +73,7 @@ def final_of(stored, variant):
 
 def train(stored, variant):
     """Losses [steps, 3] (total, label, distillation) and the final parameters by path."""
-    distillation, alpha, tau = data.VARIANTS[variant]
+    options = dict(zip(("distillation", "alpha", "tau"), data.VARIANTS[variant], strict=True))
     plain, distilled = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
     student = small_model(plain if variant == "plain" else distilled)
     teacher = small_model(plain)
@@ -81,8 +81,8 @@ def train(stored, variant):
     start = variables(shapes, seed=1)
     rates = jnp.asarray([data.rate(step) for step in range(data.STEPS)], jnp.float32)
     tx = optim.make_optimizer(
-        params=start["params"],
-        schedule=lambda step: rates[step],
+        start["params"],
+        lambda step: rates[step],
         weight_decay=data.WEIGHT_DECAY,
     )
     teacher_shapes = {name: value.shape for name, value in final_of(stored, "plain").items()}
@@ -91,7 +91,7 @@ def train(stored, variant):
         step_lib.make_train_step(
             student,
             lambda key, batch: dict(batch),
-            losses.make_loss(distillation=distillation, alpha=alpha, tau=tau),
+            builders.bind(losses.make_loss, options)(),
             tx,
             lambda step: rates[step],
             jax.random.key(0),
