@@ -51,7 +51,7 @@ def tfds_dir() -> pathlib.Path:
 
 
 @pytest.fixture
-def optimised():
+def optimized():
     """For tests of what the compiler may change: programs are compiled as users' are."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield

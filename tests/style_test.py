@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(
     path
-    for folder in ("deit_jax", "configs", "tests", "benchmarks")
+    for folder in ("deit_jax", "configs", "tests", "benchmarks", "docs")
     for path in (ROOT / folder).rglob("*.py")
 ) + [ROOT / "train.py"]
 
@@ -113,6 +113,11 @@ def circles(uses: dict[str, set[str]], depth: int | None = None) -> list[str]:
 
 def test_no_import_goes_up_a_layer():
     assert upward(dependencies(modules())) == []
+
+
+@pytest.mark.parametrize("depth", [None, 2], ids=["modules", "packages"])
+def test_no_imports_go_in_a_circle(depth):
+    assert circles(dependencies(modules()), depth) == []
 
 
 def test_planted_imports_are_found(tmp_path):

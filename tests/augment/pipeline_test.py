@@ -61,7 +61,7 @@ def test_everything_off_only_normalises():
     np.testing.assert_array_equal(out["target"], np.eye(CLASSES)[batch["label"]])
 
 
-def test_the_published_recipe_on_one_device_and_on_eight(optimised):
+def test_the_published_recipe_on_one_device_and_on_eight(optimized):
     batch = make_batch(16)
     batch["canvas_index"] = (np.arange(32, dtype=np.int32) * 5) % 16
     alone = run(batch, mix_group=4)
