@@ -44,11 +44,11 @@ class Teacher:
 
 
 def make_teacher(
-    *,
     num_classes: int,
     image_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    *,
     init: str = "",
     name: str = "",
     ema: bool = False,
@@ -87,8 +87,8 @@ def make_teacher(
     classes = loaded.num_classes
     if classes != num_classes:
         raise ConfigError(
-            f"the teacher {init} knows {classes} classes, the data has {num_classes}; "
-            "a teacher must be trained on the same classes"
+            f"teacher {init} was trained on {classes} classes, but the data has {num_classes}; "
+            "both must be the same classes"
         )
     side = input_size or image_size
     kwargs = dict(loaded.model_kwargs) | {"image_size": side, "dtype": dtype}
