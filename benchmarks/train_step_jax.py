@@ -62,7 +62,7 @@ def random_teacher(case: dict) -> tuple[Teacher, models.Model]:
     variables = models.init_variables(model, jax.random.key(1))
     folded, variables = model.fold_batch_norm(variables)
     fn = lambda variables, image: models.apply(folded, variables, image).logits
-    return Teacher(fn=fn, variables=variables, description=case["teacher"]), model
+    return Teacher(fn, variables, case["teacher"], folded), model
 
 
 def plain_input(options: Any) -> Any:

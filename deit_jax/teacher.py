@@ -12,16 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import models
-from deit_jax.errors import ConfigError, unknown
+from deit_jax import builders, models, pretrained
+from deit_jax.errors import ConfigError
+from deit_jax.models import registry
+from deit_jax.recipe import teacher_model
 
 PyTree = Any
 
-PUBLISHED = "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"
-NO_TEACHER = f"""config.teacher.init is not set, and a distilled run needs a trained teacher. Give one of:
-  - the published RegNetY-16GF: download {PUBLISHED} and set
-    --config.teacher.init=regnety_160-a5fe301d.pth (it is read as it is; `deit-jax convert` is not needed)
-  - a run of this library: --config.teacher.init=WORKDIR, for example of configs/quickstart.py:teacher
+NO_TEACHER = """\
+config.teacher.init is not set, and a distilled run needs a trained teacher. Give one of:
+  - the published RegNetY-16GF: download
+    https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth and set
+    --config.teacher.init=regnety_160-a5fe301d.pth (no conversion needed)
+  - a run of this library: --config.teacher.init=WORKDIR, for example of
+    configs/quickstart.py:teacher
 To train the same student without a teacher: --config.loss.distillation=none"""
 
 
@@ -31,7 +35,7 @@ class Teacher:
 
     Attributes:
       fn: `(variables, image f32 [B, h, w, 3]) -> logits f32 [B, K]`, for the student's
-        normalised image.
+        normalized image.
       variables: host arrays, to be placed on the mesh by the caller.
       description: one line for the terminal.
       model: what `fn` applies, with its compute dtype and image size.
@@ -40,7 +44,7 @@ class Teacher:
     fn: Callable[[PyTree, jax.Array], jax.Array]
     variables: PyTree
     description: str
-    model: models.Model | None = None
+    model: models.Model
 
 
 def make_teacher(
@@ -75,24 +79,13 @@ def make_teacher(
     Raises:
       ConfigError: no `init`, an unreadable one, or one of another number of classes.
     """
-    if name and name not in models.list_models():
-        raise unknown("model", name, models.list_models())
+    if name:
+        builders.choose(registry.ARCHITECTURES, name, "model")
     if not init:
         raise ConfigError(NO_TEACHER)
-    from deit_jax import pretrained
-
     loaded = pretrained.load_checkpoint(init, ema=ema, which=which, model=name or None)
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    classes = loaded.num_classes
-    if classes != num_classes:
-        raise ConfigError(
-            f"teacher {init} was trained on {classes} classes, but the data has {num_classes}; "
-            "both must be the same classes"
-        )
     side = input_size or image_size
-    kwargs = dict(loaded.model_kwargs) | {"image_size": side, "dtype": dtype}
-    model = models.create_model(loaded.model, **kwargs | {"num_classes": num_classes})
+    model = teacher_model.create_model(loaded, num_classes, side, dtype=dtype)
     variables = pretrained.adapt(loaded, model=model).variables
     if fold_batch_norm:
         model, variables = model.fold_batch_norm(variables)
@@ -106,11 +99,8 @@ def make_teacher(
             return output.logits
         return (output.logits + output.dist_logits) / 2
 
-    count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables))
-    description = (
-        f"{loaded.model} from {loaded.label}, {count:,} parameters, at {side} px in {dtype}"
-    )
-    return Teacher(fn=fn, variables=variables, description=description, model=model)
+    description = teacher_model.describe(model, f"{loaded.model} from {loaded.label}")
+    return Teacher(fn, variables, description, model)
 
 
 def _input_conversion(from_size: int, to_size: int, student_stats, teacher_stats):

@@ -127,6 +127,10 @@ class Model(nn.Module, kw_only=True):
         """
         return value, ""
 
+    def without_batch_norm(self) -> "Model":
+        """The model that `fold_batch_norm` returns."""
+        return self
+
     def fold_batch_norm(self, variables: dict[str, Any]) -> tuple["Model", dict[str, Any]]:
         """(model, variables) of the same function with BatchNorm folded into other layers.
 

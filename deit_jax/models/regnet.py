@@ -193,6 +193,10 @@ class RegNet(Model, kw_only=True):
             if width % group:
                 raise ConfigError(f"width {width} is not a multiple of its group size {group}")
 
+    def without_batch_norm(self) -> "RegNet":
+        """See `Model.without_batch_norm`."""
+        return self.clone(folded=True)
+
     def fold_batch_norm(self, variables: dict[str, Any]) -> tuple["RegNet", dict[str, Any]]:
         """BatchNorm's scale and shift move into the convolutions; logits agree to rounding.
 
@@ -214,7 +218,7 @@ class RegNet(Model, kw_only=True):
             }
 
         params = fold(variables["params"], variables["batch_stats"])
-        return self.clone(folded=True), {"params": params}
+        return self.without_batch_norm(), {"params": params}
 
     @nn.compact
     def __call__(

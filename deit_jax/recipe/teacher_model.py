@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import ml_collections
 
 from deit_jax import models, pretrained
+from deit_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +14,7 @@ class TeacherModel:
     """The teacher as far as its size and cost go.
 
     Attributes:
-      model: None where it cannot be known yet.
+      model: what the run applies; None where it cannot be known yet.
       description: what it is and where it comes from, or why that is unknown.
     """
 
@@ -29,24 +31,64 @@ def find_teacher_model(
     the one that `teacher.name` names, or unknown.
 
     Raises:
-      ConfigError: an unknown name, or a checkpoint that cannot be read.
+      ConfigError: an unknown name, a checkpoint that cannot be read, or one of another number
+        of classes.
     """
     if config.loss.distillation == "none":
         return None
     section = config.teacher
-    sizes = {
-        "num_classes": student.num_classes,
-        "image_size": section.input_size or student.image_size[0],
-    }
     name, missing = section.name, "config.teacher.init is not set"
+    info = None
     if section.init:
         try:
             info = pretrained.describe(
                 section.init, ema=section.ema, which=section.which, model=name or None
             )
-            return TeacherModel(info.create_model(**sizes), f"{info.model}, {info.label}")
         except FileNotFoundError:
             missing = f"{section.init} does not exist"
-    if not name:
+    side = section.input_size or student.image_size[0]
+    if info is not None:
+        model = create_model(info, student.num_classes, side, dtype=section.dtype)
+    elif name:
+        sizes = {"num_classes": student.num_classes, "image_size": side}
+        model = models.create_model(name, dtype=resolve_dtype(section.dtype), **sizes)
+    else:
         return TeacherModel(None, f"unknown: {missing}")
-    return TeacherModel(models.create_model(name, **sizes), f"{name}, {missing}")
+    if section.fold_batch_norm:
+        model = model.without_batch_norm()
+    source = f"{info.model} from {info.label}" if info else f"{name}, {missing}"
+    return TeacherModel(model, describe(model, source))
+
+
+def create_model(
+    info: pretrained.CheckpointInfo, num_classes: int, side: int, *, dtype: str
+) -> models.Model:
+    """The model of a teacher's checkpoint as a run applies it.
+
+    Args:
+      num_classes: of the student; a teacher with another number is refused.
+      side: in pixels, of the teacher's image.
+      dtype: compute type; 'auto' is bfloat16 on accelerators, float32 on CPU.
+
+    Raises:
+      ConfigError: another number of classes, or a side that the model cannot take.
+    """
+    if info.num_classes != num_classes:
+        raise ConfigError(
+            f"teacher {info.source} was trained on {info.num_classes} classes, but the data has "
+            f"{num_classes}; both must have the same classes"
+        )
+    return info.create_model(image_size=side, dtype=resolve_dtype(dtype))
+
+
+def resolve_dtype(dtype: str) -> str:
+    """'auto' is bfloat16 on accelerators, float32 on CPU."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def describe(model: models.Model, source: str) -> str:
+    """One line for the terminal; `source` says what it is and where it comes from."""
+    size = models.count(model).parameters
+    return f"{source}, {size:,} parameters, at {model.image_size[0]} px in {model.dtype}"

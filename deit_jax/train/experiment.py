@@ -211,13 +211,8 @@ def _load_teacher(recipe: Recipe) -> Teacher | None:
     config = recipe.config
     if config.loss.distillation == "none":
         return None
-    return make_teacher(
-        num_classes=recipe.num_classes,
-        image_size=recipe.image_size,
-        mean=config.augment.mean,
-        std=config.augment.std,
-        **config.teacher,
-    )
+    statistics = config.augment.mean, config.augment.std
+    return make_teacher(recipe.num_classes, recipe.image_size, *statistics, **config.teacher)
 
 
 def _start_weights(recipe: Recipe) -> pretrained.Adapted | None:

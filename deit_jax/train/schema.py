@@ -63,9 +63,7 @@ SECTIONS = {
         },
         (),
     ),
-    "teacher": from_signature(
-        teacher.make_teacher, supplied=("num_classes", "image_size", "mean", "std")
-    ),
+    "teacher": teacher.make_teacher,
     "loss": losses.make_loss,
     "optim": optim.make_optimizer,
     "schedule": optim.make_schedule,
