@@ -206,7 +206,7 @@ def test_teacher_of_other_classes(tiny_teacher, tmp_path):
         f"teacher.init={tiny_teacher}",
         "teacher.name=regnety_002",
     )
-    assert "knows 10 classes, the data has 3" in message
+    assert "was trained on 10 classes, but the data has 3" in message
 
 
 def test_workdir_that_cannot_be_written(tmp_path, capsys):
