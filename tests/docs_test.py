@@ -112,11 +112,12 @@ def every_option(build) -> set[str]:
     if isinstance(build, builders.Section):
         names = models.list_models() if "name" in build.choosers else [""]
         return {key for name in names for key in build.options({"name": name} if name else {})}
-    found = set(builders.keywords(build))
-    for choice in getattr(build, "choices", {}).values():
-        entries = choice.values() if isinstance(choice, Mapping) else choice(None)
-        for entry in entries:
-            found |= every_option(entry)
+    own = builders.keywords(build)
+    found = set(own)
+    for key, choice in getattr(build, "choices", {}).items():
+        is_table = isinstance(choice, Mapping)
+        for entry in choice.values() if is_table else choice(own[key].default if key else None):
+            found |= every_option(entry) if callable(entry) else set()
     return found
 
 
