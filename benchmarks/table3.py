@@ -106,7 +106,7 @@ def train(
 
 def report(args: argparse.Namespace, teacher: str) -> dict:
     """What has been run so far: per line the top-1 of every seed, in percent."""
-    from deit_jax.cli.compare import last_evaluation
+    from deit_jax.evaluation.results import last_evaluation
 
     lines, minutes = [], {}
     for row, head, words in LINES:
@@ -132,7 +132,7 @@ def report(args: argparse.Namespace, teacher: str) -> dict:
 
 
 def _teacher_top1(workdir: pathlib.Path) -> float | None:
-    from deit_jax.cli.compare import last_evaluation
+    from deit_jax.evaluation.results import last_evaluation
 
     return 100 * last_evaluation(workdir)["eval/class/top1"] if workdir.is_dir() else None
 

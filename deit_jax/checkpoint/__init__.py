@@ -1,10 +1,13 @@
-"""Checkpoints that are written in the background, verified when read, and never lost silently.
+"""Checkpoints that are written in the background and verified when they are read.
 
-Arrays go through orbax (only `deit_jax.checkpoint.io` imports it), which commits a step by
-one rename and restores onto any mesh. What orbax does not do is done here: a digest of
-every array (it restores bit-flipped data without a word), a list of all structural
-differences, falling back to an older step, NaN never counting as best, and failures of
-background saves that are reported and counted.
+Arrays go through orbax (only `io.py` imports it), which commits a step by one rename and
+restores onto any mesh. Orbax restores bit-flipped data silently, so this package adds a
+digest of every array, a list of all structural differences, falling back to an older step,
+and failures of background saves that are reported and counted. NaN is never the best.
+
+`manager.py` is what the training loop uses; `io.py` reads and writes one step; `layout.py`
+names the folders and selects one; `retention.py` decides which steps are kept, and a new rule
+goes there. A new part of the training state goes into `parts.py`.
 """
 
 from deit_jax.checkpoint.io import Restored, read_metadata, read_variables

@@ -27,7 +27,7 @@ from deit_jax.trees import named_leaves, nested
 
 PyTree = Any
 
-# What says "this machine is in trouble", not "this checkpoint is": never a reason to fall back.
+# Signs that the machine is in trouble, not the checkpoint: never a reason to fall back.
 _MACHINE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MACHINE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")
 
@@ -42,7 +42,7 @@ class Restored:
 
 
 def begin_save(folder: pathlib.Path, parts: dict[str, PyTree], metadata: Mapping[str, Any]) -> Any:
-    """Copies `parts` to the host and starts to write; `.result()` of what it returns waits.
+    """Copies `parts` to the host and starts to write; `.result()` of the return value waits.
 
     Computes and stores the manifest that `read_state` verifies against.
     """
@@ -57,7 +57,7 @@ def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restore
     """One step onto the devices that `abstract` names, verified.
 
     Raises:
-      DamagedCheckpointError: it is not what was saved.
+      DamagedCheckpointError: it differs from what was saved.
       StructureError: it is another model, optimizer or state.
     """
     described = layout.read_description(folder)
@@ -69,7 +69,7 @@ def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restore
         raise StructureError(
             f"{folder} does not fit this config; {len(lines)} arrays differ:\n  "
             + "\n  ".join(lines)
-            + "\nUse the config of that run, or start another workdir from its weights."
+            + "\nUse the config of that run, or another workdir with config.init set to this one."
         )
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
@@ -136,8 +136,8 @@ def _described_variables(folder: pathlib.Path, ema: bool) -> layout.Described:
 
 
 def _changed(folder: pathlib.Path, names: list[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{folder}: values are not those that were saved: {shown}"
+    first = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{folder}: values are not those that were saved: {first}"
 
 
 def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -182,7 +182,7 @@ def _context() -> ocp.Context:
 
 @contextlib.contextmanager
 def _quiet_failure() -> Iterator[None]:
-    """When a read fails, orbax drops the reads beside it, which then complain on their own."""
+    """When a read fails, orbax drops concurrent reads, which then warn on their own."""
     hook = sys.unraisablehook
 
     def filtered(unraisable: Any) -> None:
@@ -202,7 +202,7 @@ def _quiet_failure() -> Iterator[None]:
 
 
 class _OrbaxFilter(logging.Filter):
-    """Drops what orbax logs; whatever fails is raised to us, and reported in our words."""
+    """Drops what orbax logs; its failures are raised to us, and reported in our words."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno > logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname

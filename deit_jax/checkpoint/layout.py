@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: names, manifests, what is damaged and what is left over.
+"""The folder of a run's checkpoints: names, manifests, damaged steps and unfinished ones.
 
     checkpoints/120/            one committed step; parts of it:
       params/ batch_stats/ ema/ train/    arrays
@@ -6,7 +6,7 @@
       metadata/data.json        config, model, class names, versions, metrics
     checkpoints/damaged-100/    set aside after it failed to verify; never deleted by us
 
-A step is committed by one rename, so a name that is a bare number is whole unless the
+A step is committed by one rename, so a folder named by a bare number is whole unless the
 storage damaged it later.
 """
 
@@ -32,23 +32,23 @@ _UNFINISHED = re.compile(r"^\d+(\.orbax-checkpoint-tmp.*|\.deleting)$")
 
 
 class CheckpointError(ConfigError):
-    """The folder of checkpoints cannot be used, or none in it can be trusted."""
+    """The folder of checkpoints cannot be used, or none in it passes verification."""
 
 
 class SaveFailedError(RunStopped):
-    """Checkpoints can no longer be written; what was saved earlier is intact."""
+    """Checkpoints can no longer be written; those saved earlier are intact."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """One checkpoint is not what was saved; the message names what differs."""
+    """One checkpoint differs from what was saved; the message names where."""
 
 
 class StructureError(ConfigError):
-    """A sound checkpoint holds another model, optimizer or state than the one asked for."""
+    """An intact checkpoint holds another model, optimizer or state than the requested one."""
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-    """Steps committed in `directory`, ascending, sound or not."""
+    """Steps committed in `directory`, ascending, damaged ones included."""
     if not directory.is_dir():
         return []
     return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
@@ -62,7 +62,7 @@ def damaged_in(directory: pathlib.Path) -> list[str]:
 
 
 def remove_unfinished(directory: pathlib.Path) -> list[str]:
-    """Deletes what a killed run left half written or half deleted; returns the names."""
+    """Deletes steps that a killed run left half written or half deleted; returns the names."""
     names = [e.name for e in directory.iterdir() if _UNFINISHED.match(e.name)]
     for name in names:
         shutil.rmtree(directory / name, ignore_errors=True)
@@ -112,7 +112,7 @@ def to_json(value: Mapping[str, Any], *, what: str) -> dict[str, Any]:
 def make_manifest(
     leaves: Mapping[str, Any], digests: Mapping[str, int], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What is checked on restore: every array's shape, dtype, digest; checksums of the JSON."""
+    """Checked on restore: every array's shape, dtype, digest; checksums of the JSON."""
     body = {
         "format": 1,
         "leaves": {
@@ -126,7 +126,7 @@ def make_manifest(
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What a step says of itself, checksums verified."""
+    """Manifest and metadata of a step, checksums verified."""
 
     leaves: dict[str, dict[str, Any]]
     metadata: dict[str, Any]
@@ -174,13 +174,10 @@ def structural_differences(
     for name, leaf in wanted.items():
         if name not in saved:
             continue
-        was = (tuple(saved[name]["shape"]), saved[name]["dtype"])
-        asked = (tuple(leaf.shape), str(leaf.dtype))
-        if was != asked:
-            lines.append(
-                f"{name}: {was[1]}{list(was[0])} in the checkpoint, "
-                f"{asked[1]}{list(asked[0])} wanted"
-            )
+        here = f"{saved[name]['dtype']}{list(saved[name]['shape'])}"
+        there = f"{leaf.dtype}{list(leaf.shape)}"
+        if here != there:
+            lines.append(f"{name}: {here} in the checkpoint, {there} wanted")
     return lines
 
 
@@ -252,7 +249,7 @@ def _read_json(folder: pathlib.Path, part: str) -> dict[str, Any]:
     except ValueError as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise DamagedCheckpointError(f"{file} holds no JSON object")
+        raise DamagedCheckpointError(f"{file} is not a JSON object")
     return value
 
 

@@ -1,4 +1,4 @@
-"""One training process a folder: two would delete each other's half-written checkpoints."""
+"""One training process per folder: two would delete each other's unfinished checkpoints."""
 
 import fcntl
 import os
@@ -9,14 +9,14 @@ from deit_jax.checkpoint.layout import CheckpointError
 
 
 class FolderLock:
-    """Held from construction to `release`, or to the end of the process, however it ends.
+    """Locked from construction to `release`, or to the end of the process, however it ends.
 
-    The lock lies beside the folder. Where the file system knows no locks or cannot be
-    written there is none. A second one in the same process is let through: a notebook's
-    interrupted run may still be holding the first.
+    The lock file is beside the folder. On a file system that is read-only or without locks
+    there is no lock. A second lock in the same process is allowed: a notebook's interrupted
+    run may still have the first.
 
     Raises:
-      CheckpointError: another process holds it; says which.
+      CheckpointError: another process has the lock; the message names it.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -40,7 +40,7 @@ class FolderLock:
             os.pwrite(self._file, _me().encode(), 0)
 
     def release(self) -> None:
-        """Lets go; harmless when repeated."""
+        """Releases the lock; harmless when repeated."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

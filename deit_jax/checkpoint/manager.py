@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from deit_jax import builders
 from deit_jax.checkpoint import layout
 from deit_jax.checkpoint.io import Restored, begin_save, quiet_orbax, read_state
 from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, SaveFailedError
@@ -25,16 +26,15 @@ from deit_jax.trees import named_leaves
 _LOG = logging.getLogger(__name__)
 
 
+@builders.composes({"retention": Retention})
 class Checkpointer:
     """Saves and restores the training state of one run.
 
     Args:
       directory: usually `<workdir>/checkpoints`; made if missing. A local or mounted
         file system that renames atomically.
-      keep_latest, keep_every_steps, keep_best, best_metric, higher_is_better: see
-        `retention.Retention`.
-      max_failures: after so many saves in a row that failed, `save` raises instead of
-        reporting.
+      max_failures: after this many failed saves in a row `save` raises instead of reporting.
+      retention: options of `Retention`.
 
     Raises:
       CheckpointError: the folder cannot be made, or another process is using it.
@@ -46,22 +46,12 @@ class Checkpointer:
         self,
         directory: str | os.PathLike,
         *,
-        keep_latest: int = 3,
-        keep_every_steps: int | None = None,
-        keep_best: int = 1,
-        best_metric: str | None = None,
-        higher_is_better: bool = True,
         max_failures: int = 3,
+        **retention: Any,
     ) -> None:
         quiet_orbax()
         self._directory = pathlib.Path(directory).absolute()
-        self._retention = Retention(
-            keep_latest=keep_latest,
-            keep_every_steps=keep_every_steps,
-            keep_best=keep_best,
-            best_metric=best_metric,
-            higher_is_better=higher_is_better,
-        )
+        self._retention = Retention(**retention)
         self._max_failures = max_failures
         self._failures: list[str] = []
         self._pending: concurrent.futures.Future[None] | None = None
@@ -85,12 +75,12 @@ class Checkpointer:
         if kind is None:
             self.close()
         else:
-            # The first error is the one to show.
+            # The first error is the one that matters.
             self._release()
 
     @property
     def steps(self) -> list[int]:
-        """Committed steps, ascending; a save that is under way is not among them."""
+        """Committed steps, ascending, without a save in progress."""
         return sorted(self._saved)
 
     def save(
@@ -104,7 +94,7 @@ class Checkpointer:
         """Copies the state to the host and writes it in the background.
 
         The state may be donated as soon as this returns. A failure (full disk, read-only
-        directory) is reported on the log and the run goes on with the earlier checkpoints.
+        directory) is logged, and training continues with the earlier checkpoints.
 
         Args:
           step: number of the folder.
@@ -112,13 +102,13 @@ class Checkpointer:
           metrics: for keep_best, and `metadata["checkpoint"]["metrics"]`.
 
         Returns:
-          Whether a save was begun: False if that step is there already, or it failed at once.
+          Whether a save was started: False if that step exists, or it failed at once.
 
         Raises:
           SaveFailedError: `max_failures` saves in a row have failed.
           TypeError: `metadata` holds something that JSON cannot.
         """
-        self._settle()
+        self._drain()
         if step in self._saved:
             return False
         metrics = layout.to_json(metrics or {}, what="metrics")
@@ -141,10 +131,10 @@ class Checkpointer:
         return True
 
     def restore(self, abstract_state: TrainState) -> Restored | None:
-        """The newest checkpoint that verifies, on the devices that `abstract_state` names.
+        """The newest intact checkpoint, on the devices that `abstract_state` names.
 
-        Newer ones that are damaged are reported and renamed to `damaged-<step>`, but only
-        once an older one has been restored.
+        Newer damaged ones are logged and, once an older one has been restored, renamed to
+        `damaged-<step>`.
 
         Args:
           abstract_state: leaves with shape, dtype and sharding (`jax.ShapeDtypeStruct`, or
@@ -154,11 +144,11 @@ class Checkpointer:
           None if nothing was ever saved here.
 
         Raises:
-          CheckpointError: checkpoints exist but none is sound.
+          CheckpointError: checkpoints exist, but none passes verification.
           StructureError: lists every array that is missing, unexpected, or of another shape
             or dtype. Nothing is cast, padded or skipped.
         """
-        self._settle()
+        self._drain()
         damaged: dict[int, str] = {}
         for step in reversed(self._agreed_steps()):
             problem, restored = "", None
@@ -173,23 +163,23 @@ class Checkpointer:
             _LOG.warning("checkpoint of step %d is damaged: %s", step, damaged[step])
         left = layout.damaged_in(self._directory)
         if damaged or left:
-            found = [f"  {step}: {text}" for step, text in damaged.items()]
-            found += [f"  {name}: set aside earlier" for name in left]
+            lines = [f"  {step}: {text}" for step, text in damaged.items()]
+            lines += [f"  {name}: set aside earlier" for name in left]
             raise CheckpointError(
-                f"no checkpoint in {self._directory} can be trusted, and a run is not started "
-                "over while any exists:\n"
-                + "\n".join(found)
+                f"none of the checkpoints in {self._directory} passed verification; refusing to "
+                "start from scratch:\n"
+                + "\n".join(lines)
                 + "\nRestore the files from a copy, or choose another workdir."
             )
         return None
 
     def wait(self) -> None:
-        """Waits for the save that is under way.
+        """Waits for the save in progress.
 
         Raises:
           SaveFailedError: the last save failed.
         """
-        self._settle()
+        self._drain()
         if self._failures:
             raise SaveFailedError(f"the last checkpoint was not saved: {self._failures[-1]}")
 
@@ -230,7 +220,7 @@ class Checkpointer:
                 except OSError as error:
                     _LOG.warning("checkpoint of step %d could not be deleted: %s", old, error)
 
-    def _settle(self) -> None:
+    def _drain(self) -> None:
         """Waits for the pending save; raises when too many in a row have failed."""
         if self._pending is not None:
             self._pending.result()
@@ -253,8 +243,8 @@ class Checkpointer:
             f"(needs about {needed / 1e6:.0f} MB, {free})"
         )
         self._failures.append(text)
-        kept = f"the last one saved is of step {max(self._saved)}" if self._saved else "none exists"
-        _LOG.error("checkpoint not saved: %s; %s", text, kept)
+        last = f"the last saved is of step {max(self._saved)}" if self._saved else "there is none"
+        _LOG.error("checkpoint not saved: %s; %s", text, last)
         if jax.process_index() == 0:
             layout.remove_unfinished(self._directory)
 
@@ -264,7 +254,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 name = layout.set_aside(self._directory, step)
                 _LOG.warning(
-                    "checkpoint of step %d set aside as %s; going on from step %d",
+                    "checkpoint of step %d set aside as %s; resuming from step %d",
                     step,
                     self._directory / name,
                     fallback,
@@ -278,7 +268,7 @@ class Checkpointer:
         return described.metadata.get("checkpoint", {}).get("metrics", {})
 
     def _agreed_steps(self) -> list[int]:
-        """Process 0's listing: another process may see a shared file system late."""
+        """Process 0's listing; another process may see a shared file system late."""
         steps = layout.steps_in(self._directory)
         if jax.process_count() == 1:
             return steps

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the latest, every so many steps, the best on a metric."""
+"""Which checkpoints are kept: the latest, every n-th step, the best by a metric."""
 
 import dataclasses
 import math
@@ -9,16 +9,18 @@ from deit_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What to keep; everything else is deleted once a newer checkpoint is committed.
+    """Which checkpoints to keep; others are deleted once a newer one is committed.
 
     Attributes:
-      keep_latest: the newest n, at least 1. Two or more, or a damaged newest one has
-        nothing to fall back on.
+      keep_latest: the newest n, at least 1; with one, a damaged one has no fall-back.
       keep_every_steps: also every step that this divides; None for none.
-      keep_best: also the best n on `best_metric`.
-      best_metric: name among the metrics given to `save`, for example
-        "eval_ema/class/top1"; None switches keep_best off.
+      keep_best: also the best n by `best_metric`.
+      best_metric: name among the metrics given to `save`, for example "eval_ema/class/top1";
+        None for no best (a run fills in the top-1 accuracy of its raw weights).
       higher_is_better: True for accuracies, False for losses.
+
+    Raises:
+      ConfigError: a number is out of its range.
     """
 
     keep_latest: int = 3
@@ -28,12 +30,14 @@ class Retention:
     higher_is_better: bool = True
 
     def __post_init__(self) -> None:
-        if self.keep_latest < 1 or self.keep_best < 0 or (self.keep_every_steps or 1) < 1:
-            raise ConfigError(
-                f"config.checkpoint: keep_latest={self.keep_latest} must be at least 1, "
-                f"keep_best={self.keep_best} at least 0, keep_every_steps="
-                f"{self.keep_every_steps} at least 1 or None"
-            )
+        every = 1 if self.keep_every_steps is None else self.keep_every_steps
+        for name, value, least in (
+            ("keep_latest", self.keep_latest, 1),
+            ("keep_best", self.keep_best, 0),
+            ("keep_every_steps", every, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}")
 
     def value(self, metrics: Mapping[str, float | None]) -> float | None:
         """The metric to select by; None where it was not measured."""
@@ -50,7 +54,7 @@ class Retention:
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
     def kept(self, saved: Mapping[int, Mapping[str, float | None]]) -> set[int]:
-        """The steps that stay, given the metrics of every saved step.
+        """The steps that are kept, given the metrics of every saved step.
 
         A NaN metric is worse than any number: such a checkpoint is never among the best.
         """

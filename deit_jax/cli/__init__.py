@@ -1,29 +1,35 @@
-"""The `deit-jax` command: one module per subcommand, each with `add_parser` and `run`."""
+"""The `deit-jax` command: evaluate, convert, explain and more, one module per subcommand.
+
+A new subcommand is a module with `add_parser` and `run`, and a line in `COMMANDS`. The
+modules import what they need inside `run`, so that `--help` answers at once.
+"""
 
 import argparse
-import importlib
 import sys
 
-_COMMANDS = (
-    "augmentations",
-    "compare",
-    "convert",
-    "data",
-    "evaluate",
-    "explain",
-    "predict",
-    "replay",
+from deit_jax.cli import (
+    augmentations,
+    compare,
+    convert,
+    data,
+    evaluate,
+    explain,
+    predict,
+    replay,
 )
+
+COMMANDS = (augmentations, compare, convert, data, evaluate, explain, predict, replay)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand; 2 after an error that the user can act on, told in one line."""
+    """Runs one subcommand; 2 after an error that the user can fix, without a traceback."""
     from deit_jax.errors import ConfigError
 
-    parser = argparse.ArgumentParser(prog="deit-jax", description=__doc__.split(":")[0])
+    description = "Look at data, recipes and models; evaluate, use and convert weights."
+    parser = argparse.ArgumentParser(prog="deit-jax", description=description)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name in _COMMANDS:
-        importlib.import_module(f"deit_jax.cli.{name}").add_parser(subparsers)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
     args, args.overrides = parser.parse_known_args(argv)
     if args.overrides and not getattr(args, "takes_overrides", False):
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")

@@ -2,6 +2,21 @@
 
 import argparse
 import json
+from collections.abc import Iterator
+
+from deit_jax.cli import checkpoint_arguments
+
+
+class _Targets:
+    """The names of `convert.WRITERS`, looked up when first needed: its imports take seconds."""
+
+    def __iter__(self) -> Iterator[str]:
+        from deit_jax.pretrained.convert import WRITERS
+
+        return iter(WRITERS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -10,18 +25,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("source", metavar="SRC", help="file, folder, or name of a published model")
     parser.add_argument(
-        "destination", metavar="DST", help="file (timm) or folder (hf, jax) to make"
+        "destination", metavar="DST", help="file (timm) or folder (hf, jax) to create"
     )
-    parser.add_argument("--to", choices=("jax", "timm", "hf"), help="default: by the name of DST")
-    parser.add_argument("--model", help="registered name, when the shapes do not tell it")
+    parser.add_argument(
+        "--to",
+        choices=_Targets(),
+        metavar="FORMAT",
+        help="%(choices)s; default: timm for DST called *.safetensors, else jax",
+    )
+    checkpoint_arguments.add_arguments(parser)
     parser.add_argument(
         "--model-kwargs",
         type=json.loads,
         default={},
         metavar="JSON",
-        help='what else they do not tell, e.g. {"num_heads": 3}',
+        help='what else they do not determine, e.g. {"num_heads": 3}',
     )
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
     parser.set_defaults(run=run)
 
 
@@ -35,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
         model=args.model,
         model_kwargs=args.model_kwargs,
         ema=args.ema,
+        which=args.which,
     )
     extra = "".join(f", {key}={value}" for key, value in loaded.model_kwargs.items())
-    print(f"read {loaded.source} ({loaded.format} names): {loaded.model}{extra}")
+    print(f"read {loaded.label} ({loaded.format} names): {loaded.model}{extra}")
     print(f"wrote {args.destination}")
     return 0

@@ -1,1 +1,7 @@
-"""Evaluation of one or both heads on whole data sets, agreement between models, predictions."""
+"""Evaluation: accuracy of every head output on whole data sets, agreement, predictions.
+
+`evaluate.py` sums over a batch (training), `predictions.py` keeps the predictions of every
+image (`deit-jax evaluate`, through `evaluator.py`), `classify.py` takes single files.
+A new head output: a function and a line in `heads.HEADS`. A new evaluation set: an opener and
+a line in `datasets.SETS`.
+"""

@@ -1,54 +1,56 @@
-"""Who agrees with whom: the share of images on which two readers differ (paper, Table 4)."""
+"""Who agrees with whom: the share of images on which two first choices differ (paper, Table 4)."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
 
-# Readers in the order of the paper's table, and what they are called.
-READERS = {
-    "label": "label",
-    "teacher": "teacher",
-    "class": "class head",
-    "dist": "distillation head",
-    "mean": "both heads",
+from deit_jax.evaluation.heads import HEADS
+
+# The rows of the paper's table, in its order, and their titles.
+TITLES = {"label": "label", "teacher": "teacher"} | {
+    name: HEADS[name].title for name in ("class", "dist", "mean")
 }
 _PREFIX = "differ/"
 
 
+def key(a: str, b: str) -> str:
+    """Where the share of images on which `a` and `b` differ is found among results."""
+    return f"{_PREFIX}{a}/{b}"
+
+
 def differences(choices: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`{'differ/A/B': share}` for every pair of readers.
+    """`{'differ/A/B': share}` for every pair.
 
     Args:
-      choices: for each reader its first choice of every image, int [n].
+      choices: the first choice for every image, int [n], of each head output, label or teacher.
     """
-    names = list(choices)
     return {
-        f"{_PREFIX}{a}/{b}": float(np.mean(choices[a] != choices[b]))
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
+        key(a, b): float(np.mean(choices[a] != choices[b]))
+        for a, b in itertools.combinations(choices, 2)
     }
 
 
 def table(results: Mapping[str, float], *, title: str = "differ on, % of images") -> str:
-    """The matrix as text, in percent of the images; readers that are not there are left out.
+    """The matrix as text, in percent of the images, of those `TITLES` that are in the results.
 
     Args:
       results: shares under `differ/A/B`, either order of A and B; other keys are ignored.
       title: for the corner.
     """
     shares = {}
-    for key, value in results.items():
-        if key.startswith(_PREFIX):
-            a, b = key.removeprefix(_PREFIX).split("/")
+    for name, value in results.items():
+        if name.startswith(_PREFIX):
+            a, b = name.removeprefix(_PREFIX).split("/")
             shares[a, b] = shares[b, a] = value
-    names = [name for name in READERS if any(name in pair for pair in shares)]
-    titles = [READERS[name] for name in names]
+    names = [name for name in TITLES if any(name in pair for pair in shares)]
+    titles = [TITLES[name] for name in names]
     left = max(map(len, [title, *titles]))
     lines = ["  ".join([title.ljust(left), *titles])]
     for name in names:
         cells = [
-            f"{100 * shares.get((name, other), 0.0):.2f}".rjust(len(READERS[other]))
+            f"{100 * shares.get((name, other), 0.0):.2f}".rjust(len(TITLES[other]))
             for other in names
         ]
-        lines.append("  ".join([READERS[name].ljust(left), *cells]))
+        lines.append("  ".join([TITLES[name].ljust(left), *cells]))
     return "\n".join(lines)

@@ -1,22 +1,15 @@
 """What a classifier is evaluated on: its own data, ImageNet V2, ImageNet ReaL."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from deit_jax import data
-from deit_jax.errors import ConfigError, unknown
+from deit_jax import builders, data
+from deit_jax.errors import ConfigError
 
 IMAGENET_CLASSES = 1000
-# Name -> the tfds set, its only split, and the feature with one label an image.
-IMAGENET_SETS = {
-    "v2": ("imagenet_v2/matched-frequency", "test", "label"),
-    "real": ("imagenet2012_real", "validation", "original_label"),
-}
-REAL_LABELS = "real_label"
-NAMES = ("val", *IMAGENET_SETS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +17,10 @@ class EvaluationSet:
     """Images with their labels.
 
     Attributes:
-      name: `val`, `v2` or `real`.
+      name: of `SETS`.
       data: the opened set; its `eval` source is what is evaluated.
-      label_sets: of `real`, the right classes of every record, int64 [k] each, k from 0;
-        None for sets with one label an image.
+      label_sets: the correct classes of every record, int64 [k] each, k from 0; None for sets
+        with one label per image.
     """
 
     name: str
@@ -35,57 +28,88 @@ class EvaluationSet:
     label_sets: list[np.ndarray] | None
 
 
-def open_set(name: str, options: Mapping[str, Any], *, num_classes: int) -> EvaluationSet:
+def open_val(options: Mapping[str, Any], num_classes: int) -> data.Data:
+    """The evaluation split of the data."""
+    options = dict(options)
+    if options.get("source", "tfds") == "tfds" and options.get("eval_split"):
+        # The training files need not be there.
+        options["train_split"] = options["eval_split"]
+    return data.open_data(**options)
+
+
+def open_v2(options: Mapping[str, Any], num_classes: int) -> data.Data:
+    """ImageNet V2, matched frequency (arXiv 1902.10811)."""
+    return _open_imagenet("imagenet_v2/matched-frequency", "test", "label", options, num_classes)
+
+
+def open_real(options: Mapping[str, Any], num_classes: int) -> data.Data:
+    """ImageNet's validation images with reassessed labels (arXiv 2006.07159)."""
+    return _open_imagenet("imagenet2012_real", "validation", "original_label", options, num_classes)
+
+
+# Of the last two only `data_dir` among the options counts.
+SETS = {"val": open_val, "v2": open_v2, "real": open_real}
+# The feature with all correct labels of an image, of sets that have one.
+LABEL_SETS = {"real": "real_label"}
+
+
+def open_set(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+) -> EvaluationSet:
     """Opens an evaluation set.
 
     Args:
-      name: `val`, the evaluation split that `options` describe; `v2`, matched frequency
-        (arXiv 1902.10811); `real`, ImageNet's validation images with reassessed labels
-        (arXiv 2006.07159).
-      options: arguments of `data.open_data`; of the last two only `data_dir` is looked at.
+      name: of `SETS`.
+      options: arguments of `data.open_data`.
       num_classes: of the classifier.
+      class_names: of the classifier, where those of the data must be the same.
 
     Raises:
       ConfigError: no such set, not prepared, or of other classes than the classifier's.
     """
-    if name not in NAMES:
-        raise unknown("evaluation set", name, NAMES)
-    if name in IMAGENET_SETS:
-        opened = _open_imagenet_set(name, options, num_classes)
-    else:
-        opened = data.open_data(**_without_train(options))
-    if opened.num_classes != num_classes:
-        raise ConfigError(
-            f"{opened.description}: {opened.num_classes} classes, the checkpoint knows "
-            f"{num_classes}; evaluate on the data that it was trained for: --config.data.name or "
-            "--config.data.path"
-        )
+    opened = builders.choose(SETS, name, "evaluation set")(options, num_classes)
+    _check_classes(opened, num_classes, class_names)
     label_sets = None
-    if name == "real":
-        label_sets = [opened.eval.integers(i, REAL_LABELS) for i in range(len(opened.eval))]
+    if name in LABEL_SETS:
+        records = range(len(opened.eval))
+        label_sets = [opened.eval.integers(i, LABEL_SETS[name]) for i in records]
     return EvaluationSet(name, opened, label_sets)
 
 
-def _open_imagenet_set(name: str, options: Mapping[str, Any], num_classes: int) -> data.Data:
+def _check_classes(opened: data.Data, num_classes: int, class_names: Sequence[str] | None) -> None:
+    if opened.num_classes != num_classes:
+        raise ConfigError(
+            f"the checkpoint was trained on {num_classes} classes, but {opened.description} has "
+            f"{opened.num_classes}; evaluate on the data that it was trained for: "
+            "--config.data.name or --config.data.path"
+        )
+    names = opened.class_names
+    if class_names and names and tuple(class_names) != tuple(names):
+        pairs = enumerate(zip(class_names, names, strict=True))
+        first, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        raise ConfigError(
+            f"class {first} is {theirs!r} in {opened.description}, but {ours!r} in the checkpoint; "
+            "the classes of both must be the same, in the same order"
+        )
+
+
+def _open_imagenet(
+    name: str, split: str, label: str, options: Mapping[str, Any], num_classes: int
+) -> data.Data:
     if num_classes != IMAGENET_CLASSES:
         raise ConfigError(
-            f"evaluation set {name!r} has the {IMAGENET_CLASSES} classes of ImageNet, the "
-            f"checkpoint knows {num_classes}"
+            f"{name} has the {IMAGENET_CLASSES} classes of ImageNet, but the checkpoint was "
+            f"trained on {num_classes}"
         )
-    tfds_name, split, label = IMAGENET_SETS[name]
     return data.open_data(
         source="tfds",
-        name=tfds_name,
+        name=name,
         data_dir=options.get("data_dir"),
         train_split=split,
         eval_split=split,
         label_key=label,
     )
-
-
-def _without_train(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same set opened without its training files, where the evaluation split is named."""
-    options = dict(options)
-    if options.get("source", "tfds") == "tfds" and options.get("eval_split"):
-        options["train_split"] = options["eval_split"]
-    return options

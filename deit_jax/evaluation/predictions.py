@@ -1,7 +1,7 @@
-"""What a classifier answers for every image, and what follows from it: accuracies, confusions.
+"""The predictions of a classifier for every image, and their accuracies and confusions.
 
-`evaluate` adds up sums over a batch, which is what training needs; per-class accuracy,
-confusions and sets of right labels need the answers themselves.
+`evaluate` sums over a batch, which is what training needs; per-class accuracy, confusions
+and sets of correct labels need the predictions themselves.
 """
 
 import collections
@@ -17,7 +17,7 @@ import numpy as np
 
 from deit_jax import models
 from deit_jax.errors import ConfigError
-from deit_jax.evaluation import evaluate
+from deit_jax.evaluation.heads import head_outputs
 
 PyTree = Any
 
@@ -26,13 +26,13 @@ TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Answers for N images, in the order of the records.
+    """Predictions for N images, in the order of the records.
 
     Attributes:
       index: int [N], record numbers.
       label: int [N].
-      choices: for each head of `evaluate.head_scores` int [N, 5], the most likely classes,
-        best first, fewer of them with fewer classes; -1 where a score was not a number.
+      choices: for each of `heads.head_outputs` int [N, 5], the most likely classes, best
+        first, fewer of them with fewer classes; -1 where a score was not a number.
       loss: for each head float [N], cross-entropy with the label.
     """
 
@@ -45,14 +45,14 @@ class Predictions:
 def make_prediction_step(
     *, model: Any, transform: Callable[[PyTree], jax.Array]
 ) -> Callable[[PyTree, PyTree], dict[str, Any]]:
-    """Builds `step(variables, batch) -> answers` of an evaluation batch, ready for `jax.jit`."""
+    """Builds `step(variables, batch) -> predictions` of an evaluation batch, for `jax.jit`."""
 
     def step(variables: PyTree, batch: PyTree) -> dict[str, Any]:
         label = batch["label"]
-        scores = evaluate.head_scores(models.apply(model, variables, transform(batch)))
+        scores = head_outputs(models.apply(model, variables, transform(batch)))
         choices, loss = {}, {}
         for head, score in scores.items():
-            # Ties go to the lower class; a NaN would win in top_k and is no answer.
+            # Ties go to the lower class; a NaN would win in top_k and is not a prediction.
             _, best = jax.lax.top_k(score, min(TOP, score.shape[1]))
             sound = jnp.isfinite(score).all(axis=1)
             choices[head] = jnp.where(sound[:, None], best, -1)
@@ -69,35 +69,35 @@ def predict(
     """Runs every batch once; padding and images that could not be decoded are left out.
 
     Raises:
-      ConfigError: no image was seen.
+      ConfigError: there was no image.
     """
     pending: collections.deque = collections.deque()
-    taken = []
+    parts = []
 
-    def take(answers: PyTree) -> None:
-        answers = jax.device_get(answers)
-        mask = answers.pop("mask")
-        taken.append(jax.tree.map(lambda rows: rows[mask], answers))
+    def fetch(rows: PyTree) -> None:
+        rows = jax.device_get(rows)
+        mask = rows.pop("mask")
+        parts.append(jax.tree.map(lambda array: array[mask], rows))
 
     for batch in batches:
         pending.append(step(variables, batch))
         if len(pending) > 2:
-            take(pending.popleft())
+            fetch(pending.popleft())
     while pending:
-        take(pending.popleft())
-    if not taken or not sum(len(answers["index"]) for answers in taken):
-        raise ConfigError("evaluation saw no image: the evaluation split is empty")
-    return Predictions(**jax.tree.map(lambda *parts: np.concatenate(parts), *taken))
+        fetch(pending.popleft())
+    if not sum(len(part["index"]) for part in parts):
+        raise ConfigError("the evaluation split has no image")
+    return Predictions(**jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
 
 
 def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
     """For each head `top1`, `top5` (shares of the images) and `loss` (mean)."""
     results = {}
     for head, choices in predictions.choices.items():
-        right = choices == predictions.label[:, None]
+        correct = choices == predictions.label[:, None]
         results[head] = {
-            "top1": float(right[:, 0].mean()),
-            "top5": float(right.any(axis=1).mean()),
+            "top1": float(correct[:, 0].mean()),
+            "top5": float(correct.any(axis=1).mean()),
             "loss": float(predictions.loss[head].mean()),
         }
     return results
@@ -106,40 +106,42 @@ def accuracies(predictions: Predictions) -> dict[str, dict[str, float]]:
 def real_accuracies(
     predictions: Predictions, label_sets: Sequence[np.ndarray]
 ) -> tuple[dict[str, dict[str, float]], int]:
-    """(for each head `top1`, images that count) against sets of right classes.
+    """(for each head `top1`, images that count) against sets of correct classes.
 
-    `label_sets[i]` holds the right classes of record i. An answer is right when it is one
-    of them; images without any are left out (arXiv 2006.07159).
+    `label_sets[i]` holds the correct classes of record i. A prediction is correct when it is
+    one of them; images without any are left out (arXiv 2006.07159).
     """
     sets = [set(label_sets[index].tolist()) for index in predictions.index]
-    labelled = np.array([bool(one) for one in sets])
-    if not labelled.any():
+    labeled = np.array([bool(labels) for labels in sets])
+    if not labeled.any():
         raise ConfigError("no image of the set has a label")
     results = {}
     for head, choices in predictions.choices.items():
-        right = np.array([int(c) in one for c, one in zip(choices[:, 0], sets, strict=True)])
-        results[head] = {"top1": float(right[labelled].mean())}
-    return results, int(labelled.sum())
+        correct = np.array(
+            [int(c) in labels for c, labels in zip(choices[:, 0], sets, strict=True)]
+        )
+        results[head] = {"top1": float(correct[labeled].mean())}
+    return results, int(labeled.sum())
 
 
 def confusion(predictions: Predictions, head: str, num_classes: int) -> np.ndarray:
-    """int64 [K, K]: how many images of class i (row) were taken for class j (column)."""
+    """int64 [K, K]: images of class i (row) predicted as class j (column)."""
     counts = np.zeros((num_classes, num_classes), np.int64)
-    chosen = predictions.choices[head][:, 0]
-    answered = chosen >= 0
-    np.add.at(counts, (predictions.label[answered], chosen[answered]), 1)
+    predicted = predictions.choices[head][:, 0]
+    sound = predicted >= 0
+    np.add.at(counts, (predictions.label[sound], predicted[sound]), 1)
     return counts
 
 
 def per_class(
     predictions: Predictions, num_classes: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(images of each class int64 [K], for each head top-1 of each class [K], NaN without images)."""
+    """(images of each class int64 [K], top-1 [K] for each head, NaN for classes without images)."""
     images = np.bincount(predictions.label, minlength=num_classes)
     top1 = {}
     for head, choices in predictions.choices.items():
-        right = choices[:, 0] == predictions.label
-        hits = np.bincount(predictions.label[right], minlength=num_classes)
+        correct = choices[:, 0] == predictions.label
+        hits = np.bincount(predictions.label[correct], minlength=num_classes)
         top1[head] = np.where(images > 0, hits / np.maximum(images, 1), np.nan)
     return images, top1
 
@@ -147,7 +149,7 @@ def per_class(
 def write_confusion(
     path: str | pathlib.Path, counts: np.ndarray, names: Sequence[str]
 ) -> pathlib.Path:
-    """A CSV file: a row for each true class, a column for each answer."""
+    """A CSV file: a row for each true class, a column for each predicted one."""
     rows = [["true \\ predicted", *names]]
     rows += [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
     return _write_csv(path, rows)

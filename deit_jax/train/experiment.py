@@ -1,7 +1,6 @@
 """From a resolved config to everything a run needs, with all mistakes reported together."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,8 @@ import jax
 import ml_collections
 
 from deit_jax import augment, builders, data, models, pretrained, rng, sharding
-from deit_jax.errors import ConfigError, Problems
-from deit_jax.evaluation.evaluate import make_eval_step
+from deit_jax.errors import Problems
+from deit_jax.evaluation.evaluate import Evaluation, make_eval_step, make_evaluation
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Teacher, make_teacher
 from deit_jax.train import nonfinite
@@ -18,25 +17,6 @@ from deit_jax.train import step as step_lib
 
 # Sizes of ImageNet-1k, to check the rest of a config whose data cannot be opened.
 _RECORDS, _CLASSES = 1_281_167, 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """How evaluation is done.
-
-    Attributes:
-      batch_size: rows of the global batch.
-      image_size: side in pixels at which the model sees the image.
-      crop_ratio: the short side is resized to image_size / crop_ratio before the crop.
-      canvas: side of the canvases in pixels.
-      agreement: also run the teacher, and report who agrees with whom (paper, Table 4).
-    """
-
-    batch_size: int
-    image_size: int
-    crop_ratio: float
-    canvas: int
-    agreement: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,27 +112,6 @@ class Experiment:
             crop_ratio=e.crop_ratio,
             rows=rows,
         )
-
-
-def make_evaluation(
-    image_size: int,
-    *,
-    batch_size: int = 256,
-    crop_ratio: float = 0.875,
-    canvas: int = 512,
-    agreement: bool = True,
-) -> Evaluation:
-    """The `eval` section; `image_size` is the student's.
-
-    `crop_ratio` is .875 for DeiT (1.0 for DeiT-III); timm's own default of .9 gives
-    slightly different accuracies for the same weights.
-    """
-    if not 0 < crop_ratio <= 1:
-        raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {crop_ratio}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-    canvas = max(canvas, math.ceil(image_size / crop_ratio))
-    return Evaluation(batch_size, image_size, crop_ratio, canvas, agreement)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deit_jax import checkpoint, rng, sharding
+from deit_jax import builders, checkpoint, rng, sharding
 from deit_jax.errors import ConfigError, unknown
-from deit_jax.evaluation import evaluate
+from deit_jax.evaluation import heads
 from deit_jax.tracking import provenance
 from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import step as step_lib
@@ -92,24 +92,22 @@ def checkpoint_options(experiment: Experiment) -> dict[str, Any]:
         whose worst would be kept.
     """
     options = dict(experiment.config.checkpoint)
-    distilled = "dist" in experiment.model.heads
+    names = heads.head_names(distilled="dist" in experiment.model.heads)
     if options["best_metric"] is None:
-        head = evaluate.MEAN if distilled else evaluate.CLASS
-        options["best_metric"] = f"eval/{head}/top1"
+        options["best_metric"] = f"eval/{heads.main_head(names)}/top1"
     weights = ("eval", "eval_ema") if experiment.config.step.ema_decay else ("eval",)
     known = [
         f"{which}/{head}/{value}"
         for value in ("top1", "top5", "loss")
         for which in weights
-        for head in evaluate.heads(distilled=distilled)
+        for head in names
     ]
     if options["best_metric"] not in known:
         raise unknown("best_metric", options["best_metric"], known)
     if options["best_metric"].endswith("loss") == options["higher_is_better"]:
         raise ConfigError(
             f"best_metric={options['best_metric']!r} with higher_is_better="
-            f"{options['higher_is_better']} keeps the worst; turn higher_is_better round"
+            f"{options['higher_is_better']} keeps the worst; set higher_is_better to the opposite"
         )
-    fields = {field.name for field in dataclasses.fields(checkpoint.Retention)}
-    checkpoint.Retention(**{name: value for name, value in options.items() if name in fields})
+    builders.bind(checkpoint.Retention, options)()
     return options

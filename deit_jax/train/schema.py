@@ -17,10 +17,11 @@ from deit_jax import (
     teacher,
 )
 from deit_jax.builders import Option, Section
+from deit_jax.evaluation import evaluate
 from deit_jax.models import registry
 from deit_jax.recipe import durations
 from deit_jax.tracking import writers
-from deit_jax.train import experiment, nonfinite
+from deit_jax.train import nonfinite
 from deit_jax.train import step as step_lib
 
 
@@ -69,7 +70,7 @@ SECTIONS = {
     "schedule": optim.make_schedule,
     "step": step_lib.make_train_step,
     "train": durations.make_durations,
-    "eval": experiment.make_evaluation,
+    "eval": evaluate.make_evaluation,
     "checkpoint": checkpoint.Checkpointer,
     "log": from_signature(writers.MetricsWriter, supplied=("resume_step", "config")),
     "mesh": sharding.make_mesh,

@@ -190,7 +190,7 @@ def test_what_is_kept(options, kept):
 
 
 def test_retention_that_keeps_nothing_is_refused():
-    with pytest.raises(ConfigError, match="keep_latest=0"):
+    with pytest.raises(ConfigError, match="keep_latest must be at least 1, not 0"):
         Retention(keep_latest=0)
 
 
@@ -271,7 +271,7 @@ def test_a_disk_that_refuses_to_write_is_reported_then_stops_the_run(tmp_path, c
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     ours = [r.getMessage() for r in caplog.records if r.name.startswith("deit_jax")]
-    assert len(ours) == 2 and "MB free" in ours[0] and "the last one saved is of step 1" in ours[0]
+    assert len(ours) == 2 and "MB free" in ours[0] and "the last saved is of step 1" in ours[0]
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     with Checkpointer(tmp_path) as again:
         assert again.restore(abstract(state)).step == 1

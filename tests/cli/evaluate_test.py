@@ -1,4 +1,4 @@
-"""`deit-jax evaluate`, its sets and what is made of the answers."""
+"""`deit-jax evaluate`, its sets and what is computed from the predictions."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenet_sets(tfds_dir, tmp_path_factory):
-    """ReaL and V2 as tfds prepares them, of twelve validation photos; ReaL has two unlabelled."""
+    """ReaL and V2 as tfds prepares them, of twelve validation photos; two of ReaL without label."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds")
@@ -73,7 +73,7 @@ def imagenet_sets(tfds_dir, tmp_path_factory):
         ),
     ):
         features = tfds.features.FeaturesDict(features)
-        serialise = features.serialize_example
+        serialize = features.serialize_example
         target = folder / name / (config or "") / "1.0.0"
         target.mkdir(parents=True)
         file = f"{name}-{split}.tfrecord-00000-of-00001"
@@ -81,7 +81,7 @@ def imagenet_sets(tfds_dir, tmp_path_factory):
 
         with tf.io.TFRecordWriter(str(target / file)) as writer:
             for example in examples:
-                writer.write(serialise(features.encode_example(example)))
+                writer.write(serialize(features.encode_example(example)))
         tfds.folder_dataset.write_metadata(
             data_dir=str(target),
             features=features,
@@ -111,7 +111,7 @@ def test_published_kind_of_checkpoint_needs_no_config(checkpoint, imagenet_sets,
     path, loaded = checkpoint
     folder, real = imagenet_sets
     files = {name: tmp_path / f"{name}" for name in ("json", "confusion", "per-class")}
-    status, told = run(
+    status, output = run(
         capsys,
         f"--checkpoint={path}",
         f"--config.data.data_dir={folder}",
@@ -120,15 +120,15 @@ def test_published_kind_of_checkpoint_needs_no_config(checkpoint, imagenet_sets,
         "--config.eval.batch_size=32",
         *(f"--{name}={file}" for name, file in files.items()),
     )
-    assert status == 0, told.err
+    assert status == 0, output.err
     report = json.loads(files["json"].read_text())
     assert report["model"] == NAME and report["crop_ratio"] == 0.875
     counts = {name: scores["raw"]["count"] for name, scores in report["results"].items()}
     assert counts == {"val": 100, "v2": 12, "real": 10}
     for head in ("class head", "distillation head", "mean of logits", "sum of softmaxes"):
-        scores = [line for line in told.out.splitlines() if re.match(r"(val|v2|real) ", line)]
+        scores = [line for line in output.out.splitlines() if re.match(r"(val|v2|real) ", line)]
         assert sum(head in line for line in scores) == 3
-    assert told.out.count("raw: differ, % of images") == 3, "who agrees with whom, for each set"
+    assert output.out.count("raw: differ, % of images") == 3, "who agrees with whom, for each set"
     check_against_training_evaluation(loaded, folder, report["results"]["val"]["raw"])
     check_csv(files, report["results"]["val"]["raw"])
 
@@ -165,27 +165,27 @@ def check_csv(files, scores):
     assert sum(int(row[2]) for row in rows) == 100
 
 
-def test_run_of_ours_is_evaluated_on_its_own_data_with_its_average(tiny_teacher, capsys, tmp_path):
+def test_run_of_ours_is_evaluated_on_its_own_data_with_its_ema(tiny_teacher, capsys, tmp_path):
     file = tmp_path / "new" / "results.json"
-    status, told = run(capsys, f"--checkpoint={tiny_teacher}", f"--json={file}")
-    assert status == 0, told.err
+    status, output = run(capsys, f"--checkpoint={tiny_teacher}", f"--json={file}")
+    assert status == 0, output.err
     report = json.loads(file.read_text())["results"]["val"]
     assert set(report) == {"raw", "EMA"} and report["EMA"]["count"] == 355
-    from deit_jax.cli.compare import last_evaluation
+    from deit_jax.evaluation.results import last_evaluation
 
     logged = last_evaluation(tiny_teacher)
     for weights, prefix in (("raw", "eval"), ("EMA", "eval_ema")):
         for key in ("top1", "loss"):
             expected = logged[f"{prefix}/class/{key}"]
             assert report[weights]["class"][key] == pytest.approx(expected, rel=1e-4)
-    status, told = run(capsys, f"--checkpoint={tiny_teacher}", "--ema")
-    assert "EMA" in told.out and "raw" not in told.out
+    status, output = run(capsys, f"--checkpoint={tiny_teacher}", "--ema")
+    assert "EMA" in output.out and "raw" not in output.out
 
 
 def test_resolution_and_crop_by_option(checkpoint, tfds_dir, capsys, tmp_path):
     path, _ = checkpoint
     file = tmp_path / "results.json"
-    status, told = run(
+    status, output = run(
         capsys,
         f"--checkpoint={path}",
         "--image-size=48",
@@ -195,7 +195,7 @@ def test_resolution_and_crop_by_option(checkpoint, tfds_dir, capsys, tmp_path):
         "--config.data.eval_split=validation[:8]",
         f"--json={file}",
     )
-    assert status == 0, told.err
+    assert status == 0, output.err
     report = json.loads(file.read_text())
     assert (report["image_size"], report["crop_ratio"]) == (48, 1.0)
     assert report["results"]["val"]["raw"]["count"] == 8
@@ -207,26 +207,28 @@ def test_resolution_and_crop_by_option(checkpoint, tfds_dir, capsys, tmp_path):
         (["--data=imagenet"], "known: real, v2, val"),
         (["--data=v2"], "tfds build imagenet_v2/matched-frequency"),
         (["--data=real", "--confusion=x.csv"], "before real"),
-        (["--config.data.source=digits"], "the checkpoint knows 1000"),
-        (["--config.eval.batch=2"], "near ones: eval.batch_size"),
-        (["--crop-ratio=2"], "crop_ratio=2"),
+        (["--config.data.source=digits"], "trained on 1000 classes, but"),
+        (["--config.eval.batch=2"], "did you mean eval.batch_size?"),
+        (["--crop-ratio=2"], "crop_ratio must be above 0 and at most 1, not 2.0"),
         (["--image-size=33"], "not a multiple of patch_size"),
         (["--epochs=3"], "--epochs=3"),
     ],
 )
-def test_mistakes_are_told_before_the_work(checkpoint, tfds_dir, capsys, arguments, words):
+def test_mistakes_are_reported_before_the_work(checkpoint, tfds_dir, capsys, arguments, words):
     path, _ = checkpoint
     given = [] if "source=digits" in arguments[0] else [f"--config.data.data_dir={tfds_dir}"]
-    status, told = run(capsys, f"--checkpoint={path}", *given, *arguments)
-    assert status == 2 and words in told.err
+    status, output = run(capsys, f"--checkpoint={path}", *given, *arguments)
+    assert status == 2 and words in output.err
 
 
 def test_imagenet_sets_are_for_its_classes(tfds_dir):
-    with pytest.raises(ConfigError, match="1000 classes of ImageNet, the checkpoint knows 10"):
+    with pytest.raises(
+        ConfigError, match="1000 classes of ImageNet, but the checkpoint was trained on 10"
+    ):
         datasets.open_set("v2", {"data_dir": str(tfds_dir)}, num_classes=10)
 
 
-def answers(logits, labels, dist=None):
+def predictions_for(logits, labels, dist=None):
     """`Predictions` for given logits [N, K], two batches of them with padding."""
     outputs = models.Output(jnp.asarray(logits), None if dist is None else jnp.asarray(dist))
     rows = len(labels)
@@ -242,14 +244,14 @@ def answers(logits, labels, dist=None):
         step = predictions.make_prediction_step(model=Stub(), transform=lambda b: b["canvas"])
         batches = []
         for start in range(0, rows, 4):
-            held = np.arange(start, start + 4)
-            mask = held < rows
-            held = np.where(mask, held, 0)
+            rows_here = np.arange(start, start + 4)
+            mask = rows_here < rows
+            rows_here = np.where(mask, rows_here, 0)
             batches.append(
                 {
-                    "canvas": jnp.asarray(held),
-                    "label": jnp.asarray(labels)[held],
-                    "index": jnp.asarray(np.where(mask, held, -1)),
+                    "canvas": jnp.asarray(rows_here),
+                    "label": jnp.asarray(labels)[rows_here],
+                    "index": jnp.asarray(np.where(mask, rows_here, -1)),
                     "mask": jnp.asarray(mask),
                 }
             )
@@ -262,18 +264,18 @@ LOGITS = np.array(
 LABELS = np.array([0, 1, 2, 1, 1, 0])
 
 
-def test_real_counts_any_right_label_and_leaves_out_images_without(capsys):
-    predicted = answers(LOGITS, LABELS)
+def test_real_counts_any_correct_label_and_leaves_out_images_without(capsys):
+    predicted = predictions_for(LOGITS, LABELS)
     sets = [np.array(x, int) for x in ([0, 2], [0, 2], [], [0], [1], [0, 1, 2])]
     scores, count = predictions.real_accuracies(predicted, sets)
-    # Right: 0, 3, 4. Wrong: 1, and 5, whose answer is not a number. Not counted: 2.
+    # Correct: 0, 3, 4. Wrong: 1, and 5, whose score is not a number. Not counted: 2.
     assert count == 5 and scores == {"class": {"top1": 0.6}}
     with pytest.raises(ConfigError, match="no image"):
         predictions.real_accuracies(predicted, [np.array([], int)] * 6)
 
 
 def test_real_follows_the_record_number():
-    predicted = answers(LOGITS, LABELS)
+    predicted = predictions_for(LOGITS, LABELS)
     order = np.array([5, 4, 3, 2, 1, 0])
     moved = predictions.Predictions(
         predicted.index[order],
@@ -286,9 +288,9 @@ def test_real_follows_the_record_number():
 
 
 def test_confusion_and_classes():
-    predicted = answers(LOGITS, LABELS)
+    predicted = predictions_for(LOGITS, LABELS)
     counts = predictions.confusion(predicted, "class", 4)
-    # Row: the label; the answer that is not a number is nowhere.
+    # Row: the label; the score that is not a number is nowhere.
     assert counts.tolist() == [[1, 0, 0, 0], [1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     images, top1 = predictions.per_class(predicted, 4)
     assert images.tolist() == [2, 3, 1, 0]
@@ -296,5 +298,5 @@ def test_confusion_and_classes():
 
 
 def test_no_image_is_an_error():
-    with pytest.raises(ConfigError, match="saw no image"):
+    with pytest.raises(ConfigError, match="split has no image"):
         predictions.predict(lambda variables, batch: {}, {}, [])

@@ -1,4 +1,4 @@
-"""Evaluation: every image once, four readings of the heads, disagreement."""
+"""Evaluation: every image once, all head outputs, disagreement."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deit_jax import models
-from deit_jax.evaluation import evaluate
+from deit_jax.errors import ConfigError
+from deit_jax.evaluation import evaluate, heads
 from deit_jax.models import Output
 
 CLASSES = 7
@@ -66,20 +67,20 @@ def test_heads_equal_a_plain_loop(monkeypatch, example):
     scores_as_model(monkeypatch)
     logits, labels = example
     results = run(logits, labels, 16)
-    readings = {
+    outputs = {
         "class": softmax(logits[:, 0]),
         "dist": softmax(logits[:, 1]),
         "mean": softmax(logits.mean(1)),
         "softmax_sum": (softmax(logits[:, 0]) + softmax(logits[:, 1])) / 2,
     }
-    for head, p in readings.items():
+    for head, p in outputs.items():
         order = np.argsort(-p, axis=-1, kind="stable")
         assert results[f"{head}/top1"] == pytest.approx(np.mean(order[:, 0] == labels))
         top5 = np.mean([label in row[:5] for label, row in zip(labels, order, strict=True)])
         assert results[f"{head}/top5"] == pytest.approx(top5)
         loss = -np.log(p[np.arange(53), labels]).mean()
         assert results[f"{head}/loss"] == pytest.approx(loss, rel=1e-5)
-    choices = {head: p.argmax(-1) for head, p in readings.items()} | {"label": labels}
+    choices = {head: p.argmax(-1) for head, p in outputs.items()} | {"label": labels}
     for pair in ("class/dist", "class/label", "mean/softmax_sum"):
         a, b = pair.split("/")
         assert results[f"differ/{pair}"] == pytest.approx(np.mean(choices[a] != choices[b]))
@@ -87,8 +88,8 @@ def test_heads_equal_a_plain_loop(monkeypatch, example):
 
 def test_mean_of_logits_and_sum_of_softmaxes_can_differ():
     logits = jnp.asarray([[[0.0, 6.0, 5.0], [9.0, 0.0, 5.0]]])
-    scores = evaluate.head_scores(Output(logits[:, 0], logits[:, 1]))
-    assert tuple(scores) == evaluate.heads(distilled=True)
+    scores = heads.head_outputs(Output(logits[:, 0], logits[:, 1]))
+    assert tuple(scores) == heads.head_names(distilled=True)
     assert int(scores["mean"].argmax()) == 2
     assert int(scores["softmax_sum"].argmax()) == 0
 
@@ -123,5 +124,5 @@ def test_ties_go_to_the_lower_class(monkeypatch):
 
 def test_no_image_is_an_error(monkeypatch):
     scores_as_model(monkeypatch)
-    with pytest.raises(ValueError, match="saw no image"):
+    with pytest.raises(ConfigError, match="has no image"):
         run(np.zeros((0, 2, CLASSES), np.float32), np.zeros(0, int), 4)

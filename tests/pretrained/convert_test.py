@@ -129,19 +129,20 @@ def test_predict_equals_pillow_and_the_model(tmp_path, capsys):
     image = ((crop - loaded.mean) / loaded.std)[None].astype(np.float32)
     output = models.apply(loaded.create_model(), loaded.variables, image)
     heads = {
-        "class token": output.logits,
-        "distillation token": output.dist_logits,
-        "both": (output.logits + output.dist_logits) / 2,
+        "class head": output.logits,
+        "distillation head": output.dist_logits,
+        "mean of logits": (output.logits + output.dist_logits) / 2,
     }
     code, out, _ = run(capsys, "predict", "--checkpoint", source, photo, "--top=2")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == str(photo) and len(lines) == 4
-    for line, (head, logits) in zip(lines[1:], heads.items(), strict=True):
+    assert lines[0] == str(photo) and len(lines) == 5
+    for line, (head, logits) in zip(lines[1:4], heads.items(), strict=True):
         probabilities = np.asarray(jax.nn.softmax(logits[0]))
         best = np.argsort(-probabilities)[:2]
         expected = ", ".join(f"{'cat dog emu'.split()[k]} {probabilities[k]:.1%}" for k in best)
         assert line == f"  {head}: {expected}"
+    assert lines[4].startswith("  sum of softmaxes: ")
 
 
 def test_predict_refuses_what_is_no_image(tmp_path, capsys):
@@ -152,7 +153,7 @@ def test_predict_refuses_what_is_no_image(tmp_path, capsys):
 
 
 def test_imagenet_names():
-    from deit_jax.cli.predict import readable_names
+    from deit_jax.evaluation.classify import readable_names
 
     # Well-known places in the order of the labels.
     known = {0: "tench", 1: "goldfish", 207: "golden retriever", 281: "tabby", 999: "toilet tissue"}

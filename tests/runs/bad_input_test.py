@@ -127,8 +127,11 @@ def test_mistake_is_named_with_its_cure(spec, overrides, said):
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        (["keep_latest=0"], ["keep_latest=0", "at least 1"]),
-        (["best_metric=eval/class/loss"], ["keeps the worst", "turn higher_is_better round"]),
+        (["keep_latest=0"], ["keep_latest must be at least 1, not 0"]),
+        (
+            ["best_metric=eval/class/loss"],
+            ["keeps the worst", "set higher_is_better to the opposite"],
+        ),
         (
             ["best_metric=eval/mean/top1"],
             ["config.checkpoint: unknown best_metric 'eval/mean/top1'", "eval_ema/class/top1"],

@@ -109,9 +109,9 @@ def test_the_agreement_matrix():
     head, *rows = agreement.table(shares | {"count": 4}, title="of 4").splitlines()
     assert head == "  ".join(["of 4".ljust(17), *agreement.READERS.values()])
     table = {row[:17].strip(): row[17:].split() for row in rows}
-    assert list(table) == ["label", "teacher", "class head", "distillation head", "both heads"]
+    assert list(table) == ["label", "teacher", "class head", "distillation head", "mean of logits"]
     assert table["teacher"] == ["75.00", "0.00", "50.00", "25.00", "50.00"]
-    assert [row[4] for row in table.values()] == table["both heads"]
+    assert [row[4] for row in table.values()] == table["mean of logits"]
     alone = agreement.table({"differ/class/label": 0.5}).splitlines()
     assert len(alone) == 3, "readers that are not there have no row"
 

@@ -1,0 +1,66 @@
+"""The most likely classes of single image files."""
+
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from deit_jax import augment, models
+from deit_jax.data import imagenet_classes
+from deit_jax.data.decode import CorruptImage, decode_image
+from deit_jax.errors import ConfigError
+from deit_jax.evaluation.evaluator import square_side
+from deit_jax.evaluation.heads import head_outputs
+from deit_jax.pretrained import CheckpointInfo, LoadedCheckpoint
+
+
+def readable_names(info: CheckpointInfo) -> list[str]:
+    """K names: the checkpoint's own, synsets in plain English; numbers where it has none.
+
+    1,000 classes without names are taken to be ImageNet-1k in its usual order.
+    """
+    if info.class_names:
+        return [imagenet_classes.class_name(name) for name in info.class_names]
+    if info.num_classes == len(imagenet_classes.class_names()):
+        return list(imagenet_classes.class_names())
+    return [f"class {number}" for number in range(info.num_classes)]
+
+
+def make_classifier(
+    loaded: LoadedCheckpoint, *, crop_ratio: float | None = None
+) -> Callable[[pathlib.Path], dict[str, np.ndarray]]:
+    """`classify(path) -> probabilities f32 [K]` by name of `heads.HEADS`.
+
+    The image is prepared as in evaluation; `crop_ratio` defaults to the checkpoint's.
+    `classify` raises ConfigError for a file that cannot be decoded.
+    """
+    model = loaded.create_model()
+    transform = augment.make_eval_transform(
+        image_size=square_side(model),
+        crop_ratio=crop_ratio or loaded.image["crop_ratio"],
+        mean=loaded.mean,
+        std=loaded.std,
+    )
+
+    @jax.jit
+    def forward(variables, batch):
+        return head_outputs(models.apply(model, variables, transform(batch)))
+
+    variables = jax.device_put(loaded.variables)
+
+    def classify(path: pathlib.Path) -> dict[str, np.ndarray]:
+        try:
+            pixels = decode_image(path.read_bytes())
+        except CorruptImage as error:
+            raise ConfigError(f"{path}: {error}") from None
+        # Whole multiples of 256, so that photos of like size share one compiled program.
+        side = 256 * math.ceil(max(pixels.shape[:2]) / 256)
+        canvas = np.zeros((1, side, side, 3), np.uint8)
+        canvas[0, : pixels.shape[0], : pixels.shape[1]] = pixels
+        size = np.array([pixels.shape[:2]], np.int32)
+        outputs = jax.device_get(forward(variables, {"canvas": canvas, "size": size}))
+        return {head: np.exp(scores[0]) for head, scores in outputs.items()}
+
+    return classify

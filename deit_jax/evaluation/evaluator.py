@@ -1,0 +1,136 @@
+"""A checkpoint on all devices, predicting evaluation sets, without the config of a run."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from deit_jax import augment, data, models, pretrained, sharding
+from deit_jax.errors import ConfigError
+from deit_jax.evaluation import agreement, predictions
+from deit_jax.evaluation.datasets import EvaluationSet
+from deit_jax.evaluation.evaluate import Evaluation
+from deit_jax.evaluation.predictions import Predictions
+
+RAW, EMA = "raw", "EMA"
+
+
+def load_candidates(
+    checkpoint: str, *, ema: bool, which: str, model: str | None
+) -> dict[str, pretrained.LoadedCheckpoint]:
+    """The weights by kind: raw, and EMA where a run of ours has it; with `ema` that alone."""
+
+    def load(ema: bool) -> pretrained.LoadedCheckpoint:
+        return pretrained.load_checkpoint(checkpoint, ema=ema, which=which, model=model)
+
+    if ema:
+        return {EMA: load(True)}
+    candidates = {RAW: load(False)}
+    run_config = candidates[RAW].metadata.get("config", {})
+    if run_config.get("step", {}).get("ema_decay", 0.0) > 0:
+        candidates[EMA] = load(True)
+    return candidates
+
+
+def square_side(model: models.Model) -> int:
+    """The side in pixels of the images that `model` takes.
+
+    Raises:
+      ConfigError: they are not square.
+    """
+    if model.image_size[0] != model.image_size[1]:
+        raise ConfigError(f"only square models are evaluated, not {model.image_size}")
+    return model.image_size[0]
+
+
+class Evaluator:
+    """A model of the checkpoint's kind on all devices.
+
+    Args:
+      info: the checkpoint, for its statistics of the image and its names.
+      model: of the checkpoint, perhaps with another image size or compute type.
+      evaluation: see `evaluate.make_evaluation`.
+      reading: further arguments of `data.eval_batches`.
+    """
+
+    def __init__(
+        self,
+        info: pretrained.CheckpointInfo,
+        model: models.Model,
+        evaluation: Evaluation,
+        reading: Mapping[str, Any],
+    ):
+        self._model, self._evaluation, self._reading = model, evaluation, reading
+        self._mesh = sharding.make_mesh()
+        transform = augment.make_eval_transform(
+            image_size=evaluation.image_size,
+            crop_ratio=evaluation.crop_ratio,
+            mean=info.mean,
+            std=info.std,
+        )
+        self._step = jax.jit(predictions.make_prediction_step(model=model, transform=transform))
+        self.facts = {
+            "checkpoint": info.label,
+            "model": info.model,
+            "parameters": models.count(model).parameters,
+            "image_size": evaluation.image_size,
+            "crop_ratio": evaluation.crop_ratio,
+            "dtype": model.dtype,
+        }
+
+    @property
+    def description(self) -> str:
+        """One line for the screen."""
+        f = self.facts
+        return (
+            f"{f['model']} from {f['checkpoint']}, {f['parameters']:,} parameters, at "
+            f"{f['image_size']} px, crop ratio {f['crop_ratio']:g}, in {f['dtype']}"
+        )
+
+    def predict(
+        self, loaded: pretrained.LoadedCheckpoint, evaluation_set: EvaluationSet
+    ) -> Predictions:
+        """Predictions of these weights for every image of a set."""
+        variables = pretrained.adapt(loaded, model=self._model).variables
+        variables = jax.device_put(variables, sharding.replicated(self._mesh))
+        devices, e = self._mesh.size, self._evaluation
+        host = data.eval_batches(
+            evaluation_set.data.eval,
+            batch_size=-(-e.batch_size // devices) * devices,
+            canvas=e.canvas,
+            image_size=e.image_size,
+            crop_ratio=e.crop_ratio,
+            **self._reading,
+        )
+        rows = sharding.batch_sharding(self._mesh)
+        with data.prefetch_to_device(host, lambda b: sharding.to_global(rows, b)) as batches:
+            return predictions.predict(self._step, variables, batches)
+
+
+def score(predicted: Predictions, evaluation_set: EvaluationSet) -> dict[str, Any]:
+    """`count`, and for each head output its accuracies."""
+    if evaluation_set.label_sets is None:
+        return {"count": len(predicted.label)} | predictions.accuracies(predicted)
+    accuracies, count = predictions.real_accuracies(predicted, evaluation_set.label_sets)
+    return {"count": count} | accuracies
+
+
+def agreement_table(weights: str, predicted: Predictions, evaluation_set: EvaluationSet) -> str:
+    """Who differs from whom, as text; without the label where images have several."""
+    choices = {head: best[:, 0] for head, best in predicted.choices.items()}
+    if evaluation_set.label_sets is None:
+        choices["label"] = predicted.label
+    return agreement.table(
+        agreement.differences(choices),
+        title=f"{evaluation_set.name}, {weights}: differ, % of images",
+    )
+
+
+def write_json(path: str | pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
+    """Results as a file for scripts."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    return path
