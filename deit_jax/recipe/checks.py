@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-from deit_jax.models import VisionTransformer
 from deit_jax.recipe.recipe import Recipe
 
 # Images that shared a mix in the published runs, which drew one lambda for each GPU's batch.
@@ -52,10 +51,10 @@ def _batch(recipe: Recipe) -> Iterator[str]:
             f"train.batch_size={batch} is odd: the image in the middle of a reversed batch would "
             "be mixed with itself; use an even batch"
         )
-    if not isinstance(recipe.model, VisionTransformer) and config.step.accum_steps > 1:
+    if recipe.model.has_batch_stats and config.step.accum_steps > 1:
         yield (
             f"step.accum_steps={config.step.accum_steps} with a BatchNorm model: statistics are "
-            "per part, so that the result is not that of the whole batch"
+            "those of each micro-batch, so the result differs from that of the whole batch"
         )
     group = recipe.mix_group
     family = "_".join(config.model.name.split("_")[:2])
@@ -68,7 +67,7 @@ def _batch(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _weight_average(recipe: Recipe) -> Iterator[str]:
+def _ema(recipe: Recipe) -> Iterator[str]:
     decay, steps = recipe.config.step.ema_decay, recipe.durations.total_steps
     left = decay**steps if decay else 0.0
     if left > 0.01:
@@ -81,20 +80,20 @@ def _weight_average(recipe: Recipe) -> Iterator[str]:
 
 
 def _fine_tuning(recipe: Recipe) -> Iterator[str]:
-    config, model = recipe.config, recipe.model
-    if not config.init or not isinstance(model, VisionTransformer):
-        return
-    published = model.class_position and not config.init_drop_head
-    if published and config.step.train_mode and model.drop_path_rate > 0:
+    config = recipe.config
+    # DeiT-III, whose position embedding leaves out the class token, fine-tunes with it.
+    published = config.init and not config.init_drop_head and config.model.get("class_position")
+    drop_path_rate = config.model.get("drop_path_rate", 0.0)
+    if published and config.step.train_mode and drop_path_rate > 0:
         yield (
-            f"fine-tuning with stochastic depth {model.drop_path_rate:g}: the published runs of "
+            f"fine-tuning with stochastic depth {drop_path_rate:g}: the published runs of "
             "DeiT had it off; set step.train_mode=False (or model.drop_path_rate=0)"
         )
 
 
 def _heads(recipe: Recipe) -> Iterator[str]:
     loss = recipe.config.loss
-    if not getattr(recipe.model, "distilled", False):
+    if "dist" not in recipe.model.heads:
         return
     if loss.distillation == "none" and loss.label_on == "class":
         remedy = "evaluate the class head"
@@ -116,7 +115,7 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
             f"input.canvas={config.input.canvas} is smaller than the model's {size} pixels: "
             "larger images, if there are any, are shrunk and then enlarged"
         )
-    if not isinstance(model, VisionTransformer) or not config.model.name.startswith("deit"):
+    if not config.model.name.startswith("deit"):
         return
     published = 1.0 if config.model.name.startswith("deit3") else 0.875
     if recipe.num_classes == 1000 and config.eval.crop_ratio != published:
@@ -132,6 +131,6 @@ CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _batch,
     _fine_tuning,
     _heads,
-    _weight_average,
+    _ema,
     _evaluation,
 )
