@@ -121,9 +121,25 @@ def bind(function: Callable, given: Mapping[str, Any]) -> Callable:
 
 
 def headline(function: Callable) -> str:
-    """The first sentence of a docstring's first line, without its full stop."""
+    """The first line of a docstring, without its full stop."""
     text = inspect.getdoc(inspect.unwrap(getattr(function, "func", function))) or ""
     return text.split("\n")[0].rstrip(".")
+
+
+def narrate(table: Table, name: str, section: Mapping[str, Any]) -> str:
+    """`adamw: AdamW (beta1 0.9, beta2 0.999, eps 1e-08)`: an entry, in the words of its docstring."""
+    known = keywords(table[name])
+    values = ", ".join(f"{key} {plain(section[key])}" for key in known if key in section)
+    return f"{name}: {headline(table[name])}" + (f" ({values})" if values else "")
+
+
+def plain(value: Any) -> str:
+    """A config value as a reader writes it: `0.9`, `none`, `true`, `(0.08, 1)`."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(plain, value)) + ")"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _entries(choice: Table | Chosen, key: str, value: Any) -> Iterable[Callable]:
