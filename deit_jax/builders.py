@@ -139,7 +139,9 @@ def plain(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, tuple | list):
         return "(" + ", ".join(map(plain, value)) + ")"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _entries(choice: Table | Chosen, key: str, value: Any) -> Iterable[Callable]:

@@ -1,4 +1,7 @@
-"""The recipe as it will run, told in words: pure functions of a resolved config and data sizes."""
+"""The recipe as it will run, in words: what `deit-jax explain` and a starting run print.
+
+What was chosen from a table is described by the first line of its docstring.
+"""
 
 import math
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 from deit_jax import builders, data, losses, models, optim
 from deit_jax.augment import erasing, operations, policies, randaugment, three_augment
 from deit_jax.optim.optimizers import OPTIMIZERS
+from deit_jax.optim.schedules import SCHEDULES
 from deit_jax.recipe import costs
 from deit_jax.recipe.recipe import Recipe
 
@@ -26,12 +30,8 @@ def describe(recipe: Recipe, *, images_per_second: float | None = None) -> str:
         "loss": _loss(recipe),
         "cost": _cost(recipe, images_per_second),
     }
-    lines = []
-    for subject, told in subjects.items():
-        indent = "" if not lines else "\n"
-        lines.append(f"{indent}{subject}")
-        lines += [f"  {line}" for line in told]
-    return "\n".join(lines)
+    blocks = ["\n  ".join([subject, *lines]) for subject, lines in subjects.items()]
+    return "\n\n".join(blocks)
 
 
 def _columns(pairs: dict[str, str]) -> list[str]:
@@ -39,65 +39,60 @@ def _columns(pairs: dict[str, str]) -> list[str]:
 
 
 def _run(recipe: Recipe) -> list[str]:
-    config, durations = recipe.config, recipe.durations
-    repeats = config.input.repeats
-    distinct = data.distinct_images_per_epoch(durations.records, durations.batch_size, repeats)
-    shown = durations.total_steps * durations.batch_size
-    size = "x".join(map(str, recipe.model.image_size))
-    numbers = models.count(recipe.model).parameters
-    per_device = durations.batch_size // recipe.device_count
+    config, durations, model = recipe.config, recipe.durations, recipe.model
+    batch_size, repeats = durations.batch_size, config.input.repeats
+    distinct = data.distinct_images_per_epoch(durations.records, batch_size, repeats)
+    views = durations.total_steps * batch_size / recipe.records
+    devices = f"{recipe.device_count} device{'s' if recipe.device_count > 1 else ''}"
     batch = (
-        f"{durations.batch_size:,} images a step, {per_device:,} a device on {recipe.device_count}"
+        f"{batch_size:,} images per step ({batch_size // recipe.device_count:,} per device, "
+        f"{devices})"
     )
     if config.step.accum_steps > 1:
-        batch += f" in {config.step.accum_steps} parts"
+        batch += f" in {config.step.accum_steps} micro-batches"
     times = "once" if repeats == 1 else f"{repeats} times (repeated augmentation)"
+    epochs = durations.epoch(durations.total_steps)
     pairs = {
-        "model": f"{config.model.name} at {size}, {numbers:,} parameters, {recipe.model.dtype}",
+        "model": f"{config.model.name} at {'x'.join(map(str, model.image_size))}, "
+        f"{models.count(model).parameters:,} parameters, {model.dtype}",
         "start from": config.init or "random weights",
         "data": f"{recipe.records:,} images, {recipe.num_classes:,} classes",
         "batch": batch,
         "epoch": f"{durations.steps_per_epoch:,} steps; {distinct:,} distinct images, each {times}",
-        "length": f"{durations.total_steps:,} steps = {durations.epoch(durations.total_steps):g} epochs; every "
-        f"image {shown / recipe.records:.4g} times on average",
+        "length": f"{durations.total_steps:,} steps = {epochs:g} epochs; each image is seen "
+        f"{views:.4g} times on average",
     }
     if config.step.ema_decay:
         constant = 1 / (1 - config.step.ema_decay)
-        pairs["weight average"] = f"decay {config.step.ema_decay:g} = {constant:,.0f} steps"
+        pairs["EMA"] = f"decay {config.step.ema_decay:g}, an average over {constant:,.0f} steps"
     if not config.step.train_mode:
         pairs["mode"] = "evaluation: no stochastic depth, no dropout, BatchNorm statistics fixed"
     return _columns(pairs)
 
 
 def _learning_rate(recipe: Recipe) -> list[str]:
-    durations, options = recipe.durations, recipe.config.schedule
-    schedule = recipe.schedule
-    peak = schedule.peak
+    durations, options, schedule = recipe.durations, recipe.config.schedule, recipe.schedule
     scaled = "not scaled"
     if options.scale_by_batch is not None:
         scaled = f"= {options.base_lr:g} x {durations.batch_size:,} / {options.scale_by_batch}"
-    pairs = {
-        "curve": f"{options.kind}, {options.warmup_epochs:g} epochs of warm-up "
-        f"({options.warmup_epochs * durations.steps_per_epoch:,.0f} steps)",
-        "peak": f"{peak:g} {scaled}",
-        "floor": f"{options.min_lr:g}" if "min_lr" in options else "none",
-    }
-    epochs = durations.total_steps / durations.steps_per_epoch
-    first = [e for e in range(7) if e < epochs]
-    rates = [f"{float(schedule(e * durations.steps_per_epoch)):.4g}" for e in first]
-    pairs["first epochs"] = "at the start of each: " + ", ".join(rates)
-    pairs["last step"] = f"{float(schedule(durations.total_steps - 1)):.4g}"
-    return _columns(pairs)
+    first = range(min(7, math.ceil(durations.total_steps / durations.steps_per_epoch)))
+    rates = [f"{float(schedule(epoch * durations.steps_per_epoch)):.4g}" for epoch in first]
+    return _columns(
+        {
+            "curve": builders.narrate(SCHEDULES, options.kind, options),
+            "warm-up": f"{options.warmup_epochs:g} epochs "
+            f"({options.warmup_epochs * durations.steps_per_epoch:,.0f} steps) from "
+            f"{options.warmup_lr:g}",
+            "peak": f"{schedule.peak:g} {scaled}",
+            "first epochs": "at the start of each: " + ", ".join(rates),
+            "last step": f"{float(schedule(durations.total_steps - 1)):.4g}",
+        }
+    )
 
 
 def _optimizer(recipe: Recipe) -> list[str]:
     options = recipe.config.optim
-    entry = OPTIMIZERS[options.name]
-    own = ", ".join(f"{key} {options[key]}" for key in builders.options(entry, options))
     clip = "none" if options.clip_norm is None else f"global norm {options.clip_norm:g}"
-    lines = _columns(
-        {"kind": f"{options.name}, {builders.headline(entry)}", "options": own, "clipping": clip}
-    )
     groups = optim.decay_groups(
         recipe.params,
         weight_decay=options.weight_decay,
@@ -105,7 +100,8 @@ def _optimizer(recipe: Recipe) -> list[str]:
         layer_decay=options.layer_decay,
         trainable=options.trainable,
     )
-    return lines + optim.format_groups(groups).splitlines()
+    kind = builders.narrate(OPTIMIZERS, options.name, options)
+    return [*_columns({"kind": kind, "clipping": clip}), *optim.format_groups(groups).splitlines()]
 
 
 def _augmentation(recipe: Recipe) -> list[str]:
@@ -197,47 +193,48 @@ def _mixing(recipe: Recipe) -> str:
 
 def _loss(recipe: Recipe) -> list[str]:
     options = recipe.config.loss
-    entry, head = losses.LABEL_LOSSES[options.base], losses.LABEL_HEADS[options.label_on]
-    pairs = {"labels": f"{builders.headline(entry)}, on the {builders.headline(head).lower()}"}
-    if options.distillation == "none":
-        pairs["teacher"] = "none"
-        return _columns(pairs)
-    entry = losses.DISTILLATION_LOSSES[options.distillation]
-    head = losses.DISTILLED_HEADS[options.distill_on]
-    own = "".join(f", {key} {options[key]}" for key in builders.options(entry, options))
-    pairs["distillation"] = (
-        f"{builders.headline(entry)}{own}, on the {builders.headline(head).lower()}"
-    )
-    pairs["weights"] = f"{1 - options.alpha:g} labels + {options.alpha:g} teacher"
+    labels = builders.narrate(losses.LABEL_LOSSES, options.base, options)
+    pairs = {"labels": f"{labels}, on the {_head(losses.LABEL_HEADS[options.label_on])}"}
+    if recipe.teacher is None:
+        return _columns(pairs | {"teacher": "none"})
+    distillation = builders.narrate(losses.DISTILLATION_LOSSES, options.distillation, options)
     section = recipe.config.teacher
-    size = section.input_size or recipe.image_size
-    pairs["teacher"] = recipe.teacher.description
-    pairs["teacher sees"] = (
-        f"the student's tensor (same crop, operations, erasing and mix) at {size} pixels, "
-        f"in {section.dtype}, evaluation mode"
+    return _columns(
+        pairs
+        | {
+            "distillation": f"{distillation}, on the "
+            f"{_head(losses.DISTILLED_HEADS[options.distill_on])}",
+            "weights": f"{1 - options.alpha:g} labels + {options.alpha:g} teacher",
+            "teacher": recipe.teacher.description,
+            "teacher input": "the student's tensor (same crop, operations, erasing and mix) at "
+            f"{section.input_size or recipe.image_size} pixels, dtype {section.dtype}, "
+            "evaluation mode",
+        }
     )
-    return _columns(pairs)
+
+
+def _head(head: Any) -> str:
+    return builders.headline(head).lower()
 
 
 def _cost(recipe: Recipe, images_per_second: float | None) -> list[str]:
     durations = recipe.durations
-    macs = costs.step_macs(
-        recipe.model,
-        batch_size=durations.batch_size,
-        teacher=recipe.teacher and recipe.teacher.model,
-    )
-    told = ", ".join(f"{who} {_si(count)}" for who, count in macs.items())
-    whole_run = sum(macs.values()) * durations.total_steps
+    teacher = recipe.teacher and recipe.teacher.model
+    macs = costs.step_macs(recipe.model, batch_size=durations.batch_size, teacher=teacher)
+    each = ", ".join(f"{who} {_si(count)}" for who, count in macs.items())
+    if recipe.teacher and teacher is None:
+        each += ", teacher unknown"
     memory = costs.step_memory(recipe)
     unit, one = ("GiB", 2**30) if memory.total >= 2**30 else ("MiB", 2**20)
     parts = ", ".join(f"{name} {size / one:.2f}" for name, size in memory.parts.items())
     pairs = {
-        "a step": f"{told} multiply-accumulates; the run {_si(whole_run)}",
-        "memory": f"at most about {memory.total / one:.1f} {unit} a device: {parts}",
+        "per step": f"{each} multiply-accumulates; whole run "
+        f"{_si(sum(macs.values()) * durations.total_steps)}",
+        "memory": f"at most about {memory.total / one:.1f} {unit} per device: {parts}",
     }
     if images_per_second:
         hours = durations.total_steps * durations.batch_size / images_per_second / 3600
-        pairs["time"] = f"{hours:,.3g} hours at {images_per_second:,.0f} images a second"
+        pairs["time"] = f"{hours:,.3g} hours at {images_per_second:,.0f} images per second"
     return _columns(pairs)
 
 

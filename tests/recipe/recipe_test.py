@@ -1,5 +1,6 @@
-"""The recipe told in words, its warnings and its costs."""
+"""The recipe in words, its warnings and its costs."""
 
+import json
 import pathlib
 
 import jax
@@ -38,7 +39,7 @@ def published():
         "5,910,800 parameters",
         "1,251 steps; 427,008 distinct images, each 3 times",
         "375,300 steps = 300 epochs",
-        "1,024 images a step, 128 a device on 8",
+        "1,024 images per step (128 per device, 8 devices)",
         "0.001 = 0.0005 x 1,024 / 512",
         "1e-06, 0.0002008, 0.0004006, 0.0006004, 0.0008002, 0.0009993",
         "dist_token, */kernel                        52  5,840,064   0.05",
@@ -50,13 +51,13 @@ def published():
         "Cross-entropy with the teacher's argmax",
         "0.5 labels + 0.5 teacher",
         "at 224 pixels",
-        "decay 0.99996 = 25,000 steps",
+        "decay 0.99996, an average over 25,000 steps",
         # 3 x 1.261 G and 15.90 G multiply-accumulates (recipes of the paper) x 1,024 images
         "student 3.87 T, teacher 16.3 T multiply-accumulates",
-        "21.4 hours at 5,000 images a second",
+        "21.4 hours at 5,000 images per second",
     ],
 )
-def test_published_recipe_is_told(published, fact):
+def test_published_recipe_is_described(published, fact):
     assert fact in published
 
 
@@ -64,7 +65,7 @@ def test_published_recipe_is_told(published, fact):
     "overrides, fact",
     [
         ({"optim__name": "lamb"}, "lamb_clip_norm 1"),
-        ({"optim__name": "sgd"}, "momentum 0.9, nesterov True"),
+        ({"optim__name": "sgd"}, "momentum 0.9, nesterov true"),
         ({"optim__trainable": "attn_only"}, "frozen"),
         ({"schedule__kind": "timm_epoch"}, "1e-06, 1e-06, 0.0002008"),
         ({"augment__mixup": 0, "augment__cutmix": 0}, "no mixing of images"),
@@ -73,10 +74,10 @@ def test_published_recipe_is_told(published, fact):
         ({"augment__auto_augment": "original"}, "AutoAugment original: one of 25 pairs"),
         ({"augment__crop": "src"}, "simple random crop to 224x224"),
         ({"step__train_mode": False}, "no stochastic depth"),
-        ({"step__accum_steps": 4}, "in 4 parts"),
+        ({"step__accum_steps": 4}, "in 4 micro-batches"),
     ],
 )
-def test_options_are_told(overrides, fact):
+def test_options_are_described(overrides, fact):
     assert fact in summary.describe(make("deit.py:ti", model__depth=1, **overrides))
 
 
@@ -168,6 +169,26 @@ def test_estimate_of_activations_is_what_the_backward_pass_gets(options):
     one, _ = saved(1)
     three, model = saved(3)
     assert 8 * model.saved_bytes() == pytest.approx(1.5 * (three - one), rel=0.1)
+
+
+def test_the_teacher_of_a_run_is_described_before_it_is_loaded(tiny_teacher, tmp_path):
+    """Its model is the one in its checkpoint, with which the cost is computed."""
+    digits = {"sizes": {"records": 1442, "num_classes": 10}, "train__batch_size": 128}
+    found = make("quickstart.py:student", teacher__init=tiny_teacher, **digits)
+    assert found.teacher.model.widths == schema_of(tiny_teacher)["widths"]
+    text = summary.describe(found)
+    assert f"from {tiny_teacher}" in text and "teacher unknown" not in text
+    assert "teacher" in costs.step_memory(found).parts
+    missing = make("quickstart.py:student", teacher__init=tmp_path / "later", **digits)
+    text = summary.describe(missing)
+    assert f"unknown: {tmp_path / 'later'} does not exist" in text and "teacher unknown" in text
+    assert "teacher" not in costs.step_memory(missing).parts
+
+
+def schema_of(workdir) -> dict:
+    """The model section that a run was trained with."""
+    model = json.loads((workdir / "config.json").read_text())["model"]
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in model.items()}
 
 
 def test_convolutional_networks_have_an_estimate_too():
