@@ -1,4 +1,4 @@
-"""TensorFlow, imported on first use, silent, and kept off the accelerator."""
+"""TensorFlow, imported on first use, without log output and without the accelerator."""
 
 import functools
 import importlib.util
@@ -35,7 +35,7 @@ def tensorflow() -> types.ModuleType:
     except ImportError as error:
         raise ConfigError(f"{_MISSING} ({error})") from error
     try:
-        # TensorFlow takes all of the memory of every accelerator that it sees.
+        # TensorFlow allocates all of the memory of every visible accelerator.
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_visible_devices([], "TPU")
     except RuntimeError:

@@ -46,7 +46,7 @@ def arrays_data(
     The number of classes is that of `class_names`, or the largest label of both splits + 1.
 
     Raises:
-        ConfigError: wrong dtype or shape, empty splits, labels outside the classes.
+        ConfigError: wrong dtype or shape, an empty split, labels outside the classes.
     """
     sources = []
     for split, images, labels in (
@@ -77,12 +77,12 @@ def _checked(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ConfigError(
             f"{name}: images must be uint8 [n, h, w, 3] or [n, h, w], "
-            f"got {images.dtype} {list(images.shape)}"
+            f"not {images.dtype} {list(images.shape)}"
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(
             f"{name}: labels must be integers [{len(images)}], "
-            f"got {labels.dtype} {list(labels.shape)}"
+            f"not {labels.dtype} {list(labels.shape)}"
         )
     if not len(images):
         raise ConfigError(f"{name}: the split is empty")
@@ -90,7 +90,7 @@ def _checked(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
 
 
 def open_arrays(*, path: str | None = None) -> Data:
-    """Arrays of an .npz file, held in memory.
+    """Arrays of an .npz file, in memory.
 
     Args:
         path: of the file, with the keys train_images, train_labels, test_images, test_labels
@@ -103,12 +103,16 @@ def open_arrays(*, path: str | None = None) -> Data:
     if path is None:
         raise ConfigError(f"source 'arrays' needs path, an .npz file with {', '.join(required)}")
     if not pathlib.Path(path).is_file():
-        raise ConfigError(f"no file {path}; source 'arrays' reads an .npz with {required}")
+        raise ConfigError(
+            f"no file {path}; source 'arrays' reads an .npz file with {', '.join(required)}"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in required if key not in file]
             if missing:
-                raise ConfigError(f"{path} lacks {', '.join(missing)}; it has: {sorted(file)}")
+                raise ConfigError(
+                    f"{path} has no {', '.join(missing)}; it has: {', '.join(sorted(file))}"
+                )
             content = {key: file[key] for key in required}
             names = tuple(map(str, file["class_names"])) if "class_names" in file else None
     except (zipfile.BadZipFile, ValueError, OSError) as error:

@@ -116,7 +116,7 @@ class Reader:
     """Fetches, decodes and fits records into canvas rows.
 
     Attributes:
-        fit: uint8 [h, w, 3] larger than the canvas -> one that it holds.
+        fit: uint8 [h, w, 3] larger than the canvas -> one that fits.
         decode: record -> uint8 [h, w, 3], raising CorruptImage.
         replace: a corrupt record by the next one; else mask its row.
         closed: set when the batches are no longer needed.

@@ -2,9 +2,9 @@
 
 TensorFlow's decoder gives only RGB for them, as floor(k * c / 255) when the file has an
 Adobe marker and floor((255 - k) * (255 - c) / 255) when it has none; Pillow rounds, and
-takes every file as Adobe's inverted kind. The exact planes follow from decoding the same
+treats every file as Adobe's inverted kind. The exact planes follow from decoding the same
 data under edited headers: with A and N the results with and without the marker,
-k + c = 255 + A - N for each colour, whatever was lost to rounding; and a quantisation table
+k + c = 255 + A - N for each color, whatever was lost to rounding; and a quantization table
 of zeros makes the k plane the constant 128, which leaves c alone.
 """
 
@@ -45,7 +45,7 @@ def frame(data: bytes) -> tuple[int, int, int]:
 
 
 def decode_cmyk(data: bytes, decode_rgb: Callable[[bytes], np.ndarray]) -> np.ndarray:
-    """uint8 [h, w, 3], what Pillow's `convert('RGB')` gives for a four-component JPEG.
+    """uint8 [h, w, 3], equal to Pillow's `convert('RGB')` of a four-component JPEG.
 
     Args:
         data: the file.
@@ -60,7 +60,7 @@ def decode_cmyk(data: bytes, decode_rgb: Callable[[bytes], np.ndarray]) -> np.nd
 
 
 def _inverted_sum(data: bytes, decode_rgb, *, constant_k: bool) -> np.ndarray:
-    """Stored k + c of every pixel and colour, int32 [h, w, 3]."""
+    """Stored k + c of every pixel and color, int32 [h, w, 3]."""
     with_marker = decode_rgb(_edited(data, marker=True, constant_k=constant_k)).astype(np.int32)
     without = decode_rgb(_edited(data, marker=False, constant_k=constant_k))
     return 255 + with_marker - without

@@ -14,7 +14,7 @@ from deit_jax.data.cmyk import decode_cmyk, frame
 
 
 class CorruptImage(ValueError):
-    """The bytes are no image that can be decoded."""
+    """The bytes are not an image that can be decoded."""
 
 
 def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> np.ndarray:
@@ -22,8 +22,8 @@ def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> 
 
     Args:
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, averaged by the
-            decoder, as long as its longer side keeps this many pixels: what Pillow's
-            `Image.draft` gives. None: always at full size.
+            decoder, as long as its longer side has this many pixels, equal to Pillow's
+            `Image.draft`. None: always at full size.
 
     Raises:
         CorruptImage: the bytes are damaged, or of a format that is not decoded here.
@@ -46,7 +46,7 @@ def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> 
             return _decode_bmp(record)
     except tf.errors.OpError as error:
         raise CorruptImage(_reason(error)) from error
-    raise CorruptImage("neither JPEG, PNG, BMP nor WebP" if record else "no content")
+    raise CorruptImage("not JPEG, PNG, BMP or WebP" if record else "no content")
 
 
 def _ratio(longest: int, at_least: int | None) -> int:
@@ -69,7 +69,7 @@ def _decode_png(record: bytes) -> np.ndarray:
     tf = tensorflow()
     depth_and_type = record[24:26]
     if depth_and_type == b"\x10\x00":
-        # Pillow clips 16-bit gray at 255; of 16-bit colour it keeps the high byte.
+        # Pillow clips 16-bit gray at 255; 16-bit color is reduced to the high byte.
         gray = np.asarray(tf.io.decode_png(record, channels=1, dtype=tf.uint16))
         return np.repeat(np.minimum(gray, 255).astype(np.uint8), 3, axis=2)
     return np.asarray(tf.io.decode_png(record, channels=3))
@@ -78,7 +78,7 @@ def _decode_png(record: bytes) -> np.ndarray:
 def _decode_bmp(record: bytes) -> np.ndarray:
     bits = int.from_bytes(record[28:30], "little")
     if bits not in (24, 32):
-        # TensorFlow takes the palette's indices for gray levels.
+        # TensorFlow reads the palette's indices as gray levels.
         raise CorruptImage(f"BMP of {bits} bits with a palette; save it as PNG")
     image = np.asarray(tensorflow().io.decode_bmp(record))
     return np.ascontiguousarray(image[..., :3])

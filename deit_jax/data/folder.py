@@ -47,7 +47,7 @@ def open_folder(
     ImageFolder numbers them. Files without an image's extension are ignored.
 
     Args:
-        path: the folder that holds the splits.
+        path: the folder of the splits.
         train_split, eval_split: names of the split folders; None: train, and the first of
             val, validation, valid, test that exists.
 
@@ -77,7 +77,7 @@ def open_folder(
     if extra:
         raise ConfigError(
             f"{root / eval_split} has {len(extra)} class folder(s) that {train_split} lacks: "
-            f"{', '.join(extra[:5])}; near: {close_matches(extra[0], names)}"
+            f"{', '.join(extra[:5])}; {train_split} has: {close_matches(extra[0], names)}"
         )
     evaluation = _scan(root / eval_split, names, all_classes=False)
     return Data(
@@ -102,14 +102,14 @@ def _class_names(split: pathlib.Path) -> list[str]:
 def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) -> FolderSource:
     files, labels, empty = [], [], []
     for label, name in enumerate(names):
-        found = _images(split / name)
-        files += [os.path.join(name, one) for one in found]
-        labels += [label] * len(found)
-        if not found:
+        images = _images(split / name)
+        files += [os.path.join(name, image) for image in images]
+        labels += [label] * len(images)
+        if not images:
             empty.append(name)
     if empty and all_classes or not files:
         raise ConfigError(
-            f"{len(empty)} class folder(s) of {split} hold no images: {', '.join(empty[:5])}; "
+            f"{len(empty)} class folder(s) of {split} have no images: {', '.join(empty[:5])}; "
             f"image files end in {', '.join(EXTENSIONS)}"
         )
     return FolderSource(os.fspath(split), files, np.array(labels, np.int64))
@@ -118,13 +118,13 @@ def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) ->
 def _images(folder: pathlib.Path) -> list[str]:
     if not folder.is_dir():
         return []
-    found = []
+    images = []
     for base, directories, names in os.walk(folder):
         directories.sort()
         relative = os.path.relpath(base, folder)
-        found += [
+        images += [
             os.path.normpath(os.path.join(relative, name))
             for name in sorted(names)
             if name.lower().endswith(EXTENSIONS) and name[0] != "."
         ]
-    return found
+    return images

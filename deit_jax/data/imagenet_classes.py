@@ -3,7 +3,7 @@
 They are in imagenet_classes.txt, in label order. The names are the first lemma of each noun
 synset of WordNet 3.0 (Copyright 2006 by Princeton University, all rights reserved; free to
 use, copy, modify and distribute with this notice, provided "as is" without warranty); two
-words that name two classes each are told apart.
+words that name two classes each are changed so that they differ.
 """
 
 import functools

@@ -45,7 +45,7 @@ def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
 def _weights(size: int, new_size: int, channels: int = 1, dtype: type = np.int32):
     """Sparse matrix [new_size * channels, size * channels], in 22-bit fixed point if integer.
 
-    With `channels` the matrix acts on interleaved channels and keeps them apart.
+    With `channels` the matrix acts on interleaved channels separately.
     """
     import scipy.sparse
 
@@ -85,7 +85,7 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit_within(image: np.ndarray, canvas: int) -> np.ndarray:
-    """uint8 [h, w, 3] shrunk, its aspect kept, until the longer side is `canvas`; else as it is."""
+    """uint8 [h, w, 3] shrunk at its aspect ratio to a longer side of `canvas`, if it is longer."""
     old_height, old_width, channels = image.shape
     longest = max(old_height, old_width)
     if longest <= canvas:
@@ -109,10 +109,10 @@ def resized_shape(height: int, width: int, short: int) -> tuple[int, int]:
 
 
 def evaluation_square(image: np.ndarray, *, short: int, image_size: int) -> np.ndarray:
-    """What of an image larger than the canvas evaluation needs, uint8 [short, short, 3].
+    """The part of an image larger than the canvas that evaluation needs, uint8 [short, short, 3].
 
-    Resized as Pillow does, then cut along the long side so that the centre crop of
-    `image_size` pixels out of this square is the centre crop of the whole image
+    Resized as Pillow does, then cut along the long side so that the center crop of
+    `image_size` pixels out of this square is the center crop of the whole image
     (torchvision rounds its offset half to even, so the cut is not always central).
     """
     height, width = resized_shape(*image.shape[:2], short)

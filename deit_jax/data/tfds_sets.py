@@ -1,4 +1,4 @@
-"""Prepared TensorFlow data sets, found read-only by name; TFRecord and ArrayRecord files."""
+"""Data sets prepared by TensorFlow Datasets, found by name and opened read-only."""
 
 import difflib
 import os
@@ -191,7 +191,7 @@ def find_prepared(name: str, data_dir: str | None) -> str:
     if not root.is_dir():
         given = "data_dir" if data_dir else "data_dir is not given, and tfds's default"
         raise ConfigError(
-            f"{given} {root} does not exist; give the directory that holds the prepared "
+            f"{given} {root} does not exist; give the directory of the prepared "
             f"data sets, or prepare one: {prepare_command(name, data_dir)}"
         )
     base, _, version = name.partition(":")
@@ -200,7 +200,7 @@ def find_prepared(name: str, data_dir: str | None) -> str:
         present = sorted(p.name for p in root.iterdir() if p.is_dir())
         raise ConfigError(
             f"no prepared data set {base!r} in data_dir {root}; "
-            f"there: {close_matches(base, present) or 'nothing'}. {_how_to_get(name, data_dir)}"
+            f"it has: {close_matches(base, present) or 'nothing'}. {_how_to_get(name, data_dir)}"
         )
     versions = sorted(
         (p.name for p in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", p.name)),
@@ -213,7 +213,7 @@ def find_prepared(name: str, data_dir: str | None) -> str:
         configs = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in versions)
         hint = f"; it has configs, name one: {base}/{configs[0]}" if configs else ""
         raise ConfigError(
-            f"{folder} holds no prepared version{hint}; "
+            f"{folder} has no prepared version{hint}; "
             f"to prepare it: {prepare_command(name, data_dir)}"
         )
     return os.fspath(folder / (version or prepared[-1]))
@@ -228,7 +228,7 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
     if base in known:
         return f"To prepare it: {prepare_command(name, data_dir)}"
     near = difflib.get_close_matches(base, known, n=5, cutoff=0.6)
-    return f"tfds has no set of that name{'; near: ' + ', '.join(near) if near else ''}"
+    return f"tfds has no set of that name{'; nearest: ' + ', '.join(near) if near else ''}"
 
 
 def _check_features(builder, image_key: str, label_key: str):
@@ -240,10 +240,10 @@ def _check_features(builder, image_key: str, label_key: str):
         if key not in features:
             raise unknown(f"feature of {builder.info.full_name}", key, features)
     if not isinstance(features[image_key], tfds.features.Image):
-        raise ConfigError(f"feature {image_key!r} is no image but {features[image_key]}")
+        raise ConfigError(f"feature {image_key!r} is not an image but {features[image_key]}")
     label = features[label_key]
     if not isinstance(label, tfds.features.ClassLabel):
-        raise ConfigError(f"feature {label_key!r} is no class label but {label}")
+        raise ConfigError(f"feature {label_key!r} is not a class label but {label}")
     try:
         names = tuple(label.names)
     except (ValueError, AttributeError, TypeError):
@@ -252,7 +252,7 @@ def _check_features(builder, image_key: str, label_key: str):
 
 
 def _resolve_splits(builder, train_split: str | None, eval_split: str | None):
-    """Both split names, checked: each must exist and hold records."""
+    """Both split names, checked: each must exist and have records."""
     known = list(builder.info.splits)
     if eval_split is None:
         eval_split = next((s for s in ("validation", "val", "test") if s in known), None)

@@ -1,8 +1,8 @@
 """TFRecord files by record number: an offset index and positional reads.
 
 tf.data reads these files only from front to back. An index of where each record starts
-(one pass over the 12-byte headers, kept in the user's cache) makes any order cost the same.
-The checksums of the format are not verified: a damaged image shows at decoding.
+(one pass over the 12-byte headers, stored in the user's cache) makes any order cost the same.
+The checksums of the format are not verified: damage to an image is found by decoding it.
 """
 
 import concurrent.futures
@@ -97,8 +97,8 @@ class TFRecordFiles:
         self._index = offset_index(paths)
         self.lengths = tuple(len(start) for start, _ in self._index)
         stay_open = len(paths) <= _MOST_OPEN_FILES
-        # pread keeps no file position, so one descriptor serves all threads. ImageNet's 1,024
-        # files would use up what many systems let a process open: opened for each read.
+        # pread has no file position, so one descriptor serves all threads. ImageNet's 1,024
+        # files are more than many systems let a process open: opened for each read.
         self._files = [os.open(path, os.O_RDONLY) for path in (paths if stay_open else [])]
 
     def read(self, shard: int, record: int) -> bytes:

@@ -16,13 +16,13 @@ _POLL_SECONDS = 0.1
 class prefetch_to_device(Iterator[Any]):
     """Iterator of `put_fn(batch)`, at most `depth` finished transfers ahead.
 
-    With depth 2 the next batch lies on the device when a step ends. The transfer is waited
-    for on the thread, so what the caller waits for is the data path's true shortfall.
+    With depth 2 the next batch is on the device when a step ends. The thread waits for the
+    transfer, so the caller waits only when the data path is too slow.
 
     Args:
         batches: host batches; closed with this iterator when it has `close`.
         put_fn: starts the transfer of one batch and returns device arrays.
-        depth: finished transfers kept ready.
+        depth: finished transfers that are ready.
 
     Attributes:
         wait_seconds: total time that `next` has waited.
@@ -80,7 +80,7 @@ def _transfer(batches, put_fn, ready: queue.Queue, closed: threading.Event) -> N
         for batch in batches:
             if not _put(ready, closed, (jax.block_until_ready(put_fn(batch)), None)):
                 return
-    except BaseException as error:  # noqa: BLE001 - raised again where the batch is asked for
+    except BaseException as error:  # noqa: BLE001 - raised again by `next`
         last = (_END, error)
     _put(ready, closed, last)
 

@@ -43,7 +43,7 @@ PALETTE = RGB.quantize(64)
 
 
 def png16(samples, color_type):
-    """A 16-bit PNG; Pillow cannot write the coloured ones."""
+    """A 16-bit PNG; Pillow cannot write the colored ones."""
 
     def chunk(kind, content):
         body = kind + content
@@ -95,7 +95,7 @@ def test_equals_pillow(kind):
 
 
 def adobe(encoded, transform):
-    """The file with its Adobe marker's colour transform set, or without the marker (None)."""
+    """The file with its Adobe marker's color transform set, or without the marker (None)."""
     at = encoded.index(b"\xff\xee")
     if transform is None:
         return encoded[:at] + encoded[at + 16 :]
@@ -170,7 +170,7 @@ def test_fit_within_keeps_what_fits_and_the_aspect_of_the_rest():
 
 @pytest.mark.parametrize("image_size", [32, 33, 40])
 @pytest.mark.parametrize("shape", [(90, 131), (131, 90), (100, 100), (301, 90), (90, 302)])
-def test_evaluation_square_holds_pillows_centre_crop(image_size, shape):
+def test_evaluation_square_has_pillows_center_crop(image_size, shape):
     """Any crop ratio: the crop of the square is the crop of the whole resized image."""
     image = pixels(3, height=shape[0], width=shape[1])
     for short in range(image_size, image_size + 7):
@@ -179,21 +179,21 @@ def test_evaluation_square_holds_pillows_centre_crop(image_size, shape):
         square = evaluation_square(image, short=short, image_size=image_size)
         assert square.shape == (short, short, 3)
         np.testing.assert_array_equal(
-            centre_crop(square, image_size), centre_crop(whole, image_size)
+            center_crop(square, image_size), center_crop(whole, image_size)
         )
 
 
-def centre_crop(image, size):
+def center_crop(image, size):
     """torchvision's CenterCrop: the offset is rounded, half to even."""
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 
-def test_tensorflow_says_nothing():
-    """In a process of its own: it speaks, if at all, when it is first imported."""
+def test_tensorflow_prints_nothing():
+    """In a process of its own: it prints, if at all, when it is first imported."""
     program = "from deit_jax.data._tensorflow import tensorflow; tensorflow()"
     plain = {name: text for name, text in os.environ.items() if not name.startswith("TF_")}
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
         env=plain,
@@ -201,4 +201,4 @@ def test_tensorflow_says_nothing():
         capture_output=True,
         text=True,
     )
-    assert (told.stdout, told.stderr) == ("", "")
+    assert (done.stdout, done.stderr) == ("", "")

@@ -42,10 +42,10 @@ def test_crops_of_the_photos_equal_pillow(photos):
         augment.make_eval_transform(image_size=image_size, crop_ratio=crop_ratio, **plain)
     )
     options = {"batch_size": 20, "canvas": 512, "image_size": image_size, "crop_ratio": crop_ratio}
-    found = [device_pixels(transform(b)) for b in data.eval_batches(photos, **options)]
+    crops = [device_pixels(transform(b)) for b in data.eval_batches(photos, **options)]
     encoded, _ = photos.get(np.arange(len(photos)))
     expected = [pillow_crop(one, int(image_size / crop_ratio), image_size) for one in encoded]
-    difference = np.abs(np.concatenate(found) - np.stack(expected))
+    difference = np.abs(np.concatenate(crops) - np.stack(expected))
     assert difference.max() <= 2
     assert np.mean(difference == 0) >= 0.999
 

@@ -13,9 +13,9 @@ def make_order(**overrides):
     return order_lib.TrainOrder(**(sizes | overrides))
 
 
-def shown(plan):
+def record_of_rows(index):
     """Record of every global row, int64 [B]."""
-    return plan.record if plan.canvas_index is None else plan.record[plan.canvas_index]
+    return index.record if index.canvas_index is None else index.record[index.canvas_index]
 
 
 def test_imagenet_numbers_of_the_published_recipe():
@@ -40,7 +40,7 @@ def test_epochs_are_uncorrelated():
             assert abs(np.corrcoef(orders[i], orders[j])[0, 1]) < 5 / np.sqrt(n)
 
 
-def test_known_epoch_is_kept_for_ever():
+def test_known_epoch_never_changes():
     """The order is part of a run's identity: if this fails, old runs no longer resume."""
     assert order_lib.epoch_permutation(10, 0, 0).tolist() == [3, 7, 6, 4, 1, 0, 2, 8, 5, 9]
     windowed = order_lib.window_permutation([4, 3, 3], 2, 0, 0)
@@ -50,10 +50,10 @@ def test_known_epoch_is_kept_for_ever():
 @pytest.mark.parametrize(
     ("batch_size", "mix_group", "repeats"), [(96, 32, 3), (64, 16, 3), (100, 50, 2)]
 )
-def test_repeats_stand_in_one_batch_and_in_different_groups(batch_size, mix_group, repeats):
+def test_repeats_are_in_one_batch_and_in_different_groups(batch_size, mix_group, repeats):
     order = make_order(batch_size=batch_size, mix_group=mix_group, repeats=repeats)
     for step in (0, 1, 3, 10_000_000):
-        rows = shown(order(step))
+        rows = record_of_rows(order(step))
         assert (rows >= 0).all()
         groups = rows.reshape(-1, mix_group)
         assert all(len(set(group)) == mix_group for group in groups), "copies in one mix group"
@@ -62,26 +62,26 @@ def test_repeats_stand_in_one_batch_and_in_different_groups(batch_size, mix_grou
         assert (counts == repeats).sum() >= len(counts) - 2 and counts.max() == repeats
 
 
-def test_an_epoch_shows_a_third_of_the_images_three_times():
+def test_an_epoch_has_a_third_of_the_images_three_times():
     order = make_order(n_records=300, batch_size=60, mix_group=20)
-    rows = np.concatenate([shown(order(step)) for step in range(5)])
+    rows = np.concatenate([record_of_rows(order(step)) for step in range(5)])
     records, counts = np.unique(rows, return_counts=True)
     assert len(records) == data.distinct_images_per_epoch(300, 60, 3) == 100
     assert (counts == 3).all()
     assert set(records) == set(order_lib.epoch_permutation(300, 7, 0)[:100])
-    assert not set(shown(order(5))) <= set(records), "every epoch has an order of its own"
+    assert not set(record_of_rows(order(5))) <= set(records), "every epoch has an order of its own"
 
 
-def test_without_repeats_an_epoch_shows_every_image_once():
+def test_without_repeats_an_epoch_has_every_image_once():
     order = make_order(n_records=100, batch_size=20, repeats=1, mix_group=10)
-    rows = np.concatenate([shown(order(step)) for step in range(5)])
+    rows = np.concatenate([record_of_rows(order(step)) for step in range(5)])
     assert np.array_equal(np.sort(rows), np.arange(100))
     assert order(0).canvas_index is None
 
 
 def test_batch_follows_the_documented_formula():
     order = make_order()
-    rows = shown(order(5))
+    rows = record_of_rows(order(5))
     permutation = np.random.RandomState([7, 1]).permutation(400)
     for p in range(96):
         assert rows[(p % 3) * 32 + p // 3] == permutation[(1 * 96 + p) // 3]
@@ -122,6 +122,6 @@ def test_windows_are_read_one_after_the_other():
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
     ],
 )
-def test_sizes_that_do_not_go_together(overrides, message):
+def test_sizes_that_are_not_compatible(overrides, message):
     with pytest.raises(ConfigError, match=message):
         make_order(**overrides)

@@ -59,7 +59,7 @@ def source():
     return Encoded()
 
 
-def take(batches, n):
+def first_batches(batches, n):
     with batches:
         return list(itertools.islice(batches, n))
 
@@ -73,7 +73,7 @@ def digest(batches):
 
 
 def test_batch_contract(source):
-    (batch,) = take(data.train_batches(source, **SIZES, device_count=4), 1)
+    (batch,) = first_batches(data.train_batches(source, **SIZES, device_count=4), 1)
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "canvas": ((12, 48, 48, 3), "uint8"),
         "size": ((12, 2), "int32"),
@@ -94,26 +94,28 @@ def test_batch_contract(source):
         if index % 10:
             expected = Image.open(io.BytesIO(source.records[index]))
             np.testing.assert_array_equal(canvas[:height, :width], expected)
-    (plain,) = take(data.train_batches(source, batch_size=24, canvas=48), 1)
+    (plain,) = first_batches(data.train_batches(source, batch_size=24, canvas=48), 1)
     assert "canvas_index" not in plain and plain["canvas"].shape[0] == 24
 
 
 @pytest.mark.parametrize("window_shards", [None, 2])
 def test_threads_prefetch_and_starts_do_not_change_the_sequence(window_shards):
     source = Encoded(window_shards=window_shards)
-    expected = [digest([b]) for b in take(data.train_batches(source, threads=1, **SIZES), 8)]
+    expected = [
+        digest([b]) for b in first_batches(data.train_batches(source, threads=1, **SIZES), 8)
+    ]
     assert len(set(expected)) == 8
     for threads, prefetch in ((2, 0), (8, 5)):
         batches = data.train_batches(source, threads=threads, prefetch=prefetch, **SIZES)
-        assert [digest([b]) for b in take(batches, 8)] == expected
+        assert [digest([b]) for b in first_batches(batches, 8)] == expected
     for start in (1, 3, 6):
-        (batch,) = take(data.train_batches(source, start_step=start, **SIZES), 1)
+        (batch,) = first_batches(data.train_batches(source, start_step=start, **SIZES), 1)
         assert digest([batch]) == expected[start]
 
 
 def test_a_start_at_step_ten_million_takes_under_a_second(tfds_dir):
     photos = data.open_data(name="imagenet2012", data_dir=str(tfds_dir)).train
-    take(data.train_batches(photos, **SIZES), 1)
+    first_batches(data.train_batches(photos, **SIZES), 1)
     start = time.perf_counter()
     batches = data.train_batches(photos, **SIZES, start_step=10_000_000)
     next(batches)
@@ -125,14 +127,16 @@ def test_a_start_at_step_ten_million_takes_under_a_second(tfds_dir):
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_processes_together_make_the_single_process_batch(source, repeats):
     options = SIZES | {"repeats": repeats, "device_count": 4}
-    whole = take(data.train_batches(source, **options), 4)
+    whole = first_batches(data.train_batches(source, **options), 4)
     n = len(whole[0]["canvas"])
     for parts in (
         [range(n // 2), range(n // 2, n)],
         # A mesh may give a process rows that do not follow each other.
-        [[i for i in range(n) if i // (n // 4) in held] for held in ((0, 3), (2,), (1,))],
+        [[i for i in range(n) if i // (n // 4) in group] for group in ((0, 3), (2,), (1,))],
     ):
-        shares = [take(data.train_batches(source, **options, rows=rows), 4) for rows in parts]
+        shares = [
+            first_batches(data.train_batches(source, **options, rows=rows), 4) for rows in parts
+        ]
         order = np.argsort(np.concatenate([list(rows) for rows in parts]))
         for step, batch in enumerate(whole):
             for key in ("canvas", "size", "label", "index"):
@@ -146,7 +150,7 @@ def test_processes_together_make_the_single_process_batch(source, repeats):
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 80, 96])
-def test_evaluation_shows_every_image_once_in_order(source, batch_size):
+def test_evaluation_yields_every_image_once_in_order(source, batch_size):
     options = {"canvas": 48, "image_size": 16, "batch_size": batch_size}
     batches = list(data.eval_batches(source, **options))
     index = np.concatenate([b["index"][b["mask"]] for b in batches])
@@ -165,7 +169,7 @@ def test_evaluation_shows_every_image_once_in_order(source, batch_size):
 
 
 def test_evaluation_crop_of_large_photos_equals_pillow(tfds_dir):
-    """The canvas holds the short side at its evaluation size: the device's resize is idle."""
+    """The canvas has the short side at its evaluation size: the device's resize changes nothing."""
     photos = data.open_data(name="imagenet2012", data_dir=str(tfds_dir)).eval
     large = 0
     options = {"canvas": 400, "image_size": 224, "crop_ratio": 0.875, "batch_size": 25}
@@ -198,18 +202,18 @@ def test_evaluation_needs_a_canvas_of_the_resized_short_side(source):
 def test_corrupt_record_is_replaced_counted_and_named(caplog):
     damaged = Encoded(damaged=[11, 12, 40])
     options = SIZES | {"batch_size": 80, "mix_group": 8, "repeats": 1}
-    expected = take(data.train_batches(Encoded(), **options), 1)[0]["index"]
+    expected = first_batches(data.train_batches(Encoded(), **options), 1)[0]["index"]
     digests = set()
     for threads in (1, 8):
         batches = data.train_batches(damaged, threads=threads, max_corrupt_share=0.05, **options)
-        batch, _ = take(batches, 2)
+        batch, _ = first_batches(batches, 2)
         digests.add(digest([batch]))
-        shown = {11: 13, 12: 13, 40: 41}
-        assert batch["index"].tolist() == [shown.get(i, i) for i in expected.tolist()]
+        replaced = {11: 13, 12: 13, 40: 41}
+        assert batch["index"].tolist() == [replaced.get(i, i) for i in expected.tolist()]
         assert (batch["size"] > 0).all() and (batch["label"] == batch["index"] % 7).all()
-        assert batches.health.corrupt_names == {i: f"record {i}" for i in shown}
+        assert batches.health.corrupt_names == {i: f"record {i}" for i in replaced}
     assert len(digests) == 1
-    # Once by each of the two iterators, though every record is met in both batches.
+    # Once by each of the two iterators, though every record is in both batches.
     assert caplog.text.count("cannot decode record 40") == 2
 
 
@@ -226,29 +230,33 @@ def test_corrupt_record_is_masked_in_evaluation():
 def test_too_many_corrupt_records_stop_the_run(damaged):
     batches = data.train_batches(Encoded(damaged=damaged), **SIZES)
     with pytest.raises(data.CorruptShareExceeded, match="max_corrupt_share=0.001.*record"):
-        take(batches, 10)
+        first_batches(batches, 10)
     with pytest.raises(StopIteration):
         next(batches)
 
 
 def test_allowed_share_of_corrupt_records():
     damaged = Encoded(damaged=[5, 6])
-    take(data.train_batches(damaged, batch_size=80, canvas=48, max_corrupt_share=2 / 80), 2)
+    first_batches(
+        data.train_batches(damaged, batch_size=80, canvas=48, max_corrupt_share=2 / 80), 2
+    )
     with pytest.raises(data.CorruptShareExceeded, match="2 of 80 .* above 0.025"):
-        take(data.train_batches(damaged, batch_size=80, canvas=48, max_corrupt_share=0.02), 2)
+        first_batches(
+            data.train_batches(damaged, batch_size=80, canvas=48, max_corrupt_share=0.02), 2
+        )
 
 
 @pytest.mark.parametrize("canvas", [48, 99, 100])
 def test_images_larger_than_the_canvas_are_counted(source, canvas):
     """Also of those that the decoder already halves (100 pixels wide on 48)."""
     batches = data.train_batches(source, batch_size=80, canvas=canvas)
-    take(batches, 1)
+    first_batches(batches, 1)
     assert (batches.health.images, batches.health.shrunk) == (80, 8 if canvas < 100 else 0)
 
 
-def test_memory_is_used_again_but_never_under_a_held_array(source):
+def test_memory_is_reused_but_never_while_an_array_refers_to_it(source):
     """Neither a view nor a device array of an old batch may change."""
-    expected = take(data.train_batches(source, **SIZES), 12)
+    expected = first_batches(data.train_batches(source, **SIZES), 12)
     with data.train_batches(source, **SIZES) as batches:
         first, second = next(batches), next(batches)
         view, device = first["canvas"][1:3, :5], jax.device_put(second["canvas"])
@@ -275,7 +283,7 @@ def test_an_error_of_the_source_comes_out():
 
 def test_windows_hint_only_after_the_first_batch():
     windows = Encoded(window_shards=1)
-    (first,) = take(data.train_batches(windows, **SIZES, prefetch=2), 1)
+    (first,) = first_batches(data.train_batches(windows, **SIZES, prefetch=2), 1)
     read = set(itertools.chain(*windows.events[: windows.events.index("hint")]))
     assert set(first["index"][first["index"] >= 0].tolist()) <= read
 

@@ -1,4 +1,4 @@
-"""Sources: tfds, folders, arrays, digits, and what is said when one is not there."""
+"""Sources: tfds, folders, arrays, digits, and the errors when one is missing."""
 
 import io
 import json
@@ -80,7 +80,7 @@ def test_tfds_names_sizes_and_slices(tfds_dir, photos):
         train_split="train[30%:]+validation",
         eval_split="train[:30%]",
     )
-    # The cut lies inside a file.
+    # The cut is inside a file.
     assert (len(part.train), len(part.eval)) == (380, 120)
     joined = part.eval.get(np.arange(120))[0] + part.train.get(np.arange(280))[0]
     assert joined == photos.train.get(np.arange(400))[0]
@@ -88,7 +88,7 @@ def test_tfds_names_sizes_and_slices(tfds_dir, photos):
 
 
 @pytest.mark.parametrize("window_shards", [None, 2])
-def test_array_record_holds_the_same(tfds_dir, photos, tmp_path, window_shards):
+def test_array_record_has_the_same_content(tfds_dir, photos, tmp_path, window_shards):
     array_records(tfds_dir / "imagenet2012/5.1.0", tmp_path / "imagenet2012/5.1.0")
     opened = data.open_data(
         name="imagenet2012",
@@ -98,8 +98,8 @@ def test_array_record_holds_the_same(tfds_dir, photos, tmp_path, window_shards):
     )
     indices = np.arange(0, 100, 7)
     expected, labels = photos.eval.get(indices)
-    found, found_labels = opened.eval.get(indices)
-    assert found == expected and np.array_equal(found_labels, labels)
+    images, image_labels = opened.eval.get(indices)
+    assert images == expected and np.array_equal(image_labels, labels)
 
 
 def test_offset_index_is_cached_and_renewed(tmp_path, monkeypatch, tfds_dir):
@@ -122,11 +122,11 @@ def test_offset_index_is_cached_and_renewed(tmp_path, monkeypatch, tfds_dir):
 
 def test_many_files_are_read_without_keeping_them_open(tfds_dir, monkeypatch):
     paths = sorted(map(str, (tfds_dir / "imagenet2012/5.1.0").glob("*train*")))
-    kept = tfrecord.TFRecordFiles(paths)
+    open_files = tfrecord.TFRecordFiles(paths)
     monkeypatch.setattr(tfrecord, "_MOST_OPEN_FILES", 7)
     before = len(os.listdir("/proc/self/fd"))
     opened = tfrecord.TFRecordFiles(paths)
-    assert opened.read(3, 5) == kept.read(3, 5)
+    assert opened.read(3, 5) == open_files.read(3, 5)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -185,13 +185,17 @@ def test_a_window_start_reads_at_most_one_window(tfds_dir, monkeypatch):
     ("arguments", "message"),
     [
         ({"name": None}, "needs the name"),
-        ({"name": "imagnet2012"}, "there: imagenet2012.*near: imagenet2012"),
+        ({"name": "imagnet2012"}, "it has: imagenet2012.*nearest: imagenet2012"),
         ({"name": "mnist"}, "no prepared data set 'mnist'.*tfds build mnist --data_dir"),
         ({"name": "cifar10:9.9.9"}, "no version 9.9.9.*prepared: 3.0.2"),
         ({"name": "cifar10", "train_split": "trian"}, "unknown split.*'trian'; known: train"),
         ({"name": "cifar10", "eval_split": "test[90%:"}, "cannot be read"),
         ({"name": "cifar10", "label_key": "lable"}, "unknown feature.*'lable'; known: label"),
-        ({"name": "cifar10", "image_key": "label"}, "is no image"),
+        ({"name": "cifar10", "image_key": "label"}, "is not an image"),
+        (
+            {"name": "cifar10", "window_shards": 0},
+            "window_shards must be at least 1, or None, not 0",
+        ),
         ({"source": "foldr"}, "unknown source 'foldr'; known: folder"),
     ],
 )
@@ -236,8 +240,8 @@ def test_folder(tmp_path):
         ({}, "is empty"),
         ({"train": {"a": 1}}, "'val'; known: train"),
         ({"train": {"a": 1}, "val": {"a": 1, "b": 1}}, "lacks: b"),
-        ({"train": {"a": 1, "b": 0}, "val": {"a": 1}}, "hold no images: b"),
-        ({"train": {"a": 1}, "val": {"a": 0}}, "hold no images: a"),
+        ({"train": {"a": 1, "b": 0}, "val": {"a": 1}}, "have no images: b"),
+        ({"train": {"a": 1}, "val": {"a": 0}}, "have no images: a"),
     ],
 )
 def test_folder_mistakes(tmp_path, splits, message):
@@ -286,7 +290,7 @@ def test_npz(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"test_labels": None}, "lacks test_labels"),
+        ({"test_labels": None}, "has no test_labels; it has: test_images"),
         ({"train_images": np.zeros((6, 5, 4, 3), np.float32)}, "must be uint8"),
         ({"train_images": np.zeros((6, 5, 4, 1), np.uint8)}, "must be uint8"),
         ({"test_labels": np.arange(5)}, "labels must be integers"),
@@ -300,7 +304,7 @@ def test_npz_mistakes(tmp_path, overrides, message):
         data.open_data(source="arrays", path=npz(tmp_path / "a.npz", **overrides))
 
 
-def test_files_that_are_no_npz(tmp_path):
+def test_files_that_are_not_npz(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"no")
     with pytest.raises(ConfigError, match="not a readable .npz"):
         data.open_data(source="arrays", path=str(tmp_path / "a.npz"))

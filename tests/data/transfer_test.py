@@ -11,20 +11,20 @@ from deit_jax import data
 
 
 class Counting:
-    """0, 1, 2, ... with a record of what was asked for."""
+    """0, 1, 2, ... counting those taken."""
 
     def __init__(self, n=10, delay=0.0):
-        self.asked, self.n, self.delay, self.closed = 0, n, delay, 0
+        self.taken, self.n, self.delay, self.closed = 0, n, delay, 0
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        if self.asked == self.n:
+        if self.taken == self.n:
             raise StopIteration
         time.sleep(self.delay)
-        self.asked += 1
-        return {"x": np.full(3, self.asked - 1)}
+        self.taken += 1
+        return {"x": np.full(3, self.taken - 1)}
 
     def close(self):
         self.closed += 1
@@ -44,10 +44,10 @@ def test_two_batches_ahead_and_no_more():
     with data.prefetch_to_device(batches, jax.device_put, depth=2) as ahead:
         next(ahead)
         deadline = time.monotonic() + 5
-        while batches.asked < 3 and time.monotonic() < deadline:
+        while batches.taken < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)
-        assert batches.asked == 3
+        assert batches.taken == 3
 
 
 def test_wait_is_measured():

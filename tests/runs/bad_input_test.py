@@ -172,7 +172,7 @@ def test_unknown_names_and_options_are_reported_together():
 
 def test_unknown_data_set_and_split(tfds_dir):
     where = f"data.data_dir={tfds_dir}"
-    assert "near: imagenet2012" in refused("deit.py:ti", where, "data.name=imagenet2013")
+    assert "nearest: imagenet2012" in refused("deit.py:ti", where, "data.name=imagenet2013")
     assert "known: train, validation" in refused("deit.py:ti", where, "data.train_split=trian")
     assert "tfds build mnist" in refused("deit.py:ti", where, "data.name=mnist")
 
