@@ -20,7 +20,7 @@ TINY = (
     "model.embed_dim=32",
     "train.batch_size=32",
     "schedule.warmup_epochs=0.1",
-    "log.tensorboard=False",
+    "log.trackers=",
 )
 
 _SERVER = multiprocessing.get_context("forkserver")

@@ -81,10 +81,7 @@ class _Run:
         self.start = start = int(self.state.step)
         self.skipped_steps = int(self.state.nonfinite_steps)
         self.writer = writers.MetricsWriter(
-            self.workdir,
-            resume_step=start,
-            config=experiment.config.to_dict(),
-            **experiment.config.log,
+            self.workdir, start, experiment.config.to_dict(), **experiment.config.log
         )
         self.progress = progress.Progress(
             total_steps=self.plan.total_steps,

@@ -72,7 +72,7 @@ SECTIONS = {
     "train": durations.make_durations,
     "eval": evaluate.make_evaluation,
     "checkpoint": checkpoint.Checkpointer,
-    "log": from_signature(writers.MetricsWriter, supplied=("resume_step", "config")),
+    "log": writers.MetricsWriter,
     "mesh": sharding.make_mesh,
     "nonfinite": nonfinite.make_limit,
 }

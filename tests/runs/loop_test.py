@@ -154,7 +154,7 @@ def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(cheap_runs, tmp_
         "train.log_every_steps=4",
         "train.eval_every_steps=0",
         "train.checkpoint_every_steps=0",
-        "log.tensorboard=False",
+        "log.trackers=",
         "model.depth=1",
         f"compilation_cache={tmp_path / 'cache'}",
     ]
@@ -190,7 +190,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_an_intact_checkpoint(
         "train.total_steps=5",
         "model.depth=1",
         "train.eval_every_steps=0",
-        "log.tensorboard=False",
+        "log.trackers=",
         "checkpoint.max_failures=3",
     )
     begin = manager.begin_save

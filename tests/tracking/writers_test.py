@@ -10,6 +10,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 
 from deit_jax.errors import ConfigError
 from deit_jax.tracking import writers
@@ -30,14 +31,14 @@ def events(folder):
 
 
 def test_a_line_is_step_then_numbers_of_any_kind(tmp_path):
-    with writers.MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with writers.MetricsWriter(tmp_path, trackers=()) as writer:
         writer.write(jnp.int32(3), {"b": jnp.float32(0.5), "a": np.float64(2), "c": 1})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == '{"step": 3, "b": 0.5, "a": 2.0, "c": 1.0}\n'
 
 
 def test_nan_and_infinity_are_null(tmp_path):
-    with writers.MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with writers.MetricsWriter(tmp_path, trackers=()) as writer:
         writer.write(1, {"nan": math.nan, "inf": -math.inf, "loss": 1.0})
     assert lines(tmp_path) == [{"step": 1, "nan": None, "inf": None, "loss": 1.0}]
 
@@ -54,7 +55,7 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("resume, kept", [(0, []), (2, [1, 2]), (9, [1, 2, 3, 4])])
-def test_going_on_drops_what_the_lost_part_wrote(tmp_path, resume, kept):
+def test_resume_drops_later_steps(tmp_path, resume, kept):
     with writers.MetricsWriter(tmp_path) as writer:
         for step in range(1, 5):
             writer.write(step, {"loss": float(step)})
@@ -66,17 +67,17 @@ def test_going_on_drops_what_the_lost_part_wrote(tmp_path, resume, kept):
         assert shown == [*((step, float(step)) for step in kept), (resume + 1, -1.0)]
 
 
-def test_a_cut_last_line_and_a_broken_one_do_not_keep_a_run_from_going_on(tmp_path, caplog):
+def test_a_cut_last_line_and_a_broken_one_do_not_prevent_resume(tmp_path, caplog):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo\x00s\n{"step": 3}\n{"step": 4, "l')
     with caplog.at_level(logging.WARNING):
-        writers.MetricsWriter(tmp_path, resume_step=5, tensorboard=False).close()
+        writers.MetricsWriter(tmp_path, resume_step=5, trackers=()).close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 3]
     assert "line 2 is broken" in caplog.text and "last line is cut" in caplog.text
 
 
 def test_a_full_disk_costs_whole_lines_and_is_reported(tmp_path, caplog, monkeypatch):
-    writer = writers.MetricsWriter(tmp_path, tensorboard=False)
+    writer = writers.MetricsWriter(tmp_path, trackers=())
     writer.write(1, {"loss": 1.0})
     write = writers.os.write
     with monkeypatch.context() as patch:
@@ -90,40 +91,65 @@ def test_a_full_disk_costs_whole_lines_and_is_reported(tmp_path, caplog, monkeyp
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
-    with writers.MetricsWriter(tmp_path / "run", wandb_project="p") as writer:
+    with writers.MetricsWriter(tmp_path / "run", trackers=("wandb",)) as writer:
         writer.write(1, {"loss": 1.0})
-        writer.write_text(0, {"config": "x"})
     assert not (tmp_path / "run").exists()
 
 
-def test_text_goes_to_tensorboard(tmp_path):
-    with writers.MetricsWriter(tmp_path) as writer:
-        writer.write_text(0, {"config": "**depth** 12"})
-    (tensor,) = events(tmp_path).Tensors("config")
-    assert tensor.tensor_proto.string_val[0] == b"**depth** 12"
-
-
-@pytest.mark.parametrize(
-    "package, options",
-    [
-        ("tensorboard", {"tensorboard": True}),
-        ("wandb", {"tensorboard": False, "wandb_project": "p"}),
-    ],
-)
-def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package, options):
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=f"pip install {package}"):
-        writers.MetricsWriter(tmp_path, **options)
+        writers.MetricsWriter(tmp_path, trackers=(package,))
 
 
-def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
+class Collector:
+    """Metrics in a list of the test's."""
+
+    def __init__(self, workdir, resume_step, config, *, collector_name: str = "c"):
+        Collector.made.append((workdir, resume_step, config, collector_name))
+
+    def write(self, step, values):
+        Collector.written.append((step, values))
+
+    def close(self):
+        Collector.written.append("closed")
+
+
+def test_a_tracker_is_added_by_one_class_and_one_line(tmp_path, monkeypatch):
+    Collector.made, Collector.written = [], []
+    monkeypatch.setitem(writers.TRACKERS, "collector", Collector)
+    options = ("log.trackers=collector,tensorboard", "log.collector_name=mine")
+    config = tiny_runs.load("quickstart.py:plain", *options)
+    with writers.MetricsWriter(tmp_path, 3, {"seed": 0}, **config.log) as writer:
+        writer.write(4, {"loss": jnp.float32(0.5)})
+    assert Collector.made == [(tmp_path, 3, {"seed": 0}, "mine")]
+    assert Collector.written == [(4, {"loss": 0.5}), "closed"]
+    assert events(tmp_path).Scalars("loss")[0].value == 0.5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["log.wandb_project=p"], "unknown key config.log.wandb_project"),
+        (["log.trackers=mlflow"], "unknown .*'mlflow'; known: .*tensorboard"),
+    ],
+)
+def test_options_of_trackers_that_were_not_chosen_are_unknown(options, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_runs.load("quickstart.py:plain", *options)
+    assert tiny_runs.load("quickstart.py:plain", "log.trackers=").log.trackers == ()
+    chosen = tiny_runs.load("quickstart.py:plain", "log.trackers=wandb", "log.wandb_project=p")
+    assert chosen.log.wandb_project == "p"
+
+
+def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
     calls = []
 
     class Run:
         id = "abc"
-        summary = {}
 
         def log(self, values, step):
             calls.append((step, values))
@@ -134,7 +160,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(init=lambda **options: calls.append(options) or Run())
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        with writers.MetricsWriter(tmp_path, tensorboard=False, wandb_project="p") as writer:
+        with writers.MetricsWriter(tmp_path, trackers=("wandb",), wandb_project="p") as writer:
             writer.write(1, {"loss": 1.0})
     assert [call["id"] for call in calls if isinstance(call, dict)] == [None, "abc"]
     assert (1, {"loss": 1.0}) in calls and "finish" in calls

@@ -36,7 +36,7 @@ def options(compilation_cache, *overrides):
         "train.total_steps=5",
         "train.eval_every_steps=0",
         "model.depth=1",
-        "log.tensorboard=False",
+        "log.trackers=",
         "train.checkpoint_every_steps=0",
         "nonfinite.action=skip",
         *overrides,
