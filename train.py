@@ -12,34 +12,36 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the overrides as `section.key=value`."""
     parser = argparse.ArgumentParser(usage=USAGE, description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="config file, with :variant if it has any")
-    parser.add_argument("--workdir", required=True, help="folder of the run; made if missing")
+    parser.add_argument("--workdir", required=True, help="folder of the run; created if missing")
     parser.add_argument(
-        "--force_resume", action="store_true", help="go on in a workdir whose config differs"
+        "--force_resume", action="store_true", help="resume in a workdir whose config differs"
     )
-    parser.add_argument("--coordinator", help="host:port of process 0, where no cluster tells")
+    parser.add_argument(
+        "--coordinator", help="host:port of process 0, where no cluster manager provides it"
+    )
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--process_id", type=int)
     parser.add_argument(
         "--heartbeat_timeout_seconds",
         type=int,
         default=100,
-        help="a run of several processes ends when one is silent for so long",
+        help="a run of several processes ends when one sends no heartbeat for this long",
     )
     flags, rest = parser.parse_known_args(argv)
     return flags, config.split_overrides(rest)
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0 done, 1 stopped by a fault, 2 could not start; for preemption see README."""
+    """Exit status: 0 done, 1 failed, 2 could not start, 75 or 130 saved and stopped by a signal."""
     try:
         flags, overrides = parse(argv)
-        distributed.initialise(
+        distributed.initialize(
             coordinator=flags.coordinator,
             num_processes=flags.num_processes,
             process_id=flags.process_id,
             heartbeat_timeout_seconds=flags.heartbeat_timeout_seconds,
         )
-        # After the processes have found each other: these look at the devices.
+        # After the processes are connected: these imports initialize the devices.
         from deit_jax.train import loop, schema
 
         resolved = schema.load(flags.config, overrides)

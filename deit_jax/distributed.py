@@ -1,4 +1,4 @@
-"""Joining the other processes of a run: TPU pods, Slurm and MPI by themselves, others by address."""
+"""Connects the processes of a run: automatically on TPU pods, Slurm and MPI, else by address."""
 
 import os
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ import jax
 
 from deit_jax.errors import ConfigError
 
-# A cluster that jax recognises sets these. Asking only then keeps a single process
-# single: under jax.distributed SIGTERM no longer ends it.
+# Set by the clusters that jax recognizes. A single process must not initialize
+# jax.distributed: SIGTERM would no longer end it.
 _SLURM_TASKS = "SLURM_NTASKS"
 _SLURM_NODES = "SLURM_NNODES"
 _SLURM_GPUS = "SLURM_GPUS_ON_NODE"
@@ -24,9 +24,9 @@ def is_cluster(environment: dict[str, str] | None = None) -> bool:
 
 
 def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
-    """All GPUs of a node for its only Slurm task, where jax would take the first alone.
+    """All GPUs of a node for its only Slurm task, where jax would take the first GPU alone.
 
-    None leaves the choice to jax: one GPU a task under Slurm and MPI, everything elsewhere.
+    None leaves the choice to jax: one GPU per task under Slurm and MPI, everything elsewhere.
     """
     tasks, gpus = environment.get(_SLURM_TASKS), environment.get(_SLURM_GPUS)
     if not tasks or not gpus or tasks != environment.get(_SLURM_NODES):
@@ -34,7 +34,7 @@ def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
     return list(range(int(gpus)))
 
 
-def initialise(
+def initialize(
     *,
     coordinator: str | None = None,
     num_processes: int | None = None,
@@ -46,28 +46,28 @@ def initialise(
     Args:
       coordinator: `host:port` of process 0, for machines that no cluster manager
         describes; then `num_processes` and `process_id` are needed too.
-      heartbeat_timeout_seconds: after so long without a sign of life from another
-        process the run ends with an error, so that a supervisor can start it again.
+      heartbeat_timeout_seconds: after this long without a heartbeat from another process
+        the run ends with an error, so that a supervisor can restart it.
 
     Raises:
       ConfigError: an incomplete description.
     """
     if heartbeat_timeout_seconds < 1:
         raise ConfigError(
-            f"--heartbeat_timeout_seconds={heartbeat_timeout_seconds}; at least 1. A minute or "
-            "more rides out a busy network, a few seconds make a dead process known sooner"
+            f"--heartbeat_timeout_seconds must be at least 1, not {heartbeat_timeout_seconds}; a "
+            "minute or more tolerates a busy network, a few seconds detect a dead process sooner"
         )
     given = [coordinator, num_processes, process_id]
     if any(value is not None for value in given):
         if any(value is None for value in given):
             raise ConfigError(
-                "--coordinator, --num_processes and --process_id belong together; "
-                "on TPU pods and under Slurm leave all three out"
+                "--coordinator, --num_processes and --process_id must be set together; "
+                "on TPU pods and under Slurm set none of them"
             )
         if not 0 <= process_id < num_processes:
             raise ConfigError(
-                f"--process_id={process_id} must be 0 to {num_processes - 1} "
-                f"(--num_processes={num_processes})"
+                f"--process_id must be 0 to {num_processes - 1} (--num_processes={num_processes}), "
+                f"not {process_id}"
             )
     elif not is_cluster():
         return

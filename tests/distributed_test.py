@@ -21,7 +21,7 @@ def asked(monkeypatch):
 
 
 def test_one_process_stays_alone(asked):
-    distributed.initialise()
+    distributed.initialize()
     assert asked == []
 
 
@@ -31,7 +31,7 @@ def test_one_process_stays_alone(asked):
 )
 def test_a_cluster_is_recognised(asked, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    distributed.initialise()
+    distributed.initialize()
     assert asked[0]["coordinator_address"] is None
 
 
@@ -59,7 +59,7 @@ def test_flags_reach_the_processes(asked, capsys):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--process_id=1"], "belong together"),
+        (["--process_id=1"], "must be set together"),
         (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "must be 0 to 1"),
         (["--heartbeat_timeout_seconds=0"], "at least 1"),
     ],
@@ -71,11 +71,11 @@ def test_incomplete_descriptions(asked, capsys, flags, said):
 
 def test_defaults_are_those_of_the_function(asked, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    distributed.initialise()
+    distributed.initialize()
     assert train.main(FLAGS) == 2
     assert asked[0] == asked[1]
     with pytest.raises(ConfigError):
-        distributed.initialise(process_id=0)
+        distributed.initialize(process_id=0)
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,5 @@ def test_the_only_slurm_task_of_a_node_takes_all_gpus(
     assert distributed.local_gpus(present) == expected
     for name, value in present.items():
         monkeypatch.setenv(name, value)
-    distributed.initialise()
+    distributed.initialize()
     assert [options["local_device_ids"] for options in asked] == ([expected] if tasks else [])

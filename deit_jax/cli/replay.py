@@ -1,21 +1,21 @@
-"""`deit-jax replay --dump=DIR`: repeats a step whose loss or gradient was not finite."""
+"""`deit-jax replay --dump=DIR`: repeats the step that stopped a run with a non-finite loss."""
 
 import argparse
 import pathlib
 
 DESCRIPTION = """\
-A run that meets a loss or gradient that is not finite writes the state before that step to
-WORKDIR/nonfinite-step-N. This repeats the step from it, with the run's own config, data and
-teacher: prints its loss and gradient norm, and which parameters and gradients are not
-finite. With --config.key=value it shows whether another setting would have passed. The same
-bits need the same kind and number of devices.
+A run that stops at a non-finite loss or gradient writes the state before that step to
+WORKDIR/nonfinite-step-N. This command repeats the step from it, with the run's own config,
+data and teacher, and prints its loss and gradient norm, and which parameters and gradients
+are not finite. --config.key=value tries another setting. The repetition is bit-identical on
+the same kind and number of devices.
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "replay",
-        help="repeats a step that was not finite and names the gradients",
+        help="repeat the step that stopped a run and name its non-finite gradients",
         usage="deit-jax replay --dump=WORKDIR/nonfinite-step-N [--config.key=value ...]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

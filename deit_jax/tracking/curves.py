@@ -11,7 +11,7 @@ from typing import Any
 from deit_jax.errors import ConfigError
 from deit_jax.tracking.writers import FILE_NAME, read_jsonl
 
-# Title, unit of the y axis, pattern of the names shown.
+# Title, unit of the y axis, pattern of the metrics in the panel.
 _PANELS = (
     ("Loss", "nats", re.compile(r"^train/(?P<name>loss|label_loss|distillation_loss)$")),
     ("Evaluation loss", "nats", re.compile(r"^(?P<kind>eval|eval_ema)/(?P<name>\w+)/loss$")),
@@ -27,14 +27,14 @@ def plot_curves(runs: Mapping[str, str | os.PathLike], out_png: str | os.PathLik
     """Draws the curves of `runs` (label -> workdir, or a metrics.jsonl) into `out_png`.
 
     Panels: training loss and its terms, evaluation loss, learning rate, and top-1 of each
-    reading of the heads, raw weights and EMA. Values that were NaN are gaps.
+    head output, raw weights and EMA. NaN values are gaps.
 
     Raises:
-      ConfigError: no run given, or matplotlib is missing.
+      ConfigError: there are no runs, or matplotlib is missing.
       FileNotFoundError: a workdir without metrics.jsonl.
     """
     if not runs:
-        raise ConfigError("no runs to plot; give at least one label and workdir")
+        raise ConfigError("no runs to plot; name at least one label and workdir")
     series = {label: read_series(workdir) for label, workdir in runs.items()}
     with _quiet_matplotlib():
         try:
@@ -64,7 +64,7 @@ def read_series(workdir: str | os.PathLike) -> Series:
     path = pathlib.Path(workdir)
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; a run writes it into its workdir")
+        raise FileNotFoundError(f"{file} does not exist; a run writes it into its workdir")
     series: Series = {}
     for record in read_jsonl(file):
         for name, value in record.items():
@@ -85,12 +85,12 @@ def _draw(axes: Any, panel: tuple, series: Mapping[str, Series]) -> None:
                 continue
             groups = match.groupdict()
             kind = groups.get("kind")
-            words = [label] if len(series) > 1 else []
-            words += [groups["name"].replace("_", " "), _KINDS.get(kind, "")]
+            parts = [label] if len(series) > 1 else []
+            parts += [groups["name"].replace("_", " "), _KINDS.get(kind, "")]
             axes.plot(
                 steps,
                 [scale * value for value in values],
-                label=" ".join(word for word in words if word),
+                label=" ".join(part for part in parts if part),
                 linestyle="--" if kind == "eval_ema" else "-",
                 marker="." if len(steps) <= 50 else None,
                 linewidth=1.2,
@@ -101,12 +101,12 @@ def _draw(axes: Any, panel: tuple, series: Mapping[str, Series]) -> None:
     if axes.lines:
         axes.legend(fontsize="small")
     else:
-        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes)
 
 
 @contextlib.contextmanager
 def _quiet_matplotlib() -> Iterator[None]:
-    """Without notes on a font cache being built or a home folder that cannot be written."""
+    """Silences messages about building a font cache or an unwritable home folder."""
     log = logging.getLogger("matplotlib")
     before = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""One plain line for each log interval, the same on a terminal and in a log file."""
+"""One plain line per log interval, the same on a terminal and in a log file."""
 
 import contextlib
 import sys
@@ -8,20 +8,20 @@ from typing import TextIO
 
 
 class Progress:
-    """Measures speed, share of time spent waiting for data, and time to go.
+    """Measures speed, share of time spent waiting for data, and remaining time.
 
-    Compilation, evaluation and checkpoints are put inside `paused`, so that they count in
-    none of the three.
+    Compilation, evaluation and checkpoints run inside `paused`, so that they count in none
+    of the three.
 
     Args:
       total_steps: length of the run.
-      steps_per_epoch: for the epoch shown.
+      steps_per_epoch: for the epoch in the line.
       batch_size: rows of the global batch.
-      start_step: step the run goes on from.
-      ideal_step_seconds: what a step would take at the hardware's peak; None if unknown,
-        then no MFU is told.
-      stream: where lines go; standard output if None. Give `enabled=False` on processes
-        other than 0.
+      start_step: step from which the run starts or resumes.
+      ideal_step_seconds: duration of a step at the hardware's peak; None if unknown, then
+        there is no MFU.
+      stream: where lines are printed; standard output if None.
+      enabled: False prints nothing, for processes other than 0.
       clock: seconds; for tests.
     """
 
@@ -49,12 +49,12 @@ class Progress:
         self._excluded_s = 0.0
         self._excluded_steps = 0
         self._waited_s = 0.0
-        # Seconds a step, averaged over the run with the recent intervals weighing most.
+        # Seconds per step, averaged over the run with recent intervals weighing most.
         self._step_s: float | None = None
 
     @contextlib.contextmanager
     def paused(self, *, steps: int = 0) -> Iterator[None]:
-        """Time inside counts as no training; `steps` taken inside count as no progress."""
+        """Time inside is not training time; `steps` done inside are not measured."""
         begun = self._clock()
         try:
             yield
@@ -64,7 +64,7 @@ class Progress:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around fetching the next batch. Not to be nested in `paused`."""
+        """Around fetching the next batch. Must not be nested in `paused`."""
         begun = self._clock()
         try:
             yield
@@ -74,17 +74,17 @@ class Progress:
     def report(
         self, step: int, values: Mapping[str, float], *, notes: Iterable[str] = ()
     ) -> dict[str, float]:
-        """Prints the line of one interval and begins the next.
+        """Prints the line of an interval and begins the next one.
 
         Args:
           step: steps done.
-          values: numbers to show, in order, for example the loss.
-          notes: texts for the end of the line.
+          values: printed in this order, for example the loss.
+          notes: texts at the end of the line.
 
         Returns:
           `images_per_second`, `step_time` (s), `data_wait` (share of time, 0..1) of the
-          interval, `eta` (s), and `mfu` (0..1) where the hardware's peak is known; without
-          those that a first interval of compilation alone cannot tell.
+          interval, `eta` (s), and `mfu` (0..1) where the hardware's peak is known; `{}` for
+          an interval of compilation alone.
         """
         now = self._clock()
         seconds = now - self._begun - self._excluded_s

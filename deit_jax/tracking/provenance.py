@@ -1,4 +1,4 @@
-"""What a checkpoint was made with: package versions, platform, state of the source tree."""
+"""Provenance of a checkpoint: package versions, platform, commit of the source tree."""
 
 import importlib.metadata
 import pathlib
@@ -25,7 +25,7 @@ def collect() -> dict[str, Any]:
     """JSON values: `{"deit_jax": version, "python", "platform", "packages": {...}, "git": ...}`.
 
     Packages that are not installed are left out. `git` is `{"commit": ..., "dirty": bool}`
-    when this package runs from its own working tree and git is there, else None.
+    when this package runs from its own working tree and git is installed, else None.
     """
     return {
         "deit_jax": deit_jax.__version__,
@@ -37,9 +37,9 @@ def collect() -> dict[str, Any]:
 
 
 def git_state(root: pathlib.Path) -> dict[str, Any] | None:
-    """Commit and dirty flag of the working tree whose top is `root`.
+    """Commit and dirty flag of the working tree with its top level at `root`.
 
-    None if `root` is no such top: an installed package may lie inside somebody else's
+    None if `root` is not a top level: an installed package may be inside another
     repository, whose commit says nothing about it.
     """
     if not (root / ".git").exists():

@@ -1,22 +1,25 @@
-"""The compilation cache, and how long a run takes to its first step with and without it."""
+"""The compilation cache, and the time from launch to the first step."""
 
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+PyTree = Any
+
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_ASKED = "/jax/compilation_cache/compile_requests_use_cache"
+_REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
 def use_compilation_cache(folder: str, *, workdir: pathlib.Path) -> None:
-    """Keeps compiled programs in `folder`, if empty in `<workdir>/compilation_cache`."""
+    """Keeps compiled programs in `folder`, or in `<workdir>/compilation_cache` if empty."""
     folder = folder or str(workdir / "compilation_cache")
     if jax.config.jax_compilation_cache_dir != folder:
-        # A cache once opened stays open, whatever the option says.
+        # A cache that is open stays open, whatever the option says.
         compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
     # Small programs too: together they cost seconds of every start.
@@ -26,13 +29,13 @@ def use_compilation_cache(folder: str, *, workdir: pathlib.Path) -> None:
 class StartClock:
     """Measures from when it is entered to the end of the first step.
 
-    Programs and seconds are jax's own counts (`jax.monitoring`), so they hold what other
-    threads compile as well.
+    Programs and seconds are jax's own counts (`jax.monitoring`), so they include what other
+    threads compile.
 
     Attributes:
-      compile_seconds: spent in the compiler, or reading its results from the cache.
-      programs: that the persistent compilation cache was asked for.
-      cached: of these, those that it had.
+      compile_seconds: spent in the compiler, or on reading programs from the cache.
+      programs: requested from the persistent compilation cache.
+      cached: those that it had.
     """
 
     def __init__(self) -> None:
@@ -49,22 +52,22 @@ class StartClock:
         jax.monitoring.unregister_event_duration_listener(self._time)
 
     def _count(self, event: str, **_: Any) -> None:
-        self.programs += event == _ASKED
+        self.programs += event == _REQUEST
         self.cached += event == _HIT
 
     def _time(self, event: str, seconds: float, **_: Any) -> None:
         if event == _COMPILED:
             self.compile_seconds += seconds
 
-    def first_step(self, take: Any) -> dict[str, float]:
-        """Runs `take()`, which dispatches the first step and returns its arrays, and waits.
+    def first_step(self, dispatch: Callable[[], PyTree]) -> dict[str, float]:
+        """Calls `dispatch()`, which starts the first step, and waits for the arrays it returns.
 
-        Returns, in seconds: `seconds` since the clock was entered, and of the step itself
-        `trace_seconds` (Python to a program), `compile_seconds` and `run_seconds`; then
-        `programs` and `programs_cached`, of the whole start.
+        Returns `seconds` since the clock was entered; of the step itself `trace_seconds`
+        (from Python to a program), `compile_seconds` and `run_seconds`; and of the whole
+        start `programs` and `programs_cached`.
         """
         begun, before = time.perf_counter(), self.compile_seconds
-        arrays = take()
+        arrays = dispatch()
         dispatched = time.perf_counter()
         jax.block_until_ready(arrays)
         done = time.perf_counter()
@@ -80,15 +83,15 @@ class StartClock:
 
 
 def describe(times: dict[str, float]) -> str:
-    """One line: `first step done 21.3 s after the start (...)`, cold or warm."""
+    """`first step finished 21.3 s after launch (trace 3.0 s, compile 12.0 s [cold, ...], ...)`."""
     programs, cached = int(times["programs"]), int(times["programs_cached"])
     if programs:
         kind = "warm" if cached == programs else "cold"
-        cache = f"{kind}: {cached} of {programs} programs from the compilation cache"
+        cache = f"{kind}, {cached} of {programs} programs cached"
     else:
-        cache = "no compilation cache"
+        cache = "no cache"
     return (
-        f"compiled, first step done {times['seconds']:.1f} s after the start: traced in "
-        f"{times['trace_seconds']:.1f} s, compiled in {times['compile_seconds']:.1f} s ({cache}), "
-        f"ran in {times['run_seconds']:.1f} s"
+        f"first step finished {times['seconds']:.1f} s after launch (trace "
+        f"{times['trace_seconds']:.1f} s, compile {times['compile_seconds']:.1f} s [{cache}], "
+        f"run {times['run_seconds']:.1f} s)"
     )

@@ -85,16 +85,17 @@ def metadata(experiment: Experiment) -> dict[str, Any]:
 
 
 def checkpoint_options(experiment: Experiment) -> dict[str, Any]:
-    """The `checkpoint` section, with the metric that selects the best where none is named.
+    """The `checkpoint` section, with a default for the metric that selects the best.
 
     Raises:
-      ConfigError: numbers that keep nothing, a metric that evaluation does not give, or one
-        whose worst would be kept.
+      ConfigError: numbers that would keep nothing, a metric that evaluation does not give,
+        or one by which the worst would be kept.
     """
     options = dict(experiment.config.checkpoint)
     names = heads.head_names(distilled="dist" in experiment.model.heads)
-    if options["best_metric"] is None:
-        options["best_metric"] = f"eval/{heads.main_head(names)}/top1"
+    metric = options["best_metric"]
+    if metric is None:
+        metric = options["best_metric"] = f"eval/{heads.main_head(names)}/top1"
     weights = ("eval", "eval_ema") if experiment.config.step.ema_decay else ("eval",)
     known = [
         f"{which}/{head}/{value}"
@@ -102,12 +103,12 @@ def checkpoint_options(experiment: Experiment) -> dict[str, Any]:
         for which in weights
         for head in names
     ]
-    if options["best_metric"] not in known:
-        raise unknown("best_metric", options["best_metric"], known)
-    if options["best_metric"].endswith("loss") == options["higher_is_better"]:
+    if metric not in known:
+        raise unknown("best_metric", metric, known)
+    if metric.endswith("loss") == options["higher_is_better"]:
         raise ConfigError(
-            f"best_metric={options['best_metric']!r} with higher_is_better="
-            f"{options['higher_is_better']} keeps the worst; set higher_is_better to the opposite"
+            f"higher_is_better must be {not options['higher_is_better']} for best_metric="
+            f"{metric!r}, or the worst checkpoint would be kept"
         )
     builders.bind(checkpoint.Retention, options)()
     return options

@@ -1,10 +1,10 @@
-"""SIGTERM and SIGINT: the first asks for a checkpoint at the next step, the second stops at once.
+"""SIGTERM and SIGINT: the first saves at the next step and stops, the second stops immediately.
 
 Exit codes, for launch scripts:
 
-    75   SIGTERM (spot preemption): saved, start the same command again (EX_TEMPFAIL)
-    130  SIGINT (Ctrl-C): saved, do not restart
-    143, 130 at once   a second signal: stopped without saving
+    75   SIGTERM (spot preemption): saved, rerun the same command (EX_TEMPFAIL)
+    130  SIGINT (Ctrl-C): saved, do not rerun
+    143, 130 immediately   a second signal: stopped without saving
 """
 
 import contextlib
@@ -24,14 +24,14 @@ EXIT_INTERRUPTED = 130
 
 
 class Preemption:
-    """Context manager around the training loop; asked once a step whether to save and stop.
+    """Context manager around the training loop; says after each step whether to save and stop.
 
     A thread watches the signals, because Python's own handlers wait for the interpreter,
-    which a compilation keeps away for minutes: the second signal must work then too.
+    which a compilation occupies for minutes: the second signal must work then too.
 
     Under `jax.distributed` with several processes, a signal to any one of them stops all at
-    the same step. jax then owns SIGTERM: a process that does not ask is not ended by it,
-    and only a second SIGINT (or SIGKILL) stops one at once.
+    the same step. jax then owns SIGTERM: it does not end a process that never calls
+    `requested`, and only a second SIGINT (or SIGKILL) stops one immediately.
 
     Must be entered on the main thread.
     """
@@ -39,17 +39,17 @@ class Preemption:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._shared = jax.process_count() > 1
-        self._exits = contextlib.ExitStack()
+        self._cleanup = contextlib.ExitStack()
 
     @property
     def exit_code(self) -> int:
-        """What the process should exit with after it saved."""
+        """Exit status of the process after it has saved."""
         return EXIT_INTERRUPTED if self._signal == signal.SIGINT else EXIT_RESTART
 
     def requested(self, step: int) -> bool:
         """Whether to save the state after `step` steps and stop; the same on all processes.
 
-        Under several processes every one must ask at every step.
+        With several processes, every one must call this after every step.
         """
         if self._shared:
             return multihost_utils.reached_preemption_sync_point(step)
@@ -57,12 +57,12 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         watched = [signal.SIGINT] if self._shared else [signal.SIGINT, signal.SIGTERM]
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        previous = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+        sender, receiver = socket.socketpair()
+        sender.setblocking(False)
+        previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, _leave_to_watcher) for number in watched}
         watcher = threading.Thread(
-            target=self._watch, args=(theirs,), name="preemption", daemon=True
+            target=self._watch, args=(receiver,), name="preemption", daemon=True
         )
         watcher.start()
 
@@ -70,11 +70,11 @@ class Preemption:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(previous)
-            ours.close()
+            sender.close()
             watcher.join()
-            theirs.close()
+            receiver.close()
 
-        self._exits.callback(restore)
+        self._cleanup.callback(restore)
         return self
 
     def __exit__(
@@ -83,7 +83,7 @@ class Preemption:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._exits.close()
+        self._cleanup.close()
 
     def _watch(self, signals: socket.socket) -> None:
         while received := signals.recv(1):
@@ -92,20 +92,18 @@ class Preemption:
                 continue
             name = signal.Signals(number).name
             if self._signal is not None:
-                print(
-                    f"{name} again: stopping at once, without saving", file=sys.stderr, flush=True
-                )
+                print(f"{name} again: stopping now, without saving", file=sys.stderr, flush=True)
                 os._exit(128 + number)
             self._signal = number
             print(
-                f"{name}: saving at the next step, then stopping; once more to stop at once",
+                f"{name}: saving at the next step, then stopping; repeat it to stop now",
                 file=sys.stderr,
                 flush=True,
             )
             if self._shared:
-                # jax's own handler tells the other processes and settles on a step.
+                # jax's own handler notifies the other processes and agrees on a step with them.
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave_to_watcher(number: int, frame: Any) -> None:
-    """Installed only so that Python passes the signal to the watcher instead of ending."""
+    """Installed only so that Python passes the signal to the watcher instead of exiting."""

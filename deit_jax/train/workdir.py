@@ -1,4 +1,4 @@
-"""The folder of one run: its config, and whether a second start may go on in it."""
+"""The folder of a run: its config, and whether a second start may resume in it."""
 
 import fnmatch
 import json
@@ -17,7 +17,6 @@ HARMLESS = (
     "data.path",
     "input.threads",
     "input.prefetch",
-    "input.read_mode",
     "train.log_every_steps",
     "train.eval_every_*",
     "train.checkpoint_every_*",
@@ -39,11 +38,11 @@ def open_workdir(
     """Makes the folder and checks it against the config.
 
     Returns the folder and notices for the user: a run that is made longer or shorter
-    goes on under the schedule of the new length, and says so.
+    resumes under the schedule of the new length.
 
     Raises:
-      ConfigError: the folder cannot be written, or holds a run whose config differs
-        in a way that matters; the message names the keys and both values.
+      ConfigError: the folder cannot be written, or has a run whose config differs in a way
+        that changes the results; the message names the keys and both values.
     """
     folder = pathlib.Path(path)
     _check_writable(folder)
@@ -54,26 +53,26 @@ def open_workdir(
         changed = config_lib.differences(stored, resolved)
         serious = {k: v for k, v in changed.items() if not _matches(k, HARMLESS + LENGTH)}
         lines = [
-            f"  config.{key}: {old!r} there, {new!r} now"
+            f"  config.{key}: was {old!r}, now {new!r}"
             for key, (old, new) in (serious or changed).items()
         ]
         if serious and not force_resume:
             raise ConfigError(
-                f"{folder} holds a run with another config:\n"
+                f"{folder} contains a run with another config:\n"
                 + "\n".join(lines)
-                + "\nChoose another --workdir, or go on with the new values: --force_resume"
+                + "\nChoose another --workdir, or add --force_resume to resume with the new values"
             )
         if serious or any(key in LENGTH for key in changed):
             notices = [
-                f"going on in {folder} with changed settings (the learning-rate schedule "
-                "follows them from here on):",
+                f"resuming in {folder} with changed options (the learning-rate schedule follows "
+                "them from now on):",
                 *lines,
             ]
     return folder, notices
 
 
 def store_config(folder: pathlib.Path, config: Any) -> None:
-    """Writes the resolved config to `config.json`, all or nothing."""
+    """Writes the resolved config to `config.json`, in one operation."""
     file = folder / "config.json"
     temporary = file.with_suffix(".tmp")
     temporary.write_text(config_lib.to_json(config))
@@ -91,7 +90,7 @@ def _check_writable(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"--workdir={folder} cannot be written ({error.strerror}); name a folder that can"
+            f"--workdir={folder} cannot be written ({error.strerror}); choose a writable folder"
         ) from error
 
 
@@ -100,6 +99,6 @@ def _read_stored(file: pathlib.Path) -> Mapping[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{file} cannot be read ({error}), so it is unknown which run the folder holds; "
+            f"{file} cannot be read ({error}), so it is unknown which run the folder contains; "
             "restore the file or choose another --workdir"
         ) from error

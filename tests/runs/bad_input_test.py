@@ -130,7 +130,7 @@ def test_mistake_is_named_with_its_cure(spec, overrides, said):
         (["keep_latest=0"], ["keep_latest must be at least 1, not 0"]),
         (
             ["best_metric=eval/class/loss"],
-            ["keeps the worst", "set higher_is_better to the opposite"],
+            ["higher_is_better must be False", "the worst checkpoint would be kept"],
         ),
         (
             ["best_metric=eval/mean/top1"],
@@ -228,14 +228,14 @@ def test_workdir_of_another_run(tmp_path, compilation_cache, capsys, monkeypatch
     )
     with pytest.raises(ConfigError) as caught:
         tiny_runs.train(other, tmp_path)
-    assert "config.schedule.base_lr: 0.002 there, 0.5 now" in str(caught.value)
-    assert "config.seed: 0 there, 3 now" in str(caught.value)
+    assert "config.schedule.base_lr: was 0.002, now 0.5" in str(caught.value)
+    assert "config.seed: was 0, now 3" in str(caught.value)
     harmless = tiny_runs.tiny("quickstart.py:plain", compilation_cache, "train.log_every_steps=2")
     tiny_runs.train(harmless, tmp_path)
     longer = tiny_runs.tiny("quickstart.py:plain", compilation_cache, "train.total_steps=4")
     tiny_runs.train(longer, tmp_path)
     out = capsys.readouterr().out
-    assert "config.train.total_steps: 3 there, 4 now" in out and "step 4/4" in out
+    assert "config.train.total_steps: was 3, now 4" in out and "step 4/4" in out
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monkeypatch):

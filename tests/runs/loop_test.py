@@ -1,5 +1,6 @@
 """What one start of a run reports: profile, time to the first step, averages, agreement."""
 
+import fnmatch
 import pathlib
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 import tiny_runs
 
 from deit_jax.checkpoint import SaveFailedError, layout, manager
+from deit_jax.config import flatten
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement
 from deit_jax.tracking import profiler as profiler_lib
@@ -72,11 +74,13 @@ def test_cold_and_warm_starts():
         "run_seconds": 0.5,
         "programs": 4.0,
     }
-    assert "21.3 s after the start" in startup.describe(times | {"programs_cached": 4.0})
-    assert "warm: 4 of 4" in startup.describe(times | {"programs_cached": 4.0})
-    assert "cold: 3 of 4" in startup.describe(times | {"programs_cached": 3.0})
+    assert "finished 21.3 s after launch (trace" in startup.describe(
+        times | {"programs_cached": 4.0}
+    )
+    assert "[warm, 4 of 4" in startup.describe(times | {"programs_cached": 4.0})
+    assert "[cold, 3 of 4" in startup.describe(times | {"programs_cached": 3.0})
     none = times | {"programs": 0.0, "programs_cached": 0.0}
-    assert "no compilation cache" in startup.describe(none)
+    assert "[no cache]" in startup.describe(none)
 
 
 def test_the_clock_tells_tracing_compiling_and_running_apart():
@@ -127,6 +131,13 @@ def test_what_does_not_change_the_past_may_change_between_starts(tmp_path):
     )
 
 
+def test_every_pattern_of_harmless_options_matches_one():
+    specs = ("quickstart.py:plain", "deit.py:ti", "finetune.py")
+    keys = {key for spec in specs for key in flatten(tiny_runs.load(spec))}
+    for pattern in workdir.HARMLESS + workdir.LENGTH:
+        assert fnmatch.filter(keys, pattern), pattern
+
+
 def traced_steps(folder):
     """Numbers of the steps in a profile, as the loop annotates them."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -162,11 +173,11 @@ def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(cheap_runs, tmp_
     tiny_runs.train(load("train.stop_at_step=1"), tmp_path / "run")
     assert list((tmp_path / "cache").iterdir()), "whatever runs of this process used before"
     cold = capsys.readouterr().out
-    assert "compiled, first step done" in cold and "(cold: " in cold
+    assert "first step finished" in cold and "[cold, " in cold
 
     tiny_runs.train(load("profile=3:4"), tmp_path / "run")
     warm = capsys.readouterr().out
-    assert "warm: " in warm
+    assert "[warm, " in warm
     assert f"profile of steps 3:4 in {tmp_path / 'run' / 'profile'}" in warm
     assert traced_steps(tmp_path / "run" / "profile") == [3, 4]
     lines = list(read_jsonl(tmp_path / "run" / "metrics.jsonl"))

@@ -1,4 +1,4 @@
-"""Signals: the first asks, the second ends, also during a long call."""
+"""Signals: the first saves and stops, the second stops immediately, also during a long call."""
 
 import os
 import pathlib
@@ -25,7 +25,7 @@ def until(condition):
 @pytest.mark.parametrize(
     "number, code", [(signal.SIGTERM, EXIT_RESTART), (signal.SIGINT, EXIT_INTERRUPTED)]
 )
-def test_the_first_signal_asks_for_a_save(number, code, capfd):
+def test_the_first_signal_requests_a_checkpoint(number, code, capfd):
     before = signal.getsignal(number)
     with Preemption() as guard:
         assert not guard.requested(1)
@@ -60,7 +60,7 @@ with Preemption():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_stops_a_long_compilation_at_once(number):
+def test_a_second_signal_stops_a_long_compilation_immediately(number):
     # Like a compilation, one long call that gives the lock away but does not come back to
     # the interpreter: Python's own handlers would not run until it ends.
     work = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
@@ -77,7 +77,7 @@ def test_a_second_signal_stops_a_long_compilation_at_once(number):
         assert "saving at the next step" in process.stderr.readline()
         process.send_signal(number)
         assert process.wait(timeout=20) == 128 + number
-        assert "stopping at once" in process.stderr.read()
+        assert "stopping now" in process.stderr.read()
 
 
 @pytest.mark.parametrize("status, comes_back", [(0, False), (EXIT_RESTART, True), (1, False)])
@@ -105,5 +105,5 @@ def test_the_slurm_script_comes_back_after_a_save_and_nothing_else(status, comes
         timeout=60,
     )
     assert done.returncode == status
-    told = ["python train.py --config=a --workdir=b c"]
-    assert done.stdout.splitlines() == told + ["scontrol requeue 17"] * comes_back
+    lines = ["python train.py --config=a --workdir=b c"]
+    assert done.stdout.splitlines() == lines + ["scontrol requeue 17"] * comes_back
