@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from deit_jax import builders, checkpoint, rng, sharding
 from deit_jax.errors import ConfigError, unknown
@@ -31,9 +31,11 @@ def first_state(
     restored = checkpointer.restore(abstract)
     if restored is not None:
         state = restored.state
+        if int(in_a_row := state.nonfinite_in_a_row) < max_nonfinite:
+            return state
         # A limit lowered since then must not halt the run before its first step.
-        in_a_row = jnp.minimum(state.nonfinite_in_a_row, max_nonfinite - 1)
-        return dataclasses.replace(state, nonfinite_in_a_row=in_a_row)
+        lowered = jax.device_put(np.int32(max_nonfinite - 1), in_a_row.sharding)
+        return dataclasses.replace(state, nonfinite_in_a_row=lowered)
     key = rng.step_key(rng.base_key(experiment.config.seed), rng.Purpose.INIT, 0)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(key, _loaded(experiment))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from deit_jax import data
 from deit_jax.checkpoint import SaveFailedError, layout, manager
 from deit_jax.config import flatten
 from deit_jax.errors import ConfigError
@@ -16,7 +17,7 @@ from deit_jax.tracking import profiler as profiler_lib
 from deit_jax.tracking import startup
 from deit_jax.tracking.averages import MetricAverages
 from deit_jax.tracking.writers import read_jsonl
-from deit_jax.train import workdir
+from deit_jax.train import loop, workdir
 
 
 @pytest.mark.parametrize("text, span", [("", None), ("3:3", (3, 3)), (" 2 : 10 ", (2, 10))])
@@ -64,6 +65,16 @@ def test_averages_are_of_the_finite_steps():
     assert not averages
     averages.skip()
     assert averages and averages.take() == {"averaged_steps": 0}
+
+
+def test_shrunk_and_corrupt_images_are_in_the_log_once_there_are_any():
+    assert loop._health_notes(data.Health(images=10)) == []
+    health = data.Health(images=1000, shrunk=123, corrupt_names={5: "a.jpg", 7: "b.jpg"})
+    shrunk, corrupt = loop._health_notes(health)
+    assert (shrunk, corrupt) == (
+        "12.3% of images shrunk to the canvas",
+        "2 corrupt images replaced",
+    )
 
 
 def test_cold_and_warm_starts():
@@ -159,7 +170,7 @@ def cheap_runs(monkeypatch):
     tiny_runs.make_cheap(monkeypatch)
 
 
-def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(cheap_runs, tmp_path, capsys):
+def test_a_run_reports_its_start_and_profiles_the_chosen_steps(cheap_runs, tmp_path, capsys):
     options = [
         "train.total_steps=6",
         "train.log_every_steps=4",
@@ -167,12 +178,15 @@ def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(cheap_runs, tmp_
         "train.checkpoint_every_steps=0",
         "log.trackers=",
         "model.depth=1",
+        # A pixel less than the digits have.
+        "input.canvas=7",
         f"compilation_cache={tmp_path / 'cache'}",
     ]
     load = lambda *more: tiny_runs.tiny("quickstart.py:plain", *options, *more)
     tiny_runs.train(load("train.stop_at_step=1"), tmp_path / "run")
     assert list((tmp_path / "cache").iterdir()), "whatever runs of this process used before"
     cold = capsys.readouterr().out
+    assert "100.0% of images shrunk to the canvas" in cold
     assert "first step finished" in cold and "[cold, " in cold
 
     tiny_runs.train(load("profile=3:4"), tmp_path / "run")
@@ -188,6 +202,7 @@ def test_a_run_tells_its_start_and_profiles_the_steps_asked_for(cheap_runs, tmp_
     assert 0 < goes_on["start/compile_seconds"] < goes_on["start/seconds"]
     assert goes_on["train/averaged_steps"] == 3, "steps 2 to 4: what this start did"
     assert not any(key.startswith("start/") for line in rest for key in line)
+    assert goes_on["train/shrunk_share"] == 1 and goes_on["train/corrupt_images"] == 0
     assert not {"train/mfu", "train/memory_gib"} & set(goes_on), "not known on a CPU"
 
 
