@@ -17,6 +17,7 @@ import optax
 
 from deit_jax import builders, trees
 from deit_jax.errors import ConfigError
+from deit_jax.models import Model
 from deit_jax.optim.param_groups import Masks
 
 PyTree = Any
@@ -69,6 +70,7 @@ OPTIMIZERS = {"adamw": adamw, "lamb": lamb, "sgd": sgd}
 def make_optimizer(
     params: PyTree,
     schedule: optax.Schedule,
+    model: Model | None = None,
     *,
     name: str = "adamw",
     weight_decay: float = 0.05,
@@ -86,11 +88,13 @@ def make_optimizer(
     Args:
       params: parameters, arrays or `jax.ShapeDtypeStruct`; only names and shapes are used.
       schedule: learning rate by step. The optimizer counts its own updates from 0.
+      model: numbers the layers for `layer_decay`, which needs it.
       name: a name in `OPTIMIZERS`.
       weight_decay: coefficient; 0 for none.
       decay_dist_token: True decays `dist_token`, as the published runs did; timm does not.
-      layer_decay: rate of layer l times layer_decay^(depth + 1 - l), with timm's numbers:
-        embeddings 0, blocks from 1, final norm with the last block, heads depth + 1.
+      layer_decay: rate of layer l times layer_decay^(last - l), with timm's numbers, see
+        `Model.layer_of`: embeddings 0, blocks from 1, final norm with the last block, heads
+        last.
       trainable: 'all', 'attn_only' (attention, heads, position embedding), 'heads', or a
         regular expression searched in names such as 'blocks_0/attn/qkv/kernel'. The rest
         is frozen: not decayed, no state, left out of gradient norms.
@@ -99,10 +103,11 @@ def make_optimizer(
 
     Raises:
       ConfigError: an unknown name, a parameter without a decay rule, a `trainable` that
-        matches nothing, layer decay without numbered blocks, or a number out of range.
+        matches nothing, layer decay without numbered layers, or a number out of range.
     """
     masks = Masks.make(
         params,
+        model,
         weight_decay=weight_decay,
         decay_dist_token=decay_dist_token,
         layer_decay=layer_decay,

@@ -7,6 +7,7 @@ from typing import Any
 
 from deit_jax import trees
 from deit_jax.errors import ConfigError
+from deit_jax.models import Model
 
 PyTree = Any
 
@@ -22,10 +23,6 @@ TRAINABLE = {
     "attn_only": r"(^|/)attn/|^head(_dist)?/|^pos_embed$",
     "heads": r"^head(_dist)?/",
 }
-
-_BLOCK = re.compile(r"blocks_(\d+)/")
-_STEM = ("cls_token", "dist_token", "pos_embed", "patch_embed")
-_HEADS = ("head", "head_dist")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,29 +49,9 @@ class Group:
         return len(self.paths)
 
 
-def decay_groups(
-    params: PyTree,
-    *,
-    weight_decay: float = 0.05,
-    decay_dist_token: bool = True,
-    layer_decay: float | None = None,
-    trainable: str = "all",
-) -> list[Group]:
-    """The groups of `params`, each parameter in exactly one; arguments as in `make_optimizer`.
-
-    Args:
-      params: nested dict of arrays or of `jax.ShapeDtypeStruct`.
-
-    Raises:
-      ConfigError: as `make_optimizer`.
-    """
-    masks = Masks.make(
-        params,
-        weight_decay=weight_decay,
-        decay_dist_token=decay_dist_token,
-        layer_decay=layer_decay,
-        trainable=trainable,
-    )
+def decay_groups(params: PyTree, model: Model | None = None, **options: Any) -> list[Group]:
+    """The groups of `params`, each parameter in exactly one; arguments as in `Masks.make`."""
+    masks = Masks.make(params, model, **options)
     leaves = trees.named_leaves(params)
     by_kind: dict[tuple, list[str]] = {}
     for path in leaves:
@@ -149,11 +126,12 @@ class Masks:
     def make(
         cls,
         params: PyTree,
+        model: Model | None = None,
         *,
-        weight_decay: float,
-        decay_dist_token: bool,
-        layer_decay: float | None,
-        trainable: str,
+        weight_decay: float = 0.05,
+        decay_dist_token: bool = True,
+        layer_decay: float | None = None,
+        trainable: str = "all",
     ) -> "Masks":
         """The decisions for `params`; arguments and errors as `make_optimizer`."""
         if not weight_decay >= 0:
@@ -163,15 +141,13 @@ class Masks:
                 f"layer_decay must be above 0 and at most 1, or None, not {layer_decay}"
             )
         paths = list(trees.named_leaves(params))
-        blocks = [int(match[1]) for path in paths if (match := _BLOCK.match(path))]
-        depth = max(blocks, default=-1) + 1
         return cls(
             decay={
                 path: float(weight_decay) if _decayed(path, decay_dist_token) else 0.0
                 for path in paths
             },
             trainable=_trainable(paths, trainable),
-            lr_scale={path: _lr_scale(path, depth, layer_decay) for path in paths},
+            lr_scale={path: _lr_scale(path, model, layer_decay) for path in paths},
         )
 
 
@@ -207,20 +183,13 @@ def _trainable(paths: list[str], trainable: str) -> dict[str, bool]:
     return chosen
 
 
-def _lr_scale(path: str, depth: int, layer_decay: float | None) -> float:
-    # Layer numbers as timm gives them: embeddings 0, blocks 1..depth, the final norm with
-    # the last block, heads depth + 1, which keep the full rate.
+def _lr_scale(path: str, model: Model | None, layer_decay: float | None) -> float:
     if layer_decay is None or layer_decay == 1.0:
         return 1.0
-    first = path.split("/")[0]
-    if block := _BLOCK.match(path):
-        layer = 1 + int(block[1])
-    else:
-        layer = dict.fromkeys(_STEM, 0) | dict.fromkeys(_HEADS, depth + 1) | {"norm": depth}
-        layer = layer.get(first)
-    if depth == 0 or layer is None:
+    layer = model.layer_of(path) if model else None
+    if model is None or layer is None:
         raise ConfigError(
-            f"layer_decay needs the numbered blocks of a transformer, and {path!r} belongs to "
-            "none; set layer_decay=None for this model"
+            f"layer_decay needs a model with numbered layers, and {path!r} has no number; set "
+            "layer_decay=None for this model"
         )
-    return float(layer_decay) ** (depth + 1 - layer)
+    return float(layer_decay) ** (model.num_layers - layer)

@@ -104,7 +104,7 @@ def make_recipe(
         )["params"]
         schedule = parts.get("schedule") or (lambda step: 0.0)
         with problems.section("optim"):
-            parts["tx"] = optim.make_optimizer(parts["params"], schedule, **config.optim)
+            parts["tx"] = optim.make_optimizer(parts["params"], schedule, model, **config.optim)
         with problems.section("loss"):
             _check_heads(config, model)
         with problems.section("teacher"):

@@ -95,6 +95,7 @@ def _optimizer(recipe: Recipe) -> list[str]:
     clip = "none" if options.clip_norm is None else f"global norm {options.clip_norm:g}"
     groups = optim.decay_groups(
         recipe.params,
+        recipe.model,
         weight_decay=options.weight_decay,
         decay_dist_token=options.decay_dist_token,
         layer_decay=options.layer_decay,

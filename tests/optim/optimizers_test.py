@@ -24,6 +24,10 @@ VARIANTS = {
 }
 
 
+# The model of the stored tensors, which numbers their layers.
+MODEL = models.create_model("deit_tiny_distilled_patch16_224", depth=3)
+
+
 @pytest.fixture(scope="module")
 def stored(vectors):
     return dict(np.load(vectors / "optim.npz"))
@@ -63,7 +67,7 @@ def flat(stored, nested):
 def test_twenty_steps_equal_the_reference(stored, variant):
     rates = jnp.asarray(stored["rates"])
     params = tree(stored, 0)
-    tx = optim.make_optimizer(params, lambda step: rates[step], **VARIANTS[variant])
+    tx = optim.make_optimizer(params, lambda step: rates[step], MODEL, **VARIANTS[variant])
 
     @jax.jit
     def step(params, state, grads):
@@ -113,7 +117,7 @@ def test_published_groups_of_real_models(name, decayed, total):
 
 
 def test_layer_decay_scales_as_timm(stored):
-    groups = optim.decay_groups(tree(stored, 0), layer_decay=0.5)
+    groups = optim.decay_groups(tree(stored, 0), MODEL, layer_decay=0.5)
     scale = {path: group.lr_scale for group in groups for path in group.paths}
     # Depth 3: embeddings are layer 0 and the heads layer 4; the norm goes with block 3.
     assert scale["pos_embed"] == scale["dist_token"] == scale["patch_embed/kernel"] == 0.5**4
@@ -123,7 +127,7 @@ def test_layer_decay_scales_as_timm(stored):
 
 
 def test_table_counts_every_parameter_once(stored):
-    groups = optim.decay_groups(tree(stored, 0), trainable="attn_only", layer_decay=0.75)
+    groups = optim.decay_groups(tree(stored, 0), MODEL, trainable="attn_only", layer_decay=0.75)
     table = optim.format_groups(groups).splitlines()
     assert len(table) == len(groups) + 2
     total = flat(stored, tree(stored, 0)).size
@@ -195,8 +199,9 @@ def test_wrong_options_are_refused(stored, options, words):
 def test_parameters_without_a_rule_are_refused():
     with pytest.raises(errors.ConfigError, match="blocks_0/relative_bias_table"):
         optim.decay_groups({"blocks_0": {"relative_bias_table": jnp.zeros((2, 2))}})
-    with pytest.raises(errors.ConfigError, match="layer_decay=None"):
-        optim.decay_groups({"s1": {"kernel": jnp.zeros((2, 2))}}, layer_decay=0.5)
+    for model in (None, models.create_model("regnety_002"), MODEL):
+        with pytest.raises(errors.ConfigError, match="'s1/kernel' .* layer_decay=None"):
+            optim.decay_groups({"s1": {"kernel": jnp.zeros((2, 2))}}, model, layer_decay=0.5)
 
 
 COMMON = {"name", "weight_decay", "decay_dist_token", "layer_decay", "trainable", "clip_norm"}
@@ -292,5 +297,5 @@ def test_muon_is_one_function_and_one_line(stored, monkeypatch):
             grad = trees.named_leaves(grads)[path]
             expected = -0.1 * grad / (jnp.abs(grad) + 1e-8)
             np.testing.assert_allclose(update, expected, rtol=1e-3)
-    _, state = one_update(params, grads, **options, trainable="attn_only", layer_decay=0.5)
+    _, state = one_update(params, grads, **options, trainable="attn_only")
     assert 0 < sizes(state) < moments
