@@ -66,6 +66,13 @@ def test_end_is_the_floor_and_stays_there():
     np.testing.assert_allclose(schedule(np.array([100, 1000])), [1e-5, 1e-5], rtol=1e-6)
 
 
+def test_cosine_with_a_warmup_prefix_falls_from_the_peak():
+    sizes = {"batch_size": 512, "steps_per_epoch": 10, "total_steps": 100}
+    schedule = schedules.make_schedule(**sizes, warmup_epochs=2, warmup_prefix=True)
+    rates = schedule(np.array([20, 60, 100]))
+    np.testing.assert_allclose(rates, [5e-4, (5e-4 + 1e-5) / 2, 1e-5], rtol=1e-5)
+
+
 def test_constant_keeps_the_peak_after_the_warmup():
     schedule = schedules.make_schedule(
         batch_size=1024, steps_per_epoch=10, total_steps=100, kind="constant", warmup_epochs=2
