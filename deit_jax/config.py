@@ -200,12 +200,13 @@ def _apply_override(
     config: ml_collections.ConfigDict, path: str, text: str, options: Mapping[str, Option]
 ) -> None:
     if path in config and isinstance(config[path], ml_collections.ConfigDict):
-        keys = ", ".join(f"{path}.{key}" for key in config[path])
+        section: Any = config[path]
+        keys = ", ".join(f"{path}.{key}" for key in section)
         raise errors.ConfigError(f"config.{path} is a section; set one of its keys: {keys}")
     if path not in options:
         raise _unknown_key(path, options)
     *sections, leaf = path.split(".")
-    node = config[sections[0]] if sections else config
+    node: Any = config[sections[0]] if sections else config
     with node.ignore_type():
         node[leaf] = _parsed(path, text, options[path].annotation, node[leaf])
 
@@ -306,7 +307,7 @@ def _type_name(annotation: Any) -> str:
     return " or ".join("None" if name == "NoneType" else name for name in shown)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """`{'section.key': value}` of a nested config."""
     flat = {}
     for key, value in config.items():

@@ -7,7 +7,7 @@ one line that names the file and the line number.
 """
 
 import ast
-import importlib.util
+import importlib.machinery
 import pathlib
 import sys
 import traceback
@@ -81,9 +81,10 @@ def _execute(path: pathlib.Path) -> types.ModuleType:
     root = str(path.resolve().parent.parent)
     if root not in sys.path:
         sys.path.append(root)
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    _guarded(path, spec.loader.exec_module, module)
+    loader = importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path))
+    module = types.ModuleType(loader.name)
+    module.__file__ = str(path)
+    _guarded(path, loader.exec_module, module)
     return module
 
 

@@ -57,9 +57,8 @@ def initialize(
             f"--heartbeat_timeout_seconds must be at least 1, not {heartbeat_timeout_seconds}; a "
             "minute or more tolerates a busy network, a few seconds detect a dead process sooner"
         )
-    given = [coordinator, num_processes, process_id]
-    if any(value is not None for value in given):
-        if any(value is None for value in given):
+    if any(value is not None for value in (coordinator, num_processes, process_id)):
+        if coordinator is None or num_processes is None or process_id is None:
             raise ConfigError(
                 "--coordinator, --num_processes and --process_id must be set together; "
                 "on TPU pods and under Slurm set none of them"

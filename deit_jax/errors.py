@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -45,7 +45,7 @@ class Problems:
     Only what a user can mend is collected; a programmer's error keeps its traceback.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Any) -> None:
         self._config = config
         self.messages: list[str] = []
 
@@ -70,7 +70,7 @@ class Problems:
     def _located(self, section: str, message: str) -> str:
         if not section or re.match(r"(config\.|--)", message):
             return message
-        first = re.match(r"\w*", message)[0]
-        values = self._config.get(section)
+        first = re.split(r"\W", message, maxsplit=1)[0]
+        values: Any = self._config.get(section)
         is_option = hasattr(values, "keys") and first in values
         return f"config.{section}.{message}" if is_option else f"config.{section}: {message}"

@@ -117,7 +117,8 @@ def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
     """
     _check_divisible(sharding, rows)
     held: set[int] = set()
-    for index, *_rest in sharding.addressable_devices_indices_map((rows,)).values():
+    indices = sharding.addressable_devices_indices_map((rows,))
+    for index, *_rest in filter(None, indices.values()):
         held.update(range(*index.indices(rows)))
     return np.asarray(sorted(held), np.int64)
 

@@ -32,8 +32,8 @@ class TrainState:
     ema_params: PyTree
     ema_batch_stats: PyTree
     opt_state: PyTree
-    nonfinite_steps: jax.Array | None = None
-    nonfinite_in_a_row: jax.Array | None = None
+    nonfinite_steps: PyTree = None
+    nonfinite_in_a_row: PyTree = None
 
     def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
         """The collections that `models.apply` takes, of the raw weights or the EMA."""

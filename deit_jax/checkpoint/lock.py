@@ -23,10 +23,10 @@ class FolderLock:
         self._file: int | None = None
         path = folder.with_name(f".{folder.name}.lock")
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._file, 200, 0).decode(errors="replace").strip()
+            holder = os.pread(file, 200, 0).decode(errors="replace").strip()
             self.release()
             if holder != _me():
                 raise CheckpointError(

@@ -88,8 +88,9 @@ def _originals(batch: dict, resolved, size: int):
 
     from deit_jax.augment import make_eval_transform
 
-    plain = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
-    transform = make_eval_transform(image_size=size, crop_ratio=1.0, **plain)
+    transform = make_eval_transform(
+        image_size=size, crop_ratio=1.0, mean=(0.0,) * 3, std=(1 / 255,) * 3
+    )
     return np.round(transform(batch)).astype(np.uint8)
 
 

@@ -1,6 +1,7 @@
 """`deit-jax explain --config=FILE[:variant]`, the recipe as it will run, or `explain MODEL`."""
 
 import argparse
+from typing import Any
 
 # Training images and classes of the data sets of the paper (Table 6), for a machine without them.
 PUBLISHED_SIZES = {
@@ -68,7 +69,7 @@ def explain(args: argparse.Namespace) -> list[str]:
 
     resolved = schema.load(args.config, config.split_overrides(args.overrides))
     records, classes, source = _sizes(resolved, args)
-    recipe = make_recipe(
+    recipe: Any = make_recipe(
         resolved,
         records=records,
         num_classes=classes,

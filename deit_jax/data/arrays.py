@@ -5,6 +5,7 @@ Nothing here needs TensorFlow.
 
 import pathlib
 import zipfile
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,7 @@ def open_digits() -> Data:
         raise ConfigError(
             "the digits come with scikit-learn: `pip install scikit-learn`"
         ) from error
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
     place_in_class = np.empty(len(labels), np.int64)

@@ -113,7 +113,7 @@ def window_permutation(
     windows = []
     for first in range(0, len(shards), window_shards):
         members = shards[first : first + window_shards]
-        records = np.concatenate([starts[i] + np.arange(lengths[i]) for i in members])
+        records = np.concatenate([starts[i] + np.arange(int(lengths[i])) for i in members])
         windows.append(random.permutation(records))
     return np.concatenate(windows)
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def open_tfds(
     folder = find_prepared(name, data_dir)
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    builder: Any = tfds.builder_from_directory(folder)
     num_classes, names = _check_features(builder, image_key, label_key)
     splits = _resolve_splits(builder, train_split, eval_split)
     train, evaluation = (

@@ -12,6 +12,7 @@ import os
 import pathlib
 import struct
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def _cache_file(paths: list[str]) -> pathlib.Path:
 
 
 def _write_cache(cache: pathlib.Path, index: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    content = {f"start{i}": start for i, (start, _) in enumerate(index)}
+    content: dict[str, Any] = {f"start{i}": start for i, (start, _) in enumerate(index)}
     content |= {f"length{i}": length for i, (_, length) in enumerate(index)}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -162,7 +162,7 @@ def write_per_class(
     names: Sequence[str],
 ) -> pathlib.Path:
     """A CSV file: a row for each class with its images and the top-1 of each head."""
-    rows = [["class", "name", "images", *(f"{head} top1" for head in top1)]]
+    rows: list[list] = [["class", "name", "images", *(f"{head} top1" for head in top1)]]
     for number, name in enumerate(names):
         shares = [values[number] for values in top1.values()]
         cells = ["" if np.isnan(share) else f"{share:.6f}" for share in shares]

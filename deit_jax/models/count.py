@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,13 +38,18 @@ class Trace(NamedTuple):
     collections: frozenset[str]
 
 
-@functools.lru_cache
+def _once(function: Callable) -> Callable:
+    """`function`, called once per model: flax modules are hashable, but not by their types."""
+    return functools.lru_cache(function)
+
+
+@_once
 def count(model: Any) -> Size:
     """Parameters and multiply-accumulates of a model; nothing is computed."""
     return model.count()
 
 
-@functools.lru_cache
+@_once
 def trace(model: Any) -> Trace:
     """Traces a flax module that takes images; nothing is computed."""
     image = jnp.zeros((1, *model.image_size, 3), jnp.float32)

@@ -79,7 +79,8 @@ def make_recipe(
     own = problems is None
     problems = problems or Problems(config)
     parts: dict[str, Any] = {}
-    durations = model = None
+    durations: Any = None
+    model: Any = None
     with problems.section("train"):
         durations = make_durations(records, **config.train)
     with problems.section("model"):

@@ -75,7 +75,7 @@ class Profiler:
 
     def ends(self, step: int) -> bool:
         """Whether the trace ends after `step`."""
-        return self._tracing and step == self._span.last
+        return self._tracing and self._span is not None and step == self._span.last
 
     def start(self) -> None:
         """Starts the trace; all earlier steps must be finished."""
@@ -84,7 +84,7 @@ class Profiler:
 
     def stop(self) -> None:
         """Writes the trace, if there is one; its steps must be finished."""
-        if not self._tracing:
+        if not self._tracing or self._span is None:
             return
         self._tracing = False
         jax.profiler.stop_trace()

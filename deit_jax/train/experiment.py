@@ -8,6 +8,7 @@ import jax
 import ml_collections
 
 from deit_jax import augment, builders, data, models, pretrained, rng, sharding
+from deit_jax.data import BatchIterator
 from deit_jax.errors import Problems
 from deit_jax.evaluation.evaluate import Evaluation, make_eval_step, make_evaluation
 from deit_jax.recipe.recipe import Recipe, make_recipe
@@ -79,14 +80,14 @@ class Experiment:
             mean=self.recipe.config.augment.mean,
             std=self.recipe.config.augment.std,
         )
-        with_teacher = self.teacher is not None and self.evaluation.agreement
+        teacher = self.teacher if self.evaluation.agreement else None
         return make_eval_step(
             model=self.recipe.model,
             transform=transform,
-            teacher_fn=self.teacher.fn if with_teacher else None,
+            teacher_fn=teacher.fn if teacher else None,
         )
 
-    def train_batches(self, *, start_step: int = 0, rows: Any = None) -> data.BatchIterator:
+    def train_batches(self, *, start_step: int = 0, rows: Any = None) -> BatchIterator:
         """Host batches from `start_step` on, the canvas rows of this process."""
         recipe = self.recipe
         return data.train_batches(
@@ -100,7 +101,7 @@ class Experiment:
             **recipe.config.input,
         )
 
-    def eval_batches(self, *, rows: Any = None) -> data.BatchIterator:
+    def eval_batches(self, *, rows: Any = None) -> BatchIterator:
         """Host batches of the evaluation split, the rows of this process."""
         e = self.evaluation
         make = builders.bind(data.eval_batches, self.recipe.config.input)
@@ -121,12 +122,15 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
       ConfigError: all that is wrong, a line or more each.
     """
     problems = Problems(config)
-    opened = mesh = evaluation = teacher = start = None
+    opened: Any = None
+    mesh: Any = None
+    evaluation: Any = None
+    teacher = start = None
     with problems.section("data"):
         opened = data.open_data(**config.data)
     with problems.section("mesh"):
         mesh = sharding.make_mesh(**config.mesh)
-    recipe = make_recipe(
+    recipe: Any = make_recipe(
         config,
         records=len(opened.train) if opened else _RECORDS,
         num_classes=opened.num_classes if opened else _CLASSES,
