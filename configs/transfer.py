@@ -5,7 +5,7 @@
 
 Published top-1, DeiT-B at 224 and after 384, distilled at 224 and after 384:
 
-    variant    train/test/classes     224   384    distilled 224   384
+    variant    training/test/classes  224   384    distilled 224   384
     cifar10    50,000/10,000/10       99.1  99.1            99.1  99.2
     cifar100   50,000/10,000/100      90.8  90.8            91.3  91.4
     flowers    2,040/6,149/102        98.4  98.5            98.8  98.9
