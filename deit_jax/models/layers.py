@@ -63,10 +63,10 @@ def check_values(model: Any, *, sizes: tuple[str, ...]) -> None:
     for name in sizes:
         values = getattr(model, name)
         if min(values if isinstance(values, tuple) else (values,), default=1) < 1:
-            raise ConfigError(f"{name}={values}; at least 1")
+            raise ConfigError(f"{name} must be at least 1, not {values}")
     for name in ("drop_path_rate", "dropout_rate"):
         if not 0 <= getattr(model, name, 0.0) < 1:
-            raise ConfigError(f"{name}={getattr(model, name)}; at least 0 and below 1")
+            raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(model, name)}")
 
 
 def resolve_attention(implementation: str, dtype: Any) -> str:

@@ -40,7 +40,7 @@ def refused(spec: str, *overrides: str) -> str:
             [*DIGITS, "model.attention=cudnn"],
             ["attention='cudnn' needs a GPU", "auto"],
         ),
-        ("deit.py:ti", [*DIGITS, "model.patch_size=0"], ["patch_size=0; at least 1"]),
+        ("deit.py:ti", [*DIGITS, "model.patch_size=0"], ["patch_size must be at least 1, not 0"]),
         ("deit.py:ti", [*DIGITS, "model.drop_path_rate=1.5"], ["drop_path_rate=1.5", "below 1"]),
         (
             "teachers.py:regnety_160",
