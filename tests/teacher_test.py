@@ -32,7 +32,7 @@ TEACHERS = {
 def random_variables(model, seed):
     """Values of a trained model's size, so that no layer is near the identity or zero."""
     r = np.random.RandomState(seed)
-    shapes = jax.eval_shape(lambda: models.init_variables(model, jax.random.key(0)))
+    shapes = models.abstract_variables(model)
     return jax.tree.map(lambda s: r.uniform(0.05, 0.5, s.shape).astype(np.float32), shapes)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "RegNet",
     "Size",
     "VisionTransformer",
+    "abstract_variables",
     "apply",
     "count",
     "create_model",
@@ -41,6 +42,11 @@ def init_variables(model: Model, key: jax.Array) -> dict[str, Any]:
     # Jitted here so that a model is traced once, however often its shapes are needed.
     image = jnp.zeros((1, *model.image_size, 3), jnp.float32)
     return model.init({"params": key}, image)
+
+
+def abstract_variables(model: Model) -> dict[str, Any]:
+    """Shapes and dtypes of the `variables` of a model; nothing is computed."""
+    return jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
 
 
 def apply(

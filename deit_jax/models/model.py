@@ -18,8 +18,8 @@ class Model(nn.Module, kw_only=True):
     """A classifier of images, and what training, evaluation and `explain` ask about it.
 
     A family is a subclass with its attributes, `__call__` and `check`; everything else has a
-    default that holds for a network with one head called `head`. Parameters that end in
-    `kernel`, `bias` or `scale` have a rule for weight decay.
+    default that holds for a network with one head called `head`. Parameters called
+    `kernel` have weight decay, those called `bias` or `scale` have none.
 
     Attributes:
       num_classes: K.
@@ -73,6 +73,11 @@ class Model(nn.Module, kw_only=True):
     def prefix_tokens(self) -> int:
         """Tokens in front of the patches."""
         return 0
+
+    @property
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """Last names of own parameters without weight decay, besides biases, scales and tokens."""
+        return ()
 
     @property
     def num_layers(self) -> int:

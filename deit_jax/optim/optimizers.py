@@ -88,7 +88,8 @@ def make_optimizer(
     Args:
       params: parameters, arrays or `jax.ShapeDtypeStruct`; only names and shapes are used.
       schedule: learning rate by step. The optimizer counts its own updates from 0.
-      model: numbers the layers for `layer_decay`, which needs it.
+      model: numbers the layers for `layer_decay`, which needs it, and lists parameters of its
+        own without weight decay.
       name: a name in `OPTIMIZERS`.
       weight_decay: coefficient; 0 for none.
       decay_dist_token: True decays `dist_token`, as the published runs did; timm does not.

@@ -141,9 +141,10 @@ class Masks:
                 f"layer_decay must be above 0 and at most 1, or None, not {layer_decay}"
             )
         paths = list(trees.named_leaves(params))
+        undecayed = UNDECAYED + (model.no_weight_decay if model else ())
         return cls(
             decay={
-                path: float(weight_decay) if _decayed(path, decay_dist_token) else 0.0
+                path: float(weight_decay) if _decayed(path, undecayed, decay_dist_token) else 0.0
                 for path in paths
             },
             trainable=_trainable(paths, trainable),
@@ -151,15 +152,15 @@ class Masks:
         )
 
 
-def _decayed(path: str, decay_dist_token: bool) -> bool:
+def _decayed(path: str, undecayed: tuple[str, ...], decay_dist_token: bool) -> bool:
     leaf = path.split("/")[-1]
     if leaf in BY_SWITCH:
         return decay_dist_token
     if leaf in DECAYED:
         return True
-    if leaf in UNDECAYED:
+    if leaf in undecayed:
         return False
-    known = ", ".join(DECAYED + UNDECAYED + BY_SWITCH)
+    known = ", ".join(DECAYED + undecayed + BY_SWITCH)
     raise ConfigError(
         f"no weight-decay rule for parameter {path!r}; rules are by last name: {known}"
     )

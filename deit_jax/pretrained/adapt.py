@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
-
 from deit_jax import trees
 from deit_jax.errors import ConfigError
-from deit_jax.models import Model, init_variables
+from deit_jax.models import Model, abstract_variables
 from deit_jax.pretrained.checkpoint import LoadedCheckpoint
 
 
@@ -63,7 +61,7 @@ def adapt(
     Raises:
       ConfigError: lists every missing, unexpected and misshapen array.
     """
-    abstract = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    abstract = abstract_variables(model)
     wanted = trees.named_leaves(abstract)
     fresh = trees.named_leaves(template) if template is not None else {}
     have = trees.named_leaves(loaded.variables)

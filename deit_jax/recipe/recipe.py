@@ -100,9 +100,7 @@ def make_recipe(
         side = model.image_size[0] if model else 224
         _make_augment(config, side, num_classes, parts["mix_group"], None)
     if model:
-        parts["params"] = jax.eval_shape(
-            lambda key: models.init_variables(model, key), jax.random.key(0)
-        )["params"]
+        parts["params"] = models.abstract_variables(model)["params"]
         schedule = parts.get("schedule") or (lambda step: 0.0)
         with problems.section("optim"):
             parts["tx"] = optim.make_optimizer(parts["params"], schedule, model, **config.optim)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from deit_jax import cli, models, pretrained
+from deit_jax import cli, models, optim, pretrained
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, Output, layers, registry
 from deit_jax.pretrained import convert
@@ -117,3 +117,26 @@ def test_it_is_explained_trained_evaluated_saved_and_resumed(
     assert f"{100 * results['eval/class/top1']:.3f}" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="Mixer has no names in timm"):
         convert.convert(workdir, tmp_path / "mixer.safetensors")
+
+
+class NumberedMixer(Mixer, kw_only=True):
+    """One with layers for layer decay and a parameter of its own."""
+
+    num_layers = 2
+    no_weight_decay = ("gate",)
+
+    def layer_of(self, path):
+        return {"stem": 0, "gate": 0, "head": 2}.get(path.split("/")[0], 1)
+
+
+def test_it_numbers_its_layers_and_exempts_its_parameters(mixer):
+    params = dict(models.abstract_variables(mixer)["params"], gate=jnp.ones((1, 1, 16)))
+    model = NumberedMixer(num_classes=10, image_size=(32, 32), patch_size=8, width=16)
+    with pytest.raises(ConfigError, match="rule for parameter 'gate'"):
+        optim.decay_groups(params, mixer)
+    with pytest.raises(ConfigError, match="layer_decay needs a model with numbered layers"):
+        optim.decay_groups(models.abstract_variables(mixer)["params"], mixer, layer_decay=0.5)
+    groups = optim.decay_groups(params, model, layer_decay=0.5)
+    found = {path: (group.lr_scale, group.decay) for group in groups for path in group.paths}
+    assert found["gate"] == (0.25, 0.0) and found["stem/kernel"] == (0.25, 0.05)
+    assert found["tokens0/kernel"] == (0.5, 0.05) and found["head/kernel"] == (1.0, 0.05)

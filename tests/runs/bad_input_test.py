@@ -41,11 +41,15 @@ def refused(spec: str, *overrides: str) -> str:
             ["attention='cudnn' needs a GPU", "auto"],
         ),
         ("deit.py:ti", [*DIGITS, "model.patch_size=0"], ["patch_size must be at least 1, not 0"]),
-        ("deit.py:ti", [*DIGITS, "model.drop_path_rate=1.5"], ["drop_path_rate=1.5", "below 1"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "model.drop_path_rate=1.5"],
+            ["drop_path_rate must be at least 0 and below 1"],
+        ),
         (
             "teachers.py:regnety_160",
             [*DIGITS, "model.group_sizes=112,112,112,0"],
-            ["group_sizes=(112, 112, 112, 0)"],
+            ["group_sizes must be at least 1, not (112, 112, 112, 0)"],
         ),
         (
             "deit.py:ti",

@@ -18,7 +18,7 @@ ROWS = 64
 
 def lower_step(model, augment_fn, batch, *, teacher=None, **loss):
     """The training step of `model` as it would be compiled, nothing of it computed."""
-    shapes = lambda m: jax.eval_shape(lambda: models.init_variables(m, jax.random.key(0)))
+    shapes = lambda m: models.abstract_variables(m)
     schedule = lambda step: jnp.float32(1e-3)
     tx = optim.make_optimizer(shapes(model)["params"], schedule)
     step = step_lib.make_train_step(

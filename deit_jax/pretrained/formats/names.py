@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from deit_jax.errors import ConfigError
-from deit_jax.models import Model, RegNet, VisionTransformer, init_variables
+from deit_jax.models import Model, RegNet, VisionTransformer, abstract_variables
 
 _FLOATS = [np.dtype(kind) for kind in ("float16", "float32", "float64", ml_dtypes.bfloat16)]
 
@@ -80,7 +80,7 @@ class Entry:
 @functools.lru_cache(maxsize=32)
 def entries(model: Model, naming: str) -> tuple[Entry, ...]:
     """The table of `model` under one of NAMINGS."""
-    template = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    template = abstract_variables(model)
     table = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(template):
         path = tuple(key.key for key in keys)
