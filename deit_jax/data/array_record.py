@@ -1,6 +1,8 @@
 """ArrayRecord files by record number."""
 
+import importlib
 import threading
+from typing import Any
 
 from deit_jax.errors import ConfigError
 
@@ -13,7 +15,7 @@ class ArrayRecordFiles:
 
     def __init__(self, paths: list[str]):
         self._paths = paths
-        self._readers: dict[int, object] = {}
+        self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
         self._module = _array_record_module()
         _allow_open_files(len(paths))
@@ -44,14 +46,13 @@ class ArrayRecordFiles:
             reader.close()
 
 
-def _array_record_module():
+def _array_record_module() -> Any:
     try:
-        from array_record.python import array_record_module
+        return importlib.import_module("array_record.python.array_record_module")
     except ImportError as error:
         raise ConfigError(
             f"reading ArrayRecord files needs array_record ({error}): `pip install array_record`"
         ) from error
-    return array_record_module
 
 
 def _allow_open_files(count: int) -> None:

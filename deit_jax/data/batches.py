@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class CanvasMemory:
         """An array with undefined content."""
         memory = self._free.pop() if self._free else np.zeros(self._shape, np.uint8)
         # Every view of the array, in NumPy and in JAX, refers to `holder`.
-        holder = (ctypes.c_uint8 * memory.nbytes).from_buffer(memory)
+        holder: Any = (ctypes.c_uint8 * memory.nbytes).from_buffer(memory.data)
         weakref.finalize(holder, self._free.append, memory).atexit = False
         return np.frombuffer(holder, np.uint8).reshape(self._shape)
 

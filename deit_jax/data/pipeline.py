@@ -60,7 +60,6 @@ def train_batches(
     if canvas < 1:
         raise ConfigError(f"canvas must be at least 1 pixel, not {canvas}")
     loading = Loading(**options)
-    windows = source.window_shards
     order = TrainOrder(
         n_records=len(source),
         batch_size=batch_size,
@@ -68,8 +67,8 @@ def train_batches(
         mix_group=mix_group,
         seed=seed,
         device_count=device_count,
-        shard_lengths=source.shard_lengths if windows else None,
-        window_shards=windows,
+        shard_lengths=source.shard_lengths,
+        window_shards=source.window_shards,
     )
     jobs = _train_jobs(
         source,
@@ -79,7 +78,7 @@ def train_batches(
         start_step=start_step,
         # Not before the first batch, so that what a start needs is read first.
         hint_from=start_step + loading.prefetch + 1,
-        hint_ahead=_half_window(source, batch_size // repeats) if windows else None,
+        hint_ahead=_half_window(source, batch_size // repeats),
     )
     reader = Reader(
         source=source,
@@ -173,8 +172,10 @@ def _eval_jobs(n_records: int, batch_size: int, *, canvas: int, rows: np.ndarray
         yield batch, to_fill, records[to_fill]
 
 
-def _half_window(source: Source, images_per_step: int) -> int:
+def _half_window(source: Source, images_per_step: int) -> int | None:
     """Steps in half a window, at least one: how far ahead files are read."""
+    if source.window_shards is None:
+        return None
     window = len(source) * source.window_shards / len(source.shard_lengths)
     return max(1, int(window / 2 / max(images_per_step, 1)))
 

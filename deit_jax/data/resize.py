@@ -115,7 +115,7 @@ def evaluation_square(image: np.ndarray, *, short: int, image_size: int) -> np.n
     `image_size` pixels out of this square is the center crop of the whole image
     (torchvision rounds its offset half to even, so the cut is not always central).
     """
-    height, width = resized_shape(*image.shape[:2], short)
+    height, width = resized_shape(image.shape[0], image.shape[1], short)
     image = resize_bicubic(image, height, width)
     inner = round((short - image_size) / 2)
     top = round((height - image_size) / 2) - inner

@@ -17,12 +17,12 @@ class Source(Protocol):
 
     Attributes:
         window_shards: files that are read whole at a time, with the order permuted inside
-            such windows; None: any record can be read at any time. A source with windows
-            also has `shard_lengths`, the number of records in each file, in order, and
-            `hint(indices)`, called with records that will be read soon.
+            such windows; None: any record can be read at any time.
+        shard_lengths: with windows, the number of records in each file, in order.
     """
 
     window_shards: int | None = None
+    shard_lengths: tuple[int, ...] = ()
 
     def __len__(self) -> int: ...
 
@@ -33,6 +33,9 @@ class Source(Protocol):
     def record_name(self, index: int) -> str:
         """A name by which a user finds the record again."""
         ...
+
+    def hint(self, indices: np.ndarray) -> None:
+        """With windows, called with records that will be read soon."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -232,7 +232,7 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
     return f"tfds has no set of that name{'; nearest: ' + ', '.join(near) if near else ''}"
 
 
-def _check_features(builder, image_key: str, label_key: str):
+def _check_features(builder, image_key: str, label_key: str) -> tuple[int, tuple[str, ...] | None]:
     """Number of classes and their names; errors that name the features there are."""
     import tensorflow_datasets as tfds
 
@@ -243,7 +243,7 @@ def _check_features(builder, image_key: str, label_key: str):
     if not isinstance(features[image_key], tfds.features.Image):
         raise ConfigError(f"feature {image_key!r} is not an image but {features[image_key]}")
     label = features[label_key]
-    if not isinstance(label, tfds.features.ClassLabel):
+    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
         raise ConfigError(f"feature {label_key!r} is not a class label but {label}")
     try:
         names = tuple(label.names)

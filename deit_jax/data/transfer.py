@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +24,6 @@ class prefetch_to_device(Iterator[Any]):
         depth: finished transfers that are ready.
 
     Attributes:
-        wait_seconds: total time that `next` has waited.
         health: of the host batches, `batches.Health`, counting those transferred ahead too;
             None where they keep no counts.
 
@@ -33,7 +31,6 @@ class prefetch_to_device(Iterator[Any]):
     """
 
     def __init__(self, batches: Iterator[Any], put_fn: Callable[[Any], Any], *, depth: int = 2):
-        self.wait_seconds = 0.0
         self.health = getattr(batches, "health", None)
         self._queue: queue.Queue = queue.Queue(maxsize=max(depth - 1, 1))
         self._closed = threading.Event()
@@ -53,9 +50,7 @@ class prefetch_to_device(Iterator[Any]):
     def __next__(self) -> Any:
         if self._closed.is_set():
             raise StopIteration
-        start = time.perf_counter()
         item, error = self._queue.get()
-        self.wait_seconds += time.perf_counter() - start
         if item is _END:
             self.close()
             if error is not None:

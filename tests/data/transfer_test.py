@@ -13,8 +13,8 @@ from deit_jax import data
 class Counting:
     """0, 1, 2, ... counting those taken."""
 
-    def __init__(self, n=10, delay=0.0):
-        self.taken, self.n, self.delay, self.closed = 0, n, delay, 0
+    def __init__(self, n=10):
+        self.taken, self.n, self.closed = 0, n, 0
 
     def __iter__(self):
         return self
@@ -22,7 +22,6 @@ class Counting:
     def __next__(self):
         if self.taken == self.n:
             raise StopIteration
-        time.sleep(self.delay)
         self.taken += 1
         return {"x": np.full(3, self.taken - 1)}
 
@@ -48,20 +47,6 @@ def test_two_batches_ahead_and_no_more():
             time.sleep(0.01)
         time.sleep(0.2)
         assert batches.taken == 3
-
-
-def test_wait_is_measured():
-    with data.prefetch_to_device(Counting(delay=0.1), lambda b: b) as slow:
-        for _ in range(3):
-            next(slow)
-        assert 0.2 < slow.wait_seconds < 1
-    with data.prefetch_to_device(Counting(), lambda b: b) as fast:
-        next(fast)
-        before = fast.wait_seconds
-        for _ in range(4):
-            time.sleep(0.05)
-            next(fast)
-        assert fast.wait_seconds - before < 0.05
 
 
 def test_health_of_the_host_batches_is_passed_on():
