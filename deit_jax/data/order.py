@@ -128,7 +128,7 @@ class TrainOrder:
         mix_group: rows of a mix group g; None for one group, the whole batch.
         seed: of the run.
         device_count: all devices of the run, not only this process's.
-        shard_lengths, window_shards: both given, the order is `window_permutation`.
+        shard_lengths, window_shards: with `window_shards`, the order is `window_permutation`.
 
     Raises:
         ConfigError: sizes that are not compatible, naming what would be.
@@ -143,7 +143,7 @@ class TrainOrder:
         mix_group: int | None = None,
         seed: int = 0,
         device_count: int = 1,
-        shard_lengths: Sequence[int] | None = None,
+        shard_lengths: Sequence[int] = (),
         window_shards: int | None = None,
     ):
         self.batch_size = batch_size
