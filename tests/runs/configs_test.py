@@ -40,7 +40,7 @@ def options_of(spec, tiny_teacher) -> list[str]:
 def kind_of(config) -> tuple:
     """What a run's state and step depend on."""
     family = config.model.name.split("_")[0]
-    loss = (config.loss.base, config.loss.distillation, config.loss.distill_on)
+    loss = (config.loss.base, config.loss.distillation, config.loss.get("distill_on"))
     return (family, config.optim.name, config.step.train_mode, config.step.ema_decay > 0, *loss)
 
 
