@@ -22,6 +22,7 @@ from deit_jax import errors
 Table = Mapping[str, Any]
 # From an option's value to the functions whose options it adds.
 Chosen = Callable[[Any], Iterable[Callable]]
+Build = typing.TypeVar("Build", bound=Callable)
 
 
 class Option(NamedTuple):
@@ -42,7 +43,7 @@ def choose(table: Table, name: str, what: str) -> Any:
     return table[name]
 
 
-def chooses(**choices: Table | Chosen) -> Callable[[Callable], Callable]:
+def chooses(**choices: Table | Chosen) -> Callable[[Build], Build]:
     """Declares the tables that a builder's options choose from.
 
     Args:
@@ -50,14 +51,14 @@ def chooses(**choices: Table | Chosen) -> Callable[[Callable], Callable]:
         for a tuple, several), or a function from the value to the functions it stands for.
     """
 
-    def declare(build: Callable) -> Callable:
+    def declare(build: Build) -> Build:
         build.choices = choices
         return build
 
     return declare
 
 
-def composes(table: Table) -> Callable[[Callable], Callable]:
+def composes(table: Table) -> Callable[[Build], Build]:
     """Declares that a builder spreads its options over every entry of a table."""
     return chooses(**{"": lambda _: table.values()})
 

@@ -49,7 +49,7 @@ def begin_save(folder: pathlib.Path, parts: dict[str, PyTree], metadata: Mapping
     manifest = layout.make_manifest(named_leaves(parts), digest_tree(parts), metadata)
     with _context():
         return ocp.save_checkpointables_async(
-            folder, parts | {layout.MANIFEST: manifest, layout.METADATA: dict(metadata)}
+            str(folder), parts | {layout.MANIFEST: manifest, layout.METADATA: dict(metadata)}
         )
 
 
@@ -151,7 +151,7 @@ def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
 def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> dict[str, PyTree]:
     try:
         with _quiet_failure(), _context():
-            return ocp.load_checkpointables(folder, {part: tree})
+            return ocp.load_checkpointables(str(folder), {part: tree})
     except MemoryError:
         raise
     except Exception as error:  # damage shows as a dozen kinds, from KeyError to bare Exception

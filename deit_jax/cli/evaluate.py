@@ -1,6 +1,7 @@
 """`deit-jax evaluate`: accuracy of a checkpoint on its own data, ImageNet, ImageNet V2, ReaL."""
 
 import argparse
+import json
 import pathlib
 from typing import Any
 
@@ -73,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
             for path in _write_csv(args, one, next(iter(predictions.values()))):
                 print(f"wrote {path}")
     if args.json:
-        path = evaluator.write_json(args.json, evaluate.facts | {"results": found})
+        path = pathlib.Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(evaluate.facts | {"results": found}, indent=2) + "\n")
         print(f"wrote {path}")
     return 0
 
@@ -129,8 +132,7 @@ def _evaluator(args: argparse.Namespace, config: Any, loaded: Any) -> Any:
     with problems.section("eval"):
         evaluation = make_evaluation(evaluator.square_side(model), **config.eval)
     problems.raise_any()
-    reading = {key: config.input[key] for key in ("threads", "prefetch", "max_corrupt_share")}
-    return evaluator.Evaluator(loaded, model, evaluation, reading)
+    return evaluator.Evaluator(loaded, model, evaluation, config.input)
 
 
 def _write_csv(args: argparse.Namespace, one: Any, predicted: Any) -> list[pathlib.Path]:

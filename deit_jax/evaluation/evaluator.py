@@ -1,13 +1,11 @@
 """A checkpoint on all devices, predicting evaluation sets, without the config of a run."""
 
-import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from deit_jax import augment, data, models, pretrained, sharding
+from deit_jax import augment, builders, data, models, pretrained, sharding
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement, predictions
 from deit_jax.evaluation.datasets import EvaluationSet
@@ -52,7 +50,7 @@ class Evaluator:
       info: the checkpoint, for its statistics of the image and its names.
       model: of the checkpoint, perhaps with another image size or compute type.
       evaluation: see `evaluate.make_evaluation`.
-      reading: further arguments of `data.eval_batches`.
+      reading: an `input` section; what `data.eval_batches` takes of it.
     """
 
     def __init__(
@@ -96,13 +94,12 @@ class Evaluator:
         variables = pretrained.adapt(loaded, model=self._model).variables
         variables = jax.device_put(variables, sharding.replicated(self._mesh))
         devices, e = self._mesh.size, self._evaluation
-        host = data.eval_batches(
+        host = builders.bind(data.eval_batches, self._reading)(
             evaluation_set.data.eval,
             batch_size=-(-e.batch_size // devices) * devices,
             canvas=e.canvas,
             image_size=e.image_size,
             crop_ratio=e.crop_ratio,
-            **self._reading,
         )
         rows = sharding.batch_sharding(self._mesh)
         with data.prefetch_to_device(host, lambda b: sharding.to_global(rows, b)) as batches:
@@ -126,11 +123,3 @@ def agreement_table(weights: str, predicted: Predictions, evaluation_set: Evalua
         agreement.differences(choices),
         title=f"{evaluation_set.name}, {weights}: differ, % of images",
     )
-
-
-def write_json(path: str | pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
-    """Results as a file for scripts."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    return path

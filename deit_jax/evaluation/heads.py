@@ -48,10 +48,7 @@ def main_head(names: Iterable[str]) -> str:
 
 def head_outputs(output: Output) -> dict[str, jax.Array]:
     """Log-probabilities f32 [B, K] by name."""
-    logits = output.logits.astype(jnp.float32)
-    distilled = output.dist_logits is not None
-    dist = output.dist_logits.astype(jnp.float32) if distilled else logits
-    return {
-        name: HEADS[name].log_probabilities(logits, dist)
-        for name in head_names(distilled=distilled)
-    }
+    logits, dist = output.logits.astype(jnp.float32), output.dist_logits
+    names = head_names(distilled=dist is not None)
+    dist = logits if dist is None else dist.astype(jnp.float32)
+    return {name: HEADS[name].log_probabilities(logits, dist) for name in names}

@@ -150,7 +150,7 @@ def write_confusion(
     path: str | pathlib.Path, counts: np.ndarray, names: Sequence[str]
 ) -> pathlib.Path:
     """A CSV file: a row for each true class, a column for each predicted one."""
-    rows = [["true \\ predicted", *names]]
+    rows: list[list] = [["true \\ predicted", *names]]
     rows += [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
     return _write_csv(path, rows)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and the same with its arrays in memory."""
+"""A checkpoint: its model, classes and image statistics; and with its arrays in memory."""
 
 import dataclasses
 from typing import Any
@@ -37,14 +37,16 @@ class CheckpointInfo:
         return self.create_model().num_classes
 
     @property
-    def mean(self) -> tuple[float, ...]:
+    def mean(self) -> tuple[float, float, float]:
         """Mean per channel of the pixels / 255, subtracted before the model."""
-        return tuple(self.image["mean"])
+        red, green, blue = self.image["mean"]
+        return red, green, blue
 
     @property
-    def std(self) -> tuple[float, ...]:
+    def std(self) -> tuple[float, float, float]:
         """Standard deviation per channel of the pixels / 255, divided by before the model."""
-        return tuple(self.image["std"])
+        red, green, blue = self.image["std"]
+        return red, green, blue
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""The published checkpoints: where they are, what they reach, and fetching them by name."""
+"""The published checkpoints: addresses, digests, accuracies; fetching them by name."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,7 @@ def _deit3(model: str, file: str, top1: float) -> Published:
     return Published(model, f"{_FACEBOOK}{file}.pth", "", top1, 1.0)
 
 
-# timm's names; the tag behind the dot tells checkpoints of one architecture apart.
+# timm's names; the tag after the dot distinguishes checkpoints of one architecture.
 PUBLISHED: dict[str, Published] = {
     "deit_tiny_patch16_224.fb_in1k": _deit("deit_tiny_patch16_224", "a1311bcf", 72.202),
     "deit_small_patch16_224.fb_in1k": _deit("deit_small_patch16_224", "cd65a155", 79.854),
@@ -120,8 +120,8 @@ def cached_path(entry: Published) -> pathlib.Path:
 def fetch(entry: Published, *, timeout: float = 30.0) -> pathlib.Path:
     """Path of the file in the cache, downloaded first if it is not there.
 
-    `timeout` in seconds. Raises ConfigError when there is no network, or when the file
-    does not have the digest that its authors give.
+    `timeout` in seconds. Raises ConfigError without a network, and for a file whose digest
+    differs from the published one.
     """
     path = cached_path(entry)
     if path.is_file():
@@ -140,8 +140,8 @@ def fetch(entry: Published, *, timeout: float = 30.0) -> pathlib.Path:
         partial.replace(path)
     except (urllib.error.URLError, OSError) as error:
         raise ConfigError(
-            f"cannot download {entry.url} ({error}); get it on a machine with a network and "
-            f"give its path, or put it into {path.parent}"
+            f"cannot download {entry.url} ({error}); download it on a machine with a network "
+            f"and give its path, or copy it to {path.parent}"
         ) from None
     finally:
         partial.unlink(missing_ok=True)
@@ -159,6 +159,6 @@ def check_digest(path: pathlib.Path, sha256: str) -> None:
 
 
 def digest_in_name(path: pathlib.Path) -> str:
-    """The digest that torch's convention puts into a file's name: `model-a1311bcf.pth`."""
+    """The digest in a file's name by torch's convention: `model-a1311bcf.pth`; else ""."""
     match = re.search(r"-([0-9a-f]{8,64})\.(pth|pt|bin|safetensors)$", path.name)
     return match[1] if match else ""

@@ -97,7 +97,7 @@ def _read(
     _refuse_selection(str(path), which)
     try:
         return _read_state_dict(path, ema, model, model_kwargs, arrays=arrays)
-    except (ConfigError, TypeError) as error:
+    except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
@@ -151,19 +151,19 @@ def _read_state_dict(
     config = huggingface.read_config(file.parent) if naming.startswith("hf") else {}
     hints = huggingface.model_hints(config) | model_kwargs
     if model is not None:
-        arguments = {"num_classes": detect.num_classes(shapes, default=1000)} | hints
+        name, arguments = model, {"num_classes": detect.num_classes(shapes, default=1000)} | hints
     elif notes.get("model"):
         arguments = dict(notes["model"]) | model_kwargs
-        model = arguments.pop("name")
+        name = arguments.pop("name")
     else:
-        model, arguments = detect.guess_model(shapes, naming, hints)
-    created = create_model(model, **arguments)
+        name, arguments = detect.guess_model(shapes, naming, hints)
     if config and not notes.get("class_names"):
-        notes = notes | {"class_names": huggingface.class_names(config, created.num_classes)}
-    info = _info(model, arguments, source=str(path), format=naming, notes=notes)
+        num_classes = arguments.get("num_classes", 1000)
+        notes = notes | {"class_names": huggingface.class_names(config, num_classes)}
+    info = _info(name, arguments, source=str(path), format=naming, notes=notes)
     if not arrays:
         return info
-    return _with(info, names.read(names.entries(created, naming), tensors))
+    return _with(info, names.read(names.entries(info.create_model(), naming), tensors))
 
 
 def _info(
@@ -171,7 +171,10 @@ def _info(
 ) -> CheckpointInfo:
     """`notes` of our own files hold `class_names` and `image`; the published model is the rest."""
     notes = notes or {}
-    size = create_model(model, **arguments).image_size
+    try:
+        size = create_model(model, **arguments).image_size
+    except TypeError as error:  # an argument that is not an attribute of the model
+        raise ConfigError(str(error)) from None
     image = {"size": tuple(size)} | hub.preparation(model) | notes.get("image", {})
     names_of_classes = notes.get("class_names")
     fields.setdefault("metadata", {})

@@ -123,7 +123,7 @@ def test_the_run_stops_when_no_checkpoint_is_sound_and_stops_again(two_steps, tm
         with Checkpointer(folder) as saver, pytest.raises(CheckpointError) as caught:
             saver.restore(_state(0))
         assert "1:" in str(caught.value) and "2:" in str(caught.value)
-        assert "not started over" in str(caught.value)
+        assert "refusing to start from scratch" in str(caught.value)
         assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 

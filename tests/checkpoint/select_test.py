@@ -3,9 +3,10 @@
 import math
 
 import pytest
+from checkpoint.damage_test import _flip_one_value
 from checkpoint.manager_test import save_steps
 
-from deit_jax.checkpoint import read_metadata, read_variables, select_step
+from deit_jax.checkpoint import DamagedCheckpointError, read_metadata, read_variables, select_step
 from deit_jax.errors import ConfigError
 
 
@@ -31,3 +32,15 @@ def test_a_run_without_a_best_says_why(tmp_path):
     save_steps(tmp_path / "nan", [1], metric={1: math.nan}, best_metric="top1")
     with pytest.raises(ConfigError, match="no checkpoint has a value of top1"):
         read_variables(tmp_path / "nan", which="best")
+
+
+def test_a_damaged_best_is_refused_and_nothing_read_instead(tmp_path):
+    save_steps(tmp_path, [1, 2, 3], metric={1: 0.1, 2: 0.9, 3: 0.5}, best_metric="top1")
+    _flip_one_value(tmp_path / "2")
+    with pytest.raises(DamagedCheckpointError, match="values are not those that were saved"):
+        read_variables(tmp_path, which="best")
+    # Which is best cannot be known without every step's metrics.
+    (tmp_path / "1" / "metadata" / "data.json").unlink()
+    with pytest.raises(DamagedCheckpointError, match="is missing"):
+        select_step(tmp_path, which="best")
+    assert read_variables(tmp_path)[1]["checkpoint"]["step"] == 3

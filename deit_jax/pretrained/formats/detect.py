@@ -10,7 +10,7 @@ from deit_jax.errors import ConfigError
 from deit_jax.models import Model, RegNet, VisionTransformer
 from deit_jax.models.registry import ARCHITECTURES
 
-# Attributes that tell registered architectures apart; the image size does not.
+# Attributes that distinguish registered architectures; the image size does not.
 _TRANSFORMER_KEYS = ("embed_dim", "depth", "patch_size", "distilled", "class_position")
 _REGNET_KEYS = ("widths", "depths", "group_sizes")
 
@@ -46,7 +46,7 @@ def guess_model(
 ) -> tuple[str, dict[str, Any]]:
     """(registered name, further arguments of `create_model`) for tensors of these `shapes`.
 
-    `hints` (of a Hugging Face config.json, say) win over what shapes cannot tell: the
+    `hints` (such as a Hugging Face config.json) give what shapes do not determine: the
     number of heads, an image that is not square.
     Raises ConfigError when the architecture is not registered and hints do not say enough.
     """
@@ -167,7 +167,7 @@ def _registered(
         if family is VisionTransformer and "num_heads" not in hints:
             raise ConfigError(
                 f"no registered model has embed_dim {found['embed_dim']} and depth "
-                f"{found['depth']}: name a model, and its num_heads, which no state dict tells"
+                f"{found['depth']}: name a model, and its num_heads, which shapes do not determine"
             )
         # Any name of the family will do: the arguments override what it stands for.
         return next(n for n, (cls, _) in ARCHITECTURES.items() if cls is family), arguments

@@ -72,10 +72,10 @@ def model_hints(config: dict[str, Any]) -> dict[str, Any]:
 def class_names(config: dict[str, Any], num_classes: int) -> list[str] | None:
     """K names, None where a config.json has none."""
     labels = config.get("id2label", {})
+    # What transformers writes when it has no names.
     default = [f"LABEL_{i}" for i in range(num_classes)]
-    found = [labels.get(str(i), label) for i, label in enumerate(default)]
-    # transformers writes LABEL_0, LABEL_1, ... when it has no names.
-    return None if found == default else found
+    names = [labels.get(str(i), label) for i, label in enumerate(default)]
+    return None if names == default else names
 
 
 def model_config(model: Model, class_names: tuple[str, ...] | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
@@ -93,10 +94,10 @@ def load_state(file: IO[bytes]) -> Any:
     machine = _Machine()
     try:
         while code := file.read(1):
-            opcode = pickletools.code2op.get(code.decode("latin-1"))
+            opcode = _OPCODES.get(code.decode("latin-1"))
             if opcode is None or opcode.name not in _ALLOWED:
-                shown = f"{code!r}" if opcode is None else opcode.name
-                raise PickleRefused(f"refused the pickle instruction {shown}")
+                name = repr(code) if opcode is None else opcode.name
+                raise PickleRefused(f"refused the pickle instruction {name}")
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, _argument(opcode, file))
