@@ -30,11 +30,10 @@ class Retention:
     higher_is_better: bool = True
 
     def __post_init__(self) -> None:
-        every = 1 if self.keep_every_steps is None else self.keep_every_steps
         for name, value, least in (
             ("keep_latest", self.keep_latest, 1),
             ("keep_best", self.keep_best, 0),
-            ("keep_every_steps", every, 1),
+            ("keep_every_steps", self.keep_every_steps or 1, 1),
         ):
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")

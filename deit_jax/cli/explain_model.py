@@ -12,7 +12,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(name: str) -> str:
-    """A few lines about the registered model `name`; ConfigError if there is none."""
+    """Size, cost and published accuracies of the registered model `name`.
+
+    Raises:
+      ConfigError: it is not registered.
+    """
     from deit_jax import models
     from deit_jax.pretrained import hub
 

@@ -1,4 +1,4 @@
-"""Names of one tensor in the different worlds, as one table per model.
+"""Names of one tensor in the different frameworks, as one table per model.
 
 `entries(model, naming)` lists, for each of our arrays, the names and the shape it has
 in a torch state dict. Reading and writing are the two directions of the same table,
