@@ -4,7 +4,7 @@
     python benchmarks/augment_device.py --data_dir=DIR       # photos instead of noise
 
 Stages: crop and flip (with the gathering of repeated canvases), operations (RandAugment or
-what the recipe has), normalise and erase, mix. Each is a program of its own that reads and
+what the recipe has), normalize and erase, mix. Each is a program of its own that reads and
 writes device memory; `whole` is the program that a training step contains, on one device.
 Every case is warmed up, then measured in interleaved rounds with a new key at each call;
 reported are medians and spread over the rounds. DIR is a tfds data_dir with imagenet2012
@@ -12,6 +12,7 @@ reported are medians and spread over the rounds. DIR is a tfds data_dir with ima
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 
@@ -20,9 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import augment, config, data, rng
-from deit_jax.augment import mix, pipeline, policies
-from deit_jax.augment.erasing import random_erasing
+from deit_jax import augment, builders, config, data, rng
+from deit_jax.augment import normalize, pipeline, random_bits
 from deit_jax.augment.resample import resolve_matmul
 from deit_jax.recipe import hardware
 from deit_jax.train import schema
@@ -65,87 +65,69 @@ def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
     return jax.device_put(batch)
 
 
-def row_stages(options: dict, image_size: int, rows: int) -> dict[str, Callable]:
-    """What is done to each of `rows` images: functions of (call number, batch or pixels)."""
-    name = options["auto_augment"]
-    crop_options = {key: options[key] for key in ("crop", "scale", "ratio", "hflip", "vflip")}
-    policy = policies.parse(name) if name else None
-    fill = pipeline.fill_color(options["mean"])
-    erasing = {"mode": options["erasing_mode"], "max_count": options["erasing_count"]}
+def row_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]:
+    """What is done to each row: functions of (call number, batch or pixels)."""
+    made = {
+        name: builders.bind(make, options)(supplied)
+        for name, make in (pipeline.ENDS | pipeline.PIXEL_STAGES | pipeline.IMAGE_STAGES).items()
+    }
 
-    def keys(number):
-        return rng.row_keys(jax.random.fold_in(rng.base_key(0), number), rows)
+    def draw(number):
+        key = jax.random.fold_in(rng.base_key(0), number)
+        return functools.partial(random_bits.named, rng.row_keys(key, supplied.batch_size))
 
     def crop_and_flip(number, batch):
         canvas, size = batch["canvas"], batch["size"]
         if "canvas_index" in batch:
             canvas, size = canvas[batch["canvas_index"]], size[batch["canvas_index"]]
-        return pipeline.cropped(
-            keys(number),
-            canvas,
-            size,
-            image_size=image_size,
-            matmul=resolve_matmul(options["matmul"]),
-            **crop_options,
-        )
+        return made["crop"](draw(number), canvas, size)
 
     def operations(number, pixels):
-        return pipeline.colored(
-            keys(number),
-            pixels,
-            policy=policy,
-            three_augment=options["three_augment"],
-            color_jitter=options["color_jitter"],
-            fill=fill,
-        )
+        return made["color"](draw(number), pixels) if made["color"] else pixels
 
-    def normalise_and_erase(number, pixels):
-        image = pipeline.normalise(pixels, options["mean"], options["std"])
-        row_keys = pipeline.draw_keys(keys(number), pipeline.ERASE_DRAW)
-        return random_erasing(row_keys, image, prob=options["erasing_prob"], **erasing)
+    def normalize_and_erase(number, pixels):
+        image = made["normalize"](pixels)
+        return made["erasing"](draw(number), image) if made["erasing"] else image
 
     return {
         "crop and flip": crop_and_flip,
         "operations": operations,
-        "normalise and erase": normalise_and_erase,
+        "normalize and erase": normalize_and_erase,
     }
 
 
-def batch_stages(options: dict, image_size: int, mix_group: int | None) -> dict[str, Callable]:
+def batch_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]:
     """The mix, a function of (call number, image, label), if any, and all of it of (.., batch)."""
-    names = ("mix_mode", "mixup", "cutmix", "cutmix_minmax", "mix_prob", "switch_prob")
-    checked = mix.check_mix(mix_group=mix_group, **{key: options[key] for key in names})
-    augment_fn = augment.make_augment(
-        image_size=image_size, num_classes=CLASSES, **options | {"mix_group": mix_group}
-    )
+    target = builders.bind(pipeline.ENDS["target"], options)(supplied)
+    mix = builders.bind(pipeline.BATCH_STAGES["mix"], options)(supplied)
+    augment_fn = augment.make_augment(supplied, **options)
 
     def mixed(number, image, label):
-        target = mix.smoothed_one_hot(label, CLASSES, options["smoothing"])
         key = jax.random.fold_in(rng.base_key(1), number)
-        return mix.mix_groups(key, image, target, options=checked, mesh=None)
+        return mix(functools.partial(random_bits.named, key), image, target(label))
 
     def whole(number, batch):
         return augment_fn(jax.random.fold_in(rng.base_key(0), number), batch)
 
-    return {"whole": whole} if checked is None else {"mix": mixed, "whole": whole}
+    return {"mix": mixed, "whole": whole} if mix else {"whole": whole}
 
 
 def make_stages(
-    options: dict, image_size: int, batch: dict, mix_group: int | None
+    supplied: augment.Supplied, options: dict, batch: dict
 ) -> dict[str, tuple[Callable, tuple]]:
     """Jitted stages, each with the arrays that it works on."""
-    rows = len(batch.get("canvas_index", batch["label"]))
-    shape = (rows, image_size, image_size, 3)
+    rows = supplied.batch_size
+    shape = (rows, supplied.image_size, supplied.image_size, 3)
     pixels = jax.random.bits(jax.random.key(2), shape, jnp.uint8)
-    image = pipeline.normalise(pixels, options["mean"], options["std"])
+    image = normalize.normalize(pixels, options["mean"], options["std"])
     arrays = {
         "crop and flip": (batch,),
         "operations": (pixels,),
-        "normalise and erase": (pixels,),
+        "normalize and erase": (pixels,),
         "mix": (image, jnp.arange(rows) % CLASSES),
         "whole": (batch,),
     }
-    stages = row_stages(options, image_size, rows) | batch_stages(options, image_size, mix_group)
+    stages = row_stages(supplied, options) | batch_stages(supplied, options)
     return {name: (jax.jit(stage), arrays[name]) for name, stage in stages.items()}
 
 
@@ -161,14 +143,8 @@ def run(stage: Callable, arrays: tuple, first: int, calls: int) -> float:
 def measure(options: dict, flags: argparse.Namespace, repeats: int) -> dict:
     """Microseconds per image of every stage for one number of repeats."""
     batch = make_batch(flags, repeats)
-    limit = options.pop("mix_group_limit")
-    mixing = options["mixup"] or options["cutmix"] or options["cutmix_minmax"]
-    group = None
-    if mixing:
-        group = augment.resolve_mix_group(
-            flags.batch_size, repeats, options["mix_group"], mix_group_limit=limit
-        )
-    stages = make_stages(options, flags.image_size, batch, group)
+    supplied = augment.Supplied(flags.image_size, CLASSES, flags.batch_size, repeats)
+    stages = make_stages(supplied, options, batch)
     cases, first_call = {}, {}
     for name, (stage, arrays) in stages.items():
         first_call[name] = round(run(stage, arrays, 0, 1), 2)
@@ -181,7 +157,7 @@ def measure(options: dict, flags: argparse.Namespace, repeats: int) -> dict:
     rounds = common.in_turns(cases, flags.rounds)
     return {
         "canvases": len(batch["label"]),
-        "mix_group": group,
+        "mix_group": builders.bind(augment.resolve_mix_group, options)(flags.batch_size, repeats),
         "us_per_image": {name: common.summary(values) for name, values in rounds.items()},
         "first_call_s": first_call,
     }

@@ -36,13 +36,14 @@ HERE = pathlib.Path(__file__).resolve().parent
 SIZE = 224
 CHUNK = 10
 FILL = (124, 116, 104)
-SPEC = randaugment.parse("rand-m9-mstd0.5-inc1")
+NAMES = operations.RAND_AUGMENT_OPERATIONS
+SPEC = randaugment.rand_augment("rand-m9-mstd0.5-inc1")
 EXACT = {"differ": 0.0, "over_1": 0.0, "worst": 0}
 RESIZE = {"differ": 1e-3, "over_1": 1e-3, "worst": 2}
 AFFINE = {"differ": 1e-4, "over_1": 0.0, "worst": 1}
 GEOMETRIC = {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
 LIMITS = {"crop": RESIZE, "evaluation": RESIZE, "simple crop": RESIZE, "blur": RESIZE}
-LIMITS |= {name: AFFINE if name in GEOMETRIC else EXACT for name in operations.OPERATIONS}
+LIMITS |= {name: AFFINE if name in GEOMETRIC else EXACT for name in NAMES}
 LIMITS |= {"whole policy": AFFINE, "gray": EXACT, "solarize at 128": EXACT, "jitter": EXACT}
 
 
@@ -79,7 +80,9 @@ def decode_photos(data_dir: str, splits: list[str], folder: pathlib.Path, limit:
 
 @jax.jit
 def run_layer(pixels, operation, value):
-    return operations.apply_layer(pixels, operation, value, shares=SPEC.shares, fill=FILL)
+    return operations.apply_layer(
+        pixels, operation, value, names=NAMES, shares=SPEC.shares, fill=FILL
+    )
 
 
 def make_crop_functions(matmul: str):
@@ -122,10 +125,10 @@ def compare_operations(tally: Tally, chunk: list[dict]) -> None:
     images = np.stack([photo["crop_out"] for photo in chunk])
     drawn = np.stack([photo["operation"] for photo in chunk])
     operation, value = drawn[..., 0].astype(np.int32), drawn[..., 1].astype(np.float32)
-    count = len(operations.OPERATIONS)
+    count = len(NAMES)
     got = run_layer(np.repeat(images, count, axis=0), operation.ravel(), value.ravel())
     got = np.asarray(got).reshape(len(chunk), count, *images.shape[1:])
-    for number, name in enumerate(operations.OPERATIONS):
+    for number, name in enumerate(NAMES):
         tally.add(name, got[:, number], np.stack([x["operation_out"][number] for x in chunk]))
     policy = np.stack([photo["policy"] for photo in chunk])
     for layer in range(2):

@@ -1,7 +1,7 @@
 """This library's side of train_step.py: one case's training step in a process of its own.
 
 The step is the one that a run of configs/deit.py or configs/deit_distilled.py executes; only
-the input differs: random uint8 images that are normalised on the device, with smoothed labels
+the input differs: random uint8 images that are normalized on the device, with smoothed labels
 (`input` "image"), or noise canvases for the recipe's whole augmentation ("recipe"). A teacher
 has random weights.
 """
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax import data, losses, models, rng, sharding
-from deit_jax.augment import mix, pipeline
+from deit_jax.augment import mix, normalize
 from deit_jax.recipe import hardware
 from deit_jax.teacher import Teacher
 from deit_jax.train import experiment, schema
@@ -66,11 +66,11 @@ def random_teacher(case: dict) -> tuple[Teacher, models.Model]:
 
 
 def plain_input(options: Any) -> Any:
-    """`augment(key, batch)` that only normalises and smooths."""
+    """`augment(key, batch)` that only normalizes and smooths."""
 
     def augment_fn(key: jax.Array, batch: dict) -> dict:
         return {
-            "image": pipeline.normalise(batch["image"], options.mean, options.std),
+            "image": normalize.normalize(batch["image"], options.mean, options.std),
             "target": mix.smoothed_one_hot(batch["label"], CLASSES, options.smoothing),
             "label": batch["label"],
         }

@@ -55,8 +55,7 @@ def table_9() -> ConfigDict:
                 "canvas": 512,  # ours; larger images are shrunk to this side before the crop
             },
             "augment": {
-                "crop": "rrc",  # random resized crop: timm's default
-                "scale": (0.08, 1.0),  # its share of the image's area
+                "crop": "rrc",  # random resized crop of 8 % to 100 % of the area: timm's default
                 "hflip": 0.5,  # horizontal flip: timm's default
                 "auto_augment": "rand-m9-mstd0.5-inc1",  # Rand Augment: 9/0.5
                 "erasing_prob": 0.25,  # Erasing prob.

@@ -58,9 +58,9 @@ def chooses(**choices: Table | Chosen) -> Callable[[Build], Build]:
     return declare
 
 
-def composes(table: Table) -> Callable[[Build], Build]:
-    """Declares that a builder spreads its options over every entry of a table."""
-    return chooses(**{"": lambda _: table.values()})
+def composes(*tables: Table) -> Callable[[Build], Build]:
+    """Declares that a builder spreads its options over every entry of its tables."""
+    return chooses(**{"": lambda _: [entry for table in tables for entry in table.values()]})
 
 
 def keywords(build: Callable) -> dict[str, Option]:
@@ -143,6 +143,16 @@ def plain(value: Any) -> str:
     return (
         "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )
+
+
+def headlines(build: Callable, section: Mapping[str, Any]) -> list[str]:
+    """The headline of a builder and those of the entries that its options choose."""
+    lines = [headline(build)]
+    for key, choice in getattr(build, "choices", {}).items():
+        value = section.get(key, keywords(build)[key].default) if key else None
+        for entry in _entries(choice, key, value):
+            lines += headlines(entry, section)
+    return lines
 
 
 def _entries(choice: Table | Chosen, key: str, value: Any) -> Iterable[Callable]:

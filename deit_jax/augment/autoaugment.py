@@ -14,8 +14,7 @@ import numpy as np
 from deit_jax.augment import random_bits
 from deit_jax.augment.operations import (
     LEVEL_DENOMINATOR,
-    NOTHING,
-    OPERATIONS,
+    RAND_AUGMENT_OPERATIONS,
     argument,
     noisy_magnitude,
 )
@@ -78,28 +77,27 @@ TPU_EFFICIENTNET = (
     ("Color", 0.8, 6, "Rotate", 0.4, 5),
 )
 
-# Name -> sub-policies and how posterize reads its magnitude. The names that end in r have
-# the posterize of Google's research code.
-POLICIES = {
-    "original": (PAPER, "Original"),
-    "originalr": (PAPER, "Increasing"),
-    "v0": (TPU_EFFICIENTNET, ""),
-    "v0r": (TPU_EFFICIENTNET, "Increasing"),
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AutoAugmentSpec:
-    """What a string such as 'original-mstd0.5' says."""
+class AutoAugment:
+    """A parsed string such as 'original-mstd0.5'.
 
-    name: str
+    Attributes:
+      rows: the sub-policies, see `PAPER`.
+      posterize: key of `operations.POSTERIZE_BITS`.
+      magnitude_std: deviation of the noise of the magnitudes.
+    """
+
+    rows: tuple[tuple, ...]
+    posterize: str
     magnitude_std: float = 0.0
+    operations = RAND_AUGMENT_OPERATIONS
 
     @property
     def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Operation int32, probability and magnitude float32, each [25 sub-policies, 2]."""
-        rows = [(row[:3], row[3:]) for row in POLICIES[self.name][0]]
-        numbers = [[OPERATIONS.index(name) for name, _, _ in row] for row in rows]
+        rows = [(row[:3], row[3:]) for row in self.rows]
+        numbers = [[self.operations.index(name) for name, _, _ in row] for row in rows]
         fields = np.array([[fields for _, *fields in row] for row in rows], np.float32)
         return np.array(numbers, np.int32), fields[..., 0], fields[..., 1]
 
@@ -107,39 +105,53 @@ class AutoAugmentSpec:
     def shares(self) -> np.ndarray:
         """float64 [2, 15]: how often each operation is applied as first and as second."""
         numbers, probs, _ = self.tables
-        shares = np.zeros((2, len(OPERATIONS)))
+        shares = np.zeros((2, len(self.operations)))
         for layer in range(2):
             np.add.at(shares[layer], numbers[:, layer], probs[:, layer] / len(numbers))
         return shares
 
+    @property
+    def note(self) -> str:
+        """What the string says beyond the policy's name, in words."""
+        std = self.magnitude_std
+        return f"magnitudes with deviation {std:g}" if std else ""
 
-def parse(config: str) -> AutoAugmentSpec:
-    """The meaning of e.g. 'original' or 'v0r-mstd0.5' (timm `auto_augment_transform`).
+    def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Operations int32 [n, 2] (15 where none is applied), arguments float32 [n, 2]."""
+        numbers, probs, magnitudes = (jnp.asarray(table) for table in self.tables)
+        words = random_bits.words(keys, 1 + 3 * 2)
+        chosen = random_bits.integer(words[:, 0], jnp.int32(len(numbers) - 1))
+        applied, magnitude, sign = jnp.split(words[:, 1:], 3, axis=1)
+        operations = jnp.where(
+            random_bits.chance(applied, probs[chosen]), numbers[chosen], len(self.operations)
+        )
+        magnitude = noisy_magnitude(
+            magnitude, magnitudes[chosen], std=self.magnitude_std, maximum=LEVEL_DENOMINATOR
+        )
+        return operations, argument(
+            self.operations,
+            operations,
+            magnitude,
+            sign >> 31 == 1,
+            increasing=False,
+            posterize=self.posterize,
+        )
 
-    Raises ValueError for another policy or another section.
+
+def auto_augment(rows: tuple[tuple, ...], posterize: str, config: str) -> AutoAugment:
+    """AutoAugment: one of 25 pairs of operations, each with its own probability and magnitude.
+
+    Args:
+      rows, posterize: see `AutoAugment`.
+      config: e.g. 'original' or 'v0r-mstd0.5' (timm `auto_augment_transform`).
+
+    Raises:
+      ConfigError: a section that timm does not know.
     """
-    name, *sections = config.split("-")
-    if name not in POLICIES:
-        raise unknown("AutoAugment policy", name, POLICIES)
     std = 0.0
-    for section in sections:
+    for section in config.split("-")[1:]:
         match = re.fullmatch(r"mstd(\d+(?:\.\d+)?)", section)
         if match is None:
             raise unknown(f"AutoAugment section of {config!r}:", section, ["mstd0.5"])
         std = float(match[1])
-    return AutoAugmentSpec(name=name, magnitude_std=std)
-
-
-def draw(keys: jax.Array, spec: AutoAugmentSpec) -> tuple[jax.Array, jax.Array]:
-    """Operations int32 [n, 2] (NOTHING where not applied), arguments float32 [n, 2]."""
-    numbers, probs, magnitudes = (jnp.asarray(table) for table in spec.tables)
-    words = random_bits.words(keys, 1 + 3 * 2)
-    chosen = random_bits.integer(words[:, 0], jnp.int32(len(numbers) - 1))
-    applied, magnitude, sign = jnp.split(words[:, 1:], 3, axis=1)
-    operations = jnp.where(random_bits.chance(applied, probs[chosen]), numbers[chosen], NOTHING)
-    magnitude = noisy_magnitude(
-        magnitude, magnitudes[chosen], std=spec.magnitude_std, maximum=LEVEL_DENOMINATOR
-    )
-    return operations, argument(
-        operations, magnitude, sign >> 31 == 1, increasing=False, posterize=POLICIES[spec.name][1]
-    )
+    return AutoAugment(rows=rows, posterize=posterize, magnitude_std=std)

@@ -1,4 +1,4 @@
-"""Pillow's colour operations, bit for bit, on batches uint8 [n, h, w, 3].
+"""Pillow's color operations, bit for bit, on batches uint8 [n, h, w, 3].
 
 `pointwise` is all operations that need no more than the pixel and a number, as
 one expression with neutral defaults; `equalize` and `autocontrast` look at each
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 BLACK, MEAN, GRAY = range(3)
+HISTOGRAM_OPERATIONS = AUTO_CONTRAST, EQUALIZE = range(2)
 
 
 def grayscale(pixels: jax.Array) -> jax.Array:
@@ -52,7 +53,7 @@ class Pointwise(NamedTuple):
     mask: jax.Array  # uint8: bits that are kept (posterize)
     threshold: jax.Array  # int32: levels from here on are inverted (solarize; 0 inverts all)
     add: jax.Array  # int32: added to levels below 128 (solarize-add)
-    base: jax.Array  # int32: BLACK, MEAN or GRAY (brightness, contrast, colour)
+    base: jax.Array  # int32: BLACK, MEAN or GRAY (brightness, contrast, color)
     factor: jax.Array  # float32: weight of the image against the base
 
 
@@ -150,10 +151,10 @@ def look_up(pixels: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.take_along_axis(flat, entry.reshape(n, -1), axis=1).reshape(pixels.shape)
 
 
-def histogram_operation(pixels: jax.Array, equalize: jax.Array) -> jax.Array:
-    """Equalize where bool [n], else autocontrast."""
+def histogram_operation(pixels: jax.Array, kind: jax.Array, _: jax.Array) -> jax.Array:
+    """Equalize or autocontrast, kind int32 [n] of HISTOGRAM_OPERATIONS; neither has an argument."""
     counts = histogram(pixels)
-    chosen = equalize[:, None, None]
+    chosen = (kind == EQUALIZE)[:, None, None]
     table = jnp.where(chosen, equalize_table(counts), autocontrast_table(counts))
     return look_up(pixels, table)
 

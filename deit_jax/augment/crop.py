@@ -1,51 +1,26 @@
-"""Where crops lie: RandomResizedCrop, simple random crop, resize, evaluation crop.
+"""Where crops are: RandomResizedCrop, simple random crop, resize, evaluation crop.
 
-Each function turns the true sizes of n images, int32 [n, 2] (height, width),
-into the two `Axis` that `resample` needs. Random ones draw from one key per row.
+An entry of `CROPS` is a factory `crop(image_size, *, options)` that checks its options and
+returns `axes(keys, size)`: from one key per row [n] and the true sizes int32 [n, 2] (height,
+width) of n images to the two `Axis` (rows, columns) that `resample` needs.
 """
 
-import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from deit_jax import builders
 from deit_jax.augment import random_bits
-from deit_jax.augment.resample import Axis
-from deit_jax.errors import ConfigError, unknown
+from deit_jax.augment.resample import Axis, resample, resolve_matmul
+from deit_jax.augment.stage import Draw, Supplied, check_range, check_share, noted
 
-CROPS = ("rrc", "src", "center", "resize")
+Axes = Callable[[jax.Array, jax.Array], tuple[Axis, Axis]]
+
 CROP_TRIES = 10
 SRC_PADDING = 4
-
-
-def check_share(what: str, value: float) -> None:
-    """Raises ConfigError unless `value` is in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{what} is a probability or a share, in [0, 1]; got {value}")
-
-
-def check_range(what: str, bounds: tuple[float, float]) -> None:
-    """Raises ConfigError unless `bounds` is (low, high) with 0 < low <= high."""
-    if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1]:
-        raise ConfigError(f"{what} is (low, high) with 0 < low <= high; got {tuple(bounds)}")
-
-
-def check_crop(
-    *,
-    crop: str,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    hflip: float,
-    vflip: float,
-) -> None:
-    """Raises ConfigError for crop options that make no sense."""
-    if crop not in CROPS:
-        raise unknown("crop", crop, CROPS)
-    check_range("scale", scale)
-    check_range("ratio", ratio)
-    check_share("hflip", hflip)
-    check_share("vflip", vflip)
 
 
 def area_boxes(
@@ -131,16 +106,7 @@ def reflect(position: jax.Array, length: jax.Array) -> jax.Array:
     return (length - 1) - jnp.abs(length - 1 - position)
 
 
-def simple_crop_axes(keys: jax.Array, size: jax.Array, out: int) -> tuple[Axis, Axis]:
-    """DeiT-III's simple random crop: short side to `out`, pad 4 by reflection, crop out x out."""
-    resized = short_side_resized(size, out)
-    offsets = random_bits.integer(random_bits.words(keys, 2), resized + 2 * SRC_PADDING - out)
-    positions = _grid(len(size), out) + offsets[:, :, None] - SRC_PADDING
-    positions = reflect(positions, resized[:, :, None])
-    return _axes(positions, resized, jnp.zeros_like(size), size)
-
-
-def centre_crop_axes(size: jax.Array, short: int, out: int) -> tuple[Axis, Axis]:
+def center_crop_axes(size: jax.Array, short: int, out: int) -> tuple[Axis, Axis]:
     """Evaluation: short side to `short`, then the central out x out (black where there is none).
 
     torchvision's `CenterCrop` takes int(round((side - out) / 2)), half to even.
@@ -155,25 +121,101 @@ def centre_crop_axes(size: jax.Array, short: int, out: int) -> tuple[Axis, Axis]
     return _axes(positions, resized, jnp.zeros_like(size), size)
 
 
-def training_axes(
-    keys: jax.Array,
-    size: jax.Array,
-    out: int,
+def random_resized_crop(
+    image_size: int,
     *,
-    crop: str,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> tuple[Axis, Axis]:
-    """Axes of the training crop `crop` ('rrc', 'src', 'center' or 'resize') for n images."""
-    if crop == "rrc":
-        draw = functools.partial(random_resized_box, scale=scale, ratio=ratio)
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Axes:
+    """RandomResizedCrop: a random share (scale) of the area at a random aspect (ratio).
+
+    Raises:
+      ConfigError: scale or ratio is not a range above 0.
+    """
+    check_range("scale", scale)
+    check_range("ratio", ratio)
+
+    def axes(keys: jax.Array, size: jax.Array) -> tuple[Axis, Axis]:
         words = random_bits.words(keys, 2 * CROP_TRIES + 2)
-        return box_axes(jax.vmap(draw)(words, size), out)
-    if crop == "src":
-        return simple_crop_axes(keys, size, out)
-    if crop == "center":
-        return centre_crop_axes(size, out, out)
-    return box_axes(jnp.concatenate([jnp.zeros_like(size), size], axis=1), out)
+        box = lambda word, size: random_resized_box(word, size, scale, ratio)
+        return box_axes(jax.vmap(box)(words, size), image_size)
+
+    return axes
+
+
+def simple_random_crop(image_size: int) -> Axes:
+    """Simple random crop (DeiT-III): short side to the size, 4 pixels reflected, random crop."""
+
+    def axes(keys: jax.Array, size: jax.Array) -> tuple[Axis, Axis]:
+        resized = short_side_resized(size, image_size)
+        most = resized + 2 * SRC_PADDING - image_size
+        offsets = random_bits.integer(random_bits.words(keys, 2), most)
+        positions = _grid(len(size), image_size) + offsets[:, :, None] - SRC_PADDING
+        positions = reflect(positions, resized[:, :, None])
+        return _axes(positions, resized, jnp.zeros_like(size), size)
+
+    return axes
+
+
+def center_crop(image_size: int) -> Axes:
+    """Center crop: short side to the size, then the center."""
+    return lambda keys, size: center_crop_axes(size, image_size, image_size)
+
+
+def resize(image_size: int) -> Axes:
+    """The whole image resized, aspect not kept."""
+
+    def axes(keys: jax.Array, size: jax.Array) -> tuple[Axis, Axis]:
+        return box_axes(jnp.concatenate([jnp.zeros_like(size), size], axis=1), image_size)
+
+    return axes
+
+
+CROPS = {
+    "rrc": random_resized_crop,
+    "src": simple_random_crop,
+    "center": center_crop,
+    "resize": resize,
+}
+
+
+@builders.chooses(crop=CROPS)
+def make_crop(
+    supplied: Supplied,
+    *,
+    crop: str = "rrc",
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    matmul: str = "auto",
+    **options: Any,
+) -> Callable[[Draw, jax.Array, jax.Array], jax.Array]:
+    """Crop to the image size, and flips.
+
+    Args:
+      crop: a name of `CROPS`; options: its own.
+      hflip, vflip: probabilities.
+      matmul: how the crop multiplies, see `resolve_matmul`.
+
+    Returns:
+      (draw, canvas uint8 [n, C, C, 3], size int32 [n, 2]) -> uint8 [n, s, s, 3].
+
+    Raises:
+      ConfigError: an option is out of range or unknown.
+    """
+    axes = builders.choose(CROPS, crop, "crop")(supplied.image_size, **options)
+    check_share("hflip", hflip)
+    check_share("vflip", vflip)
+    matmul = resolve_matmul(matmul)
+
+    def cropped(draw: Draw, canvas: jax.Array, size: jax.Array) -> jax.Array:
+        rows, columns = axes(draw("crop"), size)
+        if hflip > 0 or vflip > 0:
+            coins = random_bits.words(draw("flip"), 2)
+            columns = flipped(columns, random_bits.chance(coins[:, 0], hflip))
+            rows = flipped(rows, random_bits.chance(coins[:, 1], vflip))
+        return resample(canvas, rows, columns, matmul=matmul)
+
+    return noted(cropped, f"{supplied.image_size} x {supplied.image_size} pixels, bicubic")
 
 
 def flipped(axis: Axis, flip: jax.Array) -> Axis:

@@ -1,28 +1,21 @@
-"""Random erasing (arXiv 1708.04896) as timm's `RandomErasing` does it, after normalisation."""
+"""Random erasing (arXiv 1708.04896) as timm's `RandomErasing` does it, after normalization."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from deit_jax import builders
 from deit_jax.augment import random_bits
-from deit_jax.augment.crop import CROP_TRIES, area_boxes, check_share
-from deit_jax.errors import ConfigError, unknown
+from deit_jax.augment.crop import CROP_TRIES, area_boxes
+from deit_jax.augment.stage import Draw, Supplied, check_share
+from deit_jax.errors import ConfigError
 
-ERASING_MODES = ("pixel", "rand", "const")
 AREA_RANGE = (0.02, 1 / 3)
 ASPECT_RANGE = (0.3, 1 / 0.3)
 BOX_WORDS = 2 * CROP_TRIES + 2
 NOISE_WORDS = 3
-
-
-def check_erasing(*, prob: float, mode: str, count: int) -> None:
-    """Raises ConfigError for options that make no sense."""
-    check_share("erasing_prob", prob)
-    if mode not in ERASING_MODES:
-        raise unknown("erasing_mode", mode, ERASING_MODES)
-    if count < 1:
-        raise ConfigError(f"erasing_count is 1 or more (erasing_prob=0 is off); got {count}")
 
 
 def erase_boxes(word: jax.Array, height: int, width: int, prob: float) -> jax.Array:
@@ -69,32 +62,68 @@ def pixel_noise(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return random_bits.normal(_mixed_bits(_mixed_bits(position ^ word[0]) + word[1]))
 
 
-def random_erasing(
-    keys: jax.Array, image: jax.Array, *, prob: float, mode: str, max_count: int
-) -> jax.Array:
-    """Normalised images float32 [n, h, w, 3] with random boxes replaced, one key per image.
+def noise_per_pixel(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """N(0, 1) noise for every pixel and channel."""
+    return jax.vmap(lambda word: pixel_noise(word, shape[1:]))(word)
 
-    mode 'pixel': N(0, 1) noise per pixel and channel; 'rand': one N(0, 1) colour
-    per box; 'const': zero.
+
+def noise_per_box(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """One N(0, 1) color per box."""
+    return random_bits.normal(word[:, None, None, : shape[3]])
+
+
+def zeros(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Zeros, the mean of the normalization."""
+    return jnp.zeros((shape[0], 1, 1, shape[3]), jnp.float32)
+
+
+# What fills the boxes: (random words uint32 [n, 3], shape of the images [n, h, w, 3]) ->
+# float32 that broadcasts to that shape.
+ERASING_MODES = {"pixel": noise_per_pixel, "rand": noise_per_box, "const": zeros}
+
+
+@builders.chooses(erasing_mode=ERASING_MODES)
+def make_erasing(
+    supplied: Supplied,
+    *,
+    erasing_prob: float = 0.25,
+    erasing_mode: str = "pixel",
+    erasing_count: int = 1,
+) -> Callable[[Draw, jax.Array], jax.Array] | None:
+    """Random erasing: boxes of 2 % to 33 % of the area, aspect 0.3 to 3.3.
+
+    Args:
+      erasing_prob: of an image to be erased.
+      erasing_mode: what fills the boxes, a name of `ERASING_MODES`.
+      erasing_count: the largest number of boxes, which share the area.
+
+    Returns:
+      (draw, normalized image float32 [n, h, w, 3]) -> the same, erased; None when it is off.
+
+    Raises:
+      ConfigError: an option is out of range or unknown.
     """
-    if prob == 0:
+    check_share("erasing_prob", erasing_prob)
+    if erasing_count < 1:
+        raise ConfigError(
+            f"erasing_count must be at least 1 (erasing_prob=0 is off), not {erasing_count}"
+        )
+    fill = builders.choose(ERASING_MODES, erasing_mode, "erasing_mode")
+    if erasing_prob == 0:
+        return None
+
+    def erased(draw: Draw, image: jax.Array) -> jax.Array:
+        n, height, width, _ = image.shape
+        row = jnp.arange(height)[None, :, None, None]
+        column = jnp.arange(width)[None, None, :, None]
+        words = random_bits.words(draw("erasing"), 2 + (BOX_WORDS + NOISE_WORDS) * erasing_count)
+        words, noise = jnp.split(words, [2 + BOX_WORDS * erasing_count], axis=1)
+        noise = noise.reshape(n, erasing_count, NOISE_WORDS)
+        boxes = jax.vmap(lambda word: erase_boxes(word, height, width, erasing_prob))(words)
+        for number in range(erasing_count):
+            top, left, box_h, box_w = (boxes[:, number, i, None, None, None] for i in range(4))
+            inside = (row >= top) & (row < top + box_h) & (column >= left) & (column < left + box_w)
+            image = jnp.where(inside, fill(noise[:, number], image.shape), image)
         return image
-    n, height, width, channels = image.shape
-    row = jnp.arange(height)[None, :, None, None]
-    column = jnp.arange(width)[None, None, :, None]
-    words = random_bits.words(keys, 2 + (BOX_WORDS + NOISE_WORDS) * max_count)
-    words, noise = jnp.split(words, [2 + BOX_WORDS * max_count], axis=1)
-    noise = noise.reshape(n, max_count, NOISE_WORDS)
-    boxes = jax.vmap(lambda word: erase_boxes(word, height, width, prob))(words)
-    for number in range(max_count):
-        top, left, box_h, box_w = (boxes[:, number, i, None, None, None] for i in range(4))
-        inside = (row >= top) & (row < top + box_h) & (column >= left) & (column < left + box_w)
-        word = noise[:, number]
-        if mode == "pixel":
-            fill = jax.vmap(lambda word: pixel_noise(word, (height, width, channels)))(word)
-        elif mode == "rand":
-            fill = random_bits.normal(word[:, None, None, :channels])
-        else:
-            fill = jnp.zeros((n, 1, 1, channels), image.dtype)
-        image = jnp.where(inside, fill, image)
-    return image
+
+    return erased

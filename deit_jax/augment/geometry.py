@@ -2,7 +2,7 @@
 
 `Image.transform` uses Keys' kernel with a = -1 (its resize has a = -0.5), does
 not antialias, truncates, clamps the neighbours at the border and fills where the
-centre of a pixel comes from outside (Geometry.c). It works in float64; here places
+center of a pixel comes from outside (Geometry.c). It works in float64; here places
 are fixed-point numbers (see `fixed_point`), and levels are interpolated in float32 as
 differences to a pixel nearby, which leaves a few values in a million one level off.
 
@@ -43,7 +43,7 @@ def _cubic(v1: jax.Array, v2: jax.Array, v3: jax.Array, v4: jax.Array, d: jax.Ar
 
 
 def _less(channels: list[jax.Array], near: list[jax.Array]) -> list[jax.Array]:
-    return [channel - base for channel, base in zip(channels, near)]
+    return [channel - base for channel, base in zip(channels, near, strict=True)]
 
 
 def _to_words(near: list[jax.Array], changes: list[jax.Array]) -> jax.Array:
@@ -52,7 +52,7 @@ def _to_words(near: list[jax.Array], changes: list[jax.Array]) -> jax.Array:
     Interpolated are differences to a pixel nearby: in float32 the sum with its level would
     now and then be rounded up to the next whole number.
     """
-    levels = (base + jnp.floor(change) for base, change in zip(near, changes))
+    levels = (base + jnp.floor(change) for base, change in zip(near, changes, strict=True))
     red, green, blue = (jnp.clip(level, 0.0, 255.0).astype(jnp.uint32) for level in levels)
     return red | (green << 8) | (blue << 16)
 
@@ -92,7 +92,7 @@ def move_lines(
     vertical = (kind == SHEAR_Y) | (kind == TRANSLATE_Y)
     words = _transposed_where(pack(pixels), vertical)
     sheared = (kind == SHEAR_X) | (kind == SHEAR_Y)
-    odd = 2 * jnp.arange(side, dtype=jnp.int32) + 1  # centres of pixels, doubled
+    odd = 2 * jnp.arange(side, dtype=jnp.int32) + 1  # centers of pixels, doubled
     doubled_line = jnp.where(sheared[:, None], odd[None, :], 2 * side)
     amount = fixed_point.fixed(amount)
     doubled_shift = fixed_point.carried(*(word[:, None] * doubled_line for word in amount))
@@ -107,15 +107,18 @@ def move_lines(
     taps = [_channels(slices[:, :, i : i + side]) for i in range(4)]
     near = taps[1]
     taps = [_less(tap, near) for tap in taps]
-    moved = _to_words(near, [_cubic(*channel, part) for channel in zip(*taps)])
-    centre = (odd << BITS)[None, None, :] + doubled_shift.high[:, :, None]
-    words = jnp.where(_inside(centre, side), moved, _fill_word(fill))
+    moved = _to_words(near, [_cubic(*channel, part) for channel in zip(*taps, strict=True)])
+    center = (odd << BITS)[None, None, :] + doubled_shift.high[:, :, None]
+    words = jnp.where(_inside(center, side), moved, _fill_word(fill))
     return unpack(_transposed_where(words, vertical))
 
 
 def _turned(cosine: Fixed, along: jax.Array, sine: Fixed, across: jax.Array, side: int) -> Fixed:
-    """Doubled coordinate about the centre of `side`: cosine * along + sine * across."""
-    high, low = (a[:, None, None] * along + b[:, None, None] * across for a, b in zip(cosine, sine))
+    """Doubled coordinate about the center of `side`: cosine * along + sine * across."""
+    high, low = (
+        a[:, None, None] * along + b[:, None, None] * across
+        for a, b in zip(cosine, sine, strict=True)
+    )
     return fixed_point.carried(high + side * ONE, low)
 
 
@@ -123,7 +126,7 @@ def turned_from(degrees: jax.Array, height: int, width: int) -> tuple[Fixed, Fix
     """Where the pixels of images turned by float32 [n] come from: doubled x, y, each [n, h, w]."""
     cosine, sine = fixed_point.cosine_and_sine(degrees)
     minus_sine = fixed_point.carried(-sine.high, -sine.low)
-    # Centres of pixels from the image's centre, doubled.
+    # Centers of pixels from the image's center, doubled.
     y = (2 * jnp.arange(height, dtype=jnp.int32) + 1 - height)[None, :, None]
     x = (2 * jnp.arange(width, dtype=jnp.int32) + 1 - width)[None, None, :]
     from_x = _turned(cosine, x, minus_sine, y, width)
@@ -131,7 +134,7 @@ def turned_from(degrees: jax.Array, height: int, width: int) -> tuple[Fixed, Fix
 
 
 def rotate(pixels: jax.Array, degrees: jax.Array, *, fill: tuple[int, int, int]) -> jax.Array:
-    """`Image.rotate(degrees)` about the centre, degrees float32 [n], counter-clockwise.
+    """`Image.rotate(degrees)` about the center, degrees float32 [n], counter-clockwise.
 
     Raises ValueError for sides above 1024.
     """
@@ -156,8 +159,11 @@ def rotate(pixels: jax.Array, degrees: jax.Array, *, fill: tuple[int, int, int])
     square = [line(i) for i in range(4)]
     near = square[1][1]
     lines = [
-        [_cubic(*channel, part_x) for channel in zip(*(_less(tap, near) for tap in taps))]
+        [
+            _cubic(*channel, part_x)
+            for channel in zip(*(_less(tap, near) for tap in taps), strict=True)
+        ]
         for taps in square
     ]
-    turned = _to_words(near, [_cubic(*channel, part_y) for channel in zip(*lines)])
+    turned = _to_words(near, [_cubic(*channel, part_y) for channel in zip(*lines, strict=True)])
     return unpack(jnp.where(inside, turned, _fill_word(fill)))

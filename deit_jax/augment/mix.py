@@ -5,38 +5,39 @@ is `mix_group` neighbouring rows of the global batch, whatever the devices are, 
 a row is mixed with the mirrored row of its group (timm's `x.flip(0)`).
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from deit_jax import builders
 from deit_jax.augment import random_bits
-from deit_jax.augment.crop import check_range, check_share
-from deit_jax.errors import ConfigError, unknown
-
-MIX_MODES = ("batch", "pair", "elem")
-
-
-def _group_sizes(batch_size: int, repeats: int) -> list[int]:
-    return [
-        g for g in range(2, batch_size + 1, 2) if batch_size % g == 0 and batch_size // g >= repeats
-    ]
+from deit_jax.augment.stage import Draw, Supplied, check_range, check_share, noted
+from deit_jax.errors import ConfigError
 
 
 def resolve_mix_group(
-    batch_size: int, repeats: int = 1, mix_group: int | None = None, *, mix_group_limit: int = 64
-) -> int:
-    """Rows per mix group.
+    batch_size: int,
+    repeats: int,
+    *,
+    mixup: float,
+    cutmix: float,
+    cutmix_minmax: tuple[float, float] | None,
+    mix_prob: float,
+    mix_group: int | None,
+    mix_group_limit: int,
+) -> int | None:
+    """Rows that share a mix under the options of `make_mix`, None when nothing is mixed.
 
-    None takes the largest even divisor of `batch_size` up to `mix_group_limit` that
-    leaves at least `repeats` groups, so that the copies of one image can lie in different
-    groups. The limit is what one process of the published run had: 64 for DeiT-B (16
-    processes), 256 for Ti and S (4 processes). Raises ConfigError, naming what works,
-    for a size that cannot be had.
+    Raises:
+      ConfigError: no group or not this one is possible; the message names those that are.
     """
-    known = _group_sizes(batch_size, repeats)
+    if mix_prob == 0 or not (mixup or cutmix or cutmix_minmax):
+        return None
+    even = range(2, batch_size + 1, 2)
+    known = [g for g in even if batch_size % g == 0 and batch_size // g >= repeats]
     need = f"an even divisor of the batch of {batch_size} that leaves {repeats} groups or more"
     if not known:
         raise ConfigError(
@@ -46,62 +47,13 @@ def resolve_mix_group(
     if mix_group is None:
         fitting = [g for g in known if g <= mix_group_limit]
         if not fitting:
-            raise ConfigError(f"mix_group_limit {mix_group_limit} must be at least {min(known)}")
+            raise ConfigError(
+                f"mix_group_limit must be at least {min(known)}, not {mix_group_limit}"
+            )
         return max(fitting)
     if mix_group not in known:
         raise ConfigError(f"mix_group {mix_group} is not {need}; known: {known}")
     return mix_group
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MixOptions:
-    """Checked options of the mix, as `make_augment` names them."""
-
-    mix_group: int
-    mix_mode: str
-    mixup: float
-    cutmix: float
-    cutmix_minmax: tuple[float, float] | None
-    mix_prob: float
-    switch_prob: float
-
-
-def check_mix(
-    *,
-    mix_group: int | None,
-    mix_mode: str,
-    mixup: float,
-    cutmix: float,
-    cutmix_minmax: tuple[float, float] | None,
-    mix_prob: float,
-    switch_prob: float,
-) -> MixOptions | None:
-    """The options, None when nothing is mixed. Raises ConfigError for what makes no sense."""
-    if mix_mode not in MIX_MODES:
-        raise unknown("mix_mode", mix_mode, MIX_MODES)
-    check_share("mix_prob", mix_prob)
-    check_share("switch_prob", switch_prob)
-    if mixup < 0 or cutmix < 0:
-        raise ConfigError(f"mixup and cutmix are 0 (off) or more; got {mixup} and {cutmix}")
-    if cutmix_minmax is not None:
-        check_range("cutmix_minmax", cutmix_minmax)
-        # timm: the alpha has no part in it, but CutMix is on.
-        cutmix = 1.0
-    if mix_prob == 0 or (mixup == 0 and cutmix == 0):
-        return None
-    if mix_group is None:
-        raise ConfigError(
-            "mixup and cutmix need mix_group; resolve_mix_group(batch_size, repeats) gives one"
-        )
-    return MixOptions(
-        mix_group=mix_group,
-        mix_mode=mix_mode,
-        mixup=mixup,
-        cutmix=cutmix,
-        cutmix_minmax=cutmix_minmax,
-        mix_prob=mix_prob,
-        switch_prob=switch_prob,
-    )
 
 
 class MixDraw(NamedTuple):
@@ -117,7 +69,7 @@ def _beta(key: jax.Array, word: jax.Array, alpha: float) -> jax.Array:
 
 
 def _cut_box(word: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
-    """timm 0.3.2's `rand_bbox`: sides int(side * sqrt(1 - lam)), uniform centre, clipped.
+    """timm 0.3.2's `rand_bbox`: sides int(side * sqrt(1 - lam)), uniform center, clipped.
 
     word: uint32 [4], of which two are used. (Later timm adds the odd pixel of a
     side; the published runs did not.)
@@ -126,8 +78,8 @@ def _cut_box(word: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Ar
     edges = []
     for i, side in enumerate((height, width)):
         half = jnp.floor(side * ratio).astype(jnp.int32) // 2
-        centre = random_bits.integer(word[i], jnp.int32(side - 1))
-        edges += [jnp.maximum(centre - half, 0), jnp.minimum(centre + half, side)]
+        center = random_bits.integer(word[i], jnp.int32(side - 1))
+        edges += [jnp.maximum(center - half, 0), jnp.minimum(center + half, side)]
     return jnp.stack(edges)
 
 
@@ -144,23 +96,36 @@ def _cut_box_minmax(
     return jnp.stack(edges)
 
 
-def draw_mix(key: jax.Array, height: int, width: int, options: MixOptions) -> MixDraw:
+def cutmix_share(mixup: float, cutmix: float, switch_prob: float) -> float:
+    """How many of the mixes are CutMix; the others are mixup."""
+    return (switch_prob if mixup > 0 else 1.0) if cutmix > 0 else 0.0
+
+
+def draw_mix(
+    key: jax.Array,
+    height: int,
+    width: int,
+    *,
+    mixup: float,
+    cutmix: float,
+    cutmix_minmax: tuple[float, float] | None,
+    mix_prob: float,
+    switch_prob: float,
+) -> MixDraw:
     """Whether, how and how much to mix: timm's `Mixup._params_per_batch` with corrected lambda."""
     words_key, beta_key = jax.random.split(key)
     word = jax.random.bits(words_key, (8,))
-    mixup, cutmix = options.mixup, options.cutmix
-    cut_prob = (options.switch_prob if mixup > 0 else 1.0) if cutmix > 0 else 0.0
-    cut = random_bits.chance(word[0], cut_prob)
+    cut = random_bits.chance(word[0], cutmix_share(mixup, cutmix, switch_prob))
     # Only one of the two lambdas is used, so they may share their randomness.
     mixup_lam = _beta(beta_key, word[1], mixup) if mixup > 0 else jnp.float32(1.0)
     cut_lam = _beta(beta_key, word[1], cutmix) if cutmix > 0 else jnp.float32(1.0)
-    if options.cutmix_minmax is None:
+    if cutmix_minmax is None:
         box = _cut_box(word[2:6], cut_lam, height, width)
     else:
-        box = _cut_box_minmax(word[2:6], options.cutmix_minmax, height, width)
+        box = _cut_box_minmax(word[2:6], cutmix_minmax, height, width)
     cut_area = (box[1] - box[0]) * (box[3] - box[2])
     lam = jnp.where(cut, 1.0 - cut_area / jnp.float32(height * width), mixup_lam)
-    mixes = random_bits.chance(word[6], options.mix_prob)
+    mixes = random_bits.chance(word[6], mix_prob)
     return MixDraw(jnp.where(mixes, lam, 1.0), cut & mixes, box)
 
 
@@ -191,57 +156,159 @@ def _weighted_sum(own: jax.Array, other: jax.Array, share: jax.Array) -> jax.Arr
     return rounded(own * share) + rounded(other * (1.0 - share))
 
 
-def group_draws(
-    key: jax.Array, groups: int, height: int, width: int, options: MixOptions
-) -> MixDraw:
-    """Draws with leading axes [groups, mix_group]: one for the group, for each pair or each row."""
-    size = options.mix_group
-    group_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(groups))
-    number = {"batch": 1, "pair": size // 2, "elem": size}[options.mix_mode]
-    keys = jax.vmap(lambda group_key: jax.random.split(group_key, number))(group_keys)
-    drawn = jax.vmap(jax.vmap(lambda one: draw_mix(one, height, width, options)))(keys)
-    if options.mix_mode == "pair":
-        return jax.tree.map(lambda x: jnp.concatenate([x, x[:, ::-1]], axis=1), drawn)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, size) + x.shape[2:]), drawn)
+def draw_per_group(one: Callable, key: jax.Array, size: int) -> MixDraw:
+    """One draw for each group."""
+    drawn = jax.vmap(one)(jax.random.split(key, 1))
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (size,) + x.shape[1:]), drawn)
 
 
-def mix_groups(
-    key: jax.Array,
-    image: jax.Array,
-    target: jax.Array,
-    *,
-    options: MixOptions,
-    mesh: jax.sharding.Mesh | None,
+def draw_per_pair(one: Callable, key: jax.Array, size: int) -> MixDraw:
+    """One draw for each pair of mirrored rows."""
+    drawn = jax.vmap(one)(jax.random.split(key, size // 2))
+    return jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), drawn)
+
+
+def draw_per_row(one: Callable, key: jax.Array, size: int) -> MixDraw:
+    """One draw for each row."""
+    return jax.vmap(one)(jax.random.split(key, size))
+
+
+# (one draw from a key, a group's key, its size) -> draws with leading axis [size].
+MIX_MODES = {"batch": draw_per_group, "pair": draw_per_pair, "elem": draw_per_row}
+
+
+def _mixed_by(
+    drawn: MixDraw, image: jax.Array, target: jax.Array, group: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixed image float32 [B, h, w, c] and target float32 [B, K].
-
-    mix_mode 'batch': one draw per group; 'pair': one per pair of mirrored rows;
-    'elem': one per row. Raises ConfigError when B is not a multiple of mix_group.
-    """
-    batch, height, width, _ = image.shape
-    mix_group = options.mix_group
-    if batch % mix_group or mix_group % 2:
-        raise ConfigError(
-            f"mix_group {mix_group} must be even and divide the batch of {batch}; "
-            f"resolve_mix_group({batch}) gives {resolve_mix_group(batch)}"
-        )
-    draw = functools.partial(
-        group_draws, groups=batch // mix_group, height=height, width=width, options=options
-    )
-    if mesh is not None:
-        # Every device draws for all groups: exp and log of arrays of another
-        # length may be compiled differently and end in another bit.
-        spec = jax.sharding.PartitionSpec()
-        draw = jax.shard_map(draw, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    lam, cut, box = (x.reshape((batch,) + x.shape[2:]) for x in draw(key))
-    row = jnp.arange(height)[None, :, None, None]
-    column = jnp.arange(width)[None, None, :, None]
+    """Image [B, h, w, c] and target [B, K] mixed by draws with leading axis [B]."""
+    lam, cut, box = drawn
+    row = jnp.arange(image.shape[1])[None, :, None, None]
+    column = jnp.arange(image.shape[2])[None, None, :, None]
     top, bottom, left, right = (box[:, i, None, None, None] for i in range(4))
     in_box = (row >= top) & (row < bottom) & (column >= left) & (column < right)
     cut = cut[:, None, None, None]
     own_share = jnp.where(cut, 1.0 - in_box.astype(jnp.float32), lam[:, None, None, None])
-    mirrored = functools.partial(_mirrored, mix_group=mix_group)
     return (
-        _weighted_sum(image, mirrored(image), own_share),
-        _weighted_sum(target, mirrored(target), lam[:, None]),
+        _weighted_sum(image, _mirrored(image, group), own_share),
+        _weighted_sum(target, _mirrored(target, group), lam[:, None]),
     )
+
+
+def _mix_groups(
+    draw_one: Callable, mode: Callable, size: int, mesh: jax.sharding.Mesh | None
+) -> Callable[[Draw, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The stage of groups of `size` rows, with draws by one of `MIX_MODES`."""
+
+    def mix(draw: Draw, image: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        batch, height, width, _ = image.shape
+        if batch % size:
+            raise ValueError(f"a batch of {batch} rows is not a multiple of the mix group {size}")
+
+        def group_draws(key: jax.Array) -> MixDraw:
+            groups = jnp.arange(batch // size)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, groups)
+            one = lambda key: draw_one(key, height, width)
+            return jax.vmap(lambda key: mode(one, key, size))(keys)
+
+        if mesh is not None:
+            # Every device draws for all groups: exp and log of arrays of another
+            # length may be compiled differently and end in another bit.
+            spec = jax.sharding.PartitionSpec()
+            group_draws = jax.shard_map(
+                group_draws, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+            )
+        drawn = group_draws(draw("mix"))
+        drawn = jax.tree.map(lambda x: x.reshape((batch,) + x.shape[2:]), drawn)
+        return _mixed_by(drawn, image, target, size)
+
+    return mix
+
+
+@builders.chooses(mix_mode=MIX_MODES)
+def make_mix(
+    supplied: Supplied,
+    *,
+    mixup: float = 0.8,
+    cutmix: float = 1.0,
+    cutmix_minmax: tuple[float, float] | None = None,
+    mix_prob: float = 1.0,
+    switch_prob: float = 0.5,
+    mix_mode: str = "batch",
+    mix_group: int | None = None,
+    mix_group_limit: int = 64,
+) -> Callable[[Draw, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None:
+    """Mixup and CutMix: images and targets of two rows as one.
+
+    Args:
+      mixup, cutmix: parameters alpha of the Beta distributions; 0 is off.
+      cutmix_minmax: range of the box's sides as shares of the image's; turns CutMix on.
+      mix_prob: share of the draws that mix at all.
+      switch_prob: share of CutMix among the mixes when both are on.
+      mix_mode: what shares a draw, a name of `MIX_MODES`.
+      mix_group: rows that are mixed with each other, an even divisor of the batch size that
+        leaves at least `repeats` groups, so that the copies of one image can be in different
+        groups; None takes the largest one up to mix_group_limit.
+      mix_group_limit: what one process of the published run had: 64 for DeiT-B (16
+        processes), 256 for Ti and S (4 processes).
+
+    Returns:
+      (draw, image float32 [B, h, w, c], target float32 [B, K]) -> the same, mixed; None when
+      it is off.
+
+    Raises:
+      ConfigError: an option is out of range or unknown, or no such group exists.
+    """
+    mode = builders.choose(MIX_MODES, mix_mode, "mix_mode")
+    check_share("mix_prob", mix_prob)
+    check_share("switch_prob", switch_prob)
+    if mixup < 0 or cutmix < 0:
+        raise ConfigError(f"mixup and cutmix must be at least 0 (off), not {mixup} and {cutmix}")
+    if cutmix_minmax is not None:
+        check_range("cutmix_minmax", cutmix_minmax)
+        cutmix = 1.0  # As in timm: the alpha does not matter, but CutMix is on.
+    size = resolve_mix_group(
+        supplied.batch_size,
+        supplied.repeats,
+        mixup=mixup,
+        cutmix=cutmix,
+        cutmix_minmax=cutmix_minmax,
+        mix_prob=mix_prob,
+        mix_group=mix_group,
+        mix_group_limit=mix_group_limit,
+    )
+    if size is None:
+        return None
+    draw_one = functools.partial(
+        draw_mix,
+        mixup=mixup,
+        cutmix=cutmix,
+        cutmix_minmax=cutmix_minmax,
+        mix_prob=mix_prob,
+        switch_prob=switch_prob,
+    )
+
+    mix = _mix_groups(draw_one, mode, size, supplied.mesh)
+    share = cutmix_share(mixup, cutmix, switch_prob)
+    kinds = (("mixup", 1 - share), ("CutMix", share))
+    return noted(
+        mix,
+        " or ".join(f"{kind} with probability {p:g}" for kind, p in kinds if p)
+        + (f", in {mix_prob:g} of the draws" if mix_prob < 1 else ""),
+        f"{supplied.batch_size // size} groups of {size} images",
+    )
+
+
+def make_target(supplied: Supplied, *, smoothing: float = 0.1) -> Callable[[jax.Array], jax.Array]:
+    """One-hot targets.
+
+    Args:
+      smoothing: label smoothing, the share that is spread over all classes.
+
+    Returns:
+      label int32 [n] -> float32 [n, num_classes].
+
+    Raises:
+      ConfigError: the smoothing is not between 0 and 1.
+    """
+    check_share("smoothing", smoothing)
+    return lambda label: smoothed_one_hot(label, supplied.num_classes, smoothing)

@@ -1,90 +1,102 @@
-"""The training augmentation and the evaluation transform, built from a recipe's options."""
+"""The training augmentation, composed from its stages, and the evaluation transform."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from deit_jax import builders
 from deit_jax.augment import random_bits
-from deit_jax.augment.crop import centre_crop_axes, check_crop, check_share, flipped, training_axes
-from deit_jax.augment.erasing import check_erasing, random_erasing
-from deit_jax.augment.mix import MixOptions, check_mix, mix_groups, smoothed_one_hot
-from deit_jax.augment.policies import Policy, parse
-from deit_jax.augment.policies import auto_augment as apply_policy
+from deit_jax.augment.colors import make_color
+from deit_jax.augment.crop import center_crop_axes, make_crop
+from deit_jax.augment.erasing import make_erasing
+from deit_jax.augment.mix import make_mix, make_target
+from deit_jax.augment.normalize import IMAGENET_MEAN, IMAGENET_STD, make_normalize, normalize
 from deit_jax.augment.resample import resample, resolve_matmul
-from deit_jax.augment.three_augment import color_jitter as apply_color_jitter
-from deit_jax.augment.three_augment import three_augment as apply_three_augment
+from deit_jax.augment.stage import Supplied
 from deit_jax.errors import ConfigError
 from deit_jax.rng import row_keys
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Numbers of the draws within a row's key: part of a run's identity.
-CROP_DRAW, FLIP_DRAW, ERASE_DRAW, OPERATIONS_DRAW, JITTER_DRAW = range(5)
-
 Batch = dict[str, jax.Array]
 
-
-def normalise(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """uint8 [n, h, w, 3] to float32: (image / 255 - mean) / std."""
-    mean = jnp.asarray(mean, jnp.float32)[None, None, None]
-    std = jnp.asarray(std, jnp.float32)[None, None, None]
-    return (image.astype(jnp.float32) / 255.0 - mean) / std
-
-
-def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
-    """What timm fills the outside of a warped image with: the mean as uint8 levels."""
-    return tuple(min(255, round(255 * x)) for x in mean)
+# Factories by the name of their stage, in the order in which they run; each is called with a
+# `Supplied` and its own options. One that is off returns None; those of ENDS never do.
+ENDS = {"crop": make_crop, "normalize": make_normalize, "target": make_target}
+# (draw, pixels uint8 [n, s, s, 3]) -> pixels; each row for itself.
+PIXEL_STAGES = {"color": make_color}
+# (draw, normalized image float32 [n, s, s, 3]) -> image; each row for itself.
+IMAGE_STAGES = {"erasing": make_erasing}
+# (draw, image float32 [B, s, s, 3], target float32 [B, K]) -> image, target; the whole batch.
+BATCH_STAGES = {"mix": make_mix}
 
 
-def draw_keys(keys: jax.Array, number: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+@builders.composes(ENDS, PIXEL_STAGES, IMAGE_STAGES, BATCH_STAGES)
+def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Batch], Batch]:
+    """DeiT's training augmentation `augment(key, batch)`, a pure function to be jitted.
+
+    Args:
+      supplied: facts of the run. With a mesh the work of a row stays on its device, and every
+        bit is the same as without.
+      options: those of the stages; the defaults are DeiT's (arXiv 2012.12877, Table 9).
+
+    Returns:
+      (key, batch) -> image float32 [B, image_size, image_size, 3], target float32
+      [B, num_classes] (smoothed and mixed) and label int32 [B], from a batch with canvas uint8
+      [n, C, C, 3], size int32 [n, 2], label int32 [n] and, with repeated augmentation,
+      canvas_index int32 [B], the canvas of each row. What row i draws depends on (key, i) alone.
+
+    Raises:
+      ConfigError: an option is out of range or unknown.
+    """
+    stages = _make_stages(supplied, options)
+
+    def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
+        draw = functools.partial(random_bits.named, keys)
+        image = stages.ends["crop"](draw, canvas, size)
+        for stage in stages.pixels.values():
+            image = stage(draw, image)
+        image = stages.ends["normalize"](image)
+        for stage in stages.images.values():
+            image = stage(draw, image)
+        return image
+
+    image_rows = _on_mesh(image_rows, supplied.mesh)
+
+    def augment(key: jax.Array, batch: Batch) -> Batch:
+        canvas, size, label = batch["canvas"], batch["size"], batch["label"]
+        if "canvas_index" in batch:
+            canvas, size, label = (x[batch["canvas_index"]] for x in (canvas, size, label))
+        rows_key, batch_key = jax.random.split(key)
+        image = image_rows(row_keys(rows_key, len(label)), canvas, size)
+        target = stages.ends["target"](label)
+        for stage in stages.batch.values():
+            image, target = stage(functools.partial(random_bits.named, batch_key), image, target)
+        return {"image": image, "target": target, "label": label}
+
+    return augment
 
 
-def cropped(
-    keys: jax.Array,
-    canvas: jax.Array,
-    size: jax.Array,
-    *,
-    image_size: int,
-    crop: str,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    hflip: float,
-    vflip: float,
-    matmul: str,
-) -> jax.Array:
-    """Cropped, resized and flipped uint8 [n, image_size, image_size, 3]."""
-    rows, columns = training_axes(
-        draw_keys(keys, CROP_DRAW), size, image_size, crop=crop, scale=scale, ratio=ratio
-    )
-    if hflip > 0 or vflip > 0:
-        coins = random_bits.words(draw_keys(keys, FLIP_DRAW), 2)
-        columns = flipped(columns, random_bits.chance(coins[:, 0], hflip))
-        rows = flipped(rows, random_bits.chance(coins[:, 1], vflip))
-    return resample(canvas, rows, columns, matmul=matmul)
+class _Stages(NamedTuple):
+    """The stages that are on, by name and table."""
+
+    ends: dict[str, Callable]
+    pixels: dict[str, Callable]
+    images: dict[str, Callable]
+    batch: dict[str, Callable]
 
 
-def colored(
-    keys: jax.Array,
-    pixels: jax.Array,
-    *,
-    policy: Policy | None,
-    three_augment: bool,
-    color_jitter: float,
-    fill: tuple[int, int, int],
-) -> jax.Array:
-    """RandAugment or AutoAugment, or 3-Augment and colour jitter, of uint8 [n, s, s, 3]."""
-    if policy is not None:
-        return apply_policy(draw_keys(keys, OPERATIONS_DRAW), pixels, policy=policy, fill=fill)
-    if three_augment:
-        pixels = apply_three_augment(draw_keys(keys, OPERATIONS_DRAW), pixels)
-    if color_jitter > 0:
-        keys = draw_keys(keys, JITTER_DRAW)
-        pixels = apply_color_jitter(keys, pixels, strength=color_jitter)
-    return pixels
+def _make_stages(supplied: Supplied, options: Mapping[str, Any]) -> _Stages:
+    unknown = set(options) - set(builders.options(make_augment, options))
+    if unknown:
+        raise TypeError(f"no stage of the augmentation takes {', '.join(sorted(unknown))}")
+
+    def made(table: dict[str, Callable]) -> dict[str, Callable]:
+        stages = {name: builders.bind(make, options)(supplied) for name, make in table.items()}
+        return {name: stage for name, stage in stages.items() if stage is not None}
+
+    return _Stages(*map(made, (ENDS, PIXEL_STAGES, IMAGE_STAGES, BATCH_STAGES)))
 
 
 def _on_mesh(rows_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh | None) -> Callable:
@@ -95,140 +107,39 @@ def _on_mesh(rows_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh | None) 
     return jax.shard_map(rows_fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
-def _policy(name: str | None, three_augment: bool) -> Policy | None:
-    """The parsed `auto_augment` option, None when it is off."""
-    if name and three_augment:
-        raise ConfigError(
-            f"three_augment takes the place of RandAugment: with auto_augment={name!r} set "
-            "three_augment=False, or auto_augment=None with three_augment=True"
-        )
-    return parse(name) if name else None
+class Described(NamedTuple):
+    """One stage that is on.
 
-
-def _check_colors(
-    *, color_jitter: float, smoothing: float, mean: tuple[float, ...], std: tuple[float, ...]
-) -> None:
-    if color_jitter < 0:
-        raise ConfigError(f"color_jitter is 0 (off) or more; got {color_jitter}")
-    check_share("smoothing", smoothing)
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ConfigError(f"mean and std are 3 numbers, std above 0; got {mean} and {std}")
-
-
-def make_augment(
-    *,
-    image_size: int,
-    num_classes: int,
-    mix_group: int | None = None,
-    crop: str = "rrc",
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    hflip: float = 0.5,
-    vflip: float = 0.0,
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-    three_augment: bool = False,
-    color_jitter: float = 0.3,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
-    erasing_prob: float = 0.25,
-    erasing_mode: str = "pixel",
-    erasing_count: int = 1,
-    mixup: float = 0.8,
-    cutmix: float = 1.0,
-    cutmix_minmax: tuple[float, float] | None = None,
-    mix_prob: float = 1.0,
-    switch_prob: float = 0.5,
-    mix_mode: str = "batch",
-    smoothing: float = 0.1,
-    matmul: str = "auto",
-    mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[jax.Array, Batch], Batch]:
-    """DeiT's training augmentation `augment(key, batch)`, a pure function to be jitted.
-
-    batch: canvas uint8 [n, C, C, 3], size int32 [n, 2], label int32 [n], and with
-    repeated augmentation canvas_index int32 [B], the canvas of each row. Gives image
-    float32 [B, image_size, image_size, 3], target float32 [B, num_classes] (smoothed
-    and mixed) and label int32 [B]. What row i draws depends on (key, i) alone.
-
-    crop: 'rrc' (RandomResizedCrop of `scale` and `ratio`), 'src' (DeiT-III's simple
-    random crop), 'center' (short side to image_size, then the centre) or 'resize'
-    (the whole image, squashed). auto_augment: a timm string, 'rand-m9-mstd0.5-inc1'
-    or such (RandAugment), or the name of an AutoAugment policy ('original', 'originalr',
-    'v0', 'v0r', with '-mstd0.5' for noise); None or '' is off. color_jitter works when it
-    is off, as in timm. mixup, cutmix: the alphas,
-    0 is off; mix_group: rows that share a mix, see `resolve_mix_group`, needed when
-    mixing. matmul: how the crop multiplies, see `resolve_matmul`. mesh: the mesh whose
-    devices share the batch; keeps the work of a row on its device, changes no bit.
-
-    Defaults are DeiT's (arXiv 2012.12877, Table 9). Raises ValueError for options
-    that make no sense.
+    Attributes:
+      name: its name in its table.
+      texts: what it does, what its options choose, and what they amount to.
+      options: its options, without those that are None, False, 0 or empty and without lists
+        of names left at their default; one that several stages take is listed with the last.
     """
-    check_crop(crop=crop, scale=scale, ratio=ratio, hflip=hflip, vflip=vflip)
-    _check_colors(color_jitter=color_jitter, smoothing=smoothing, mean=mean, std=std)
-    check_erasing(prob=erasing_prob, mode=erasing_mode, count=erasing_count)
-    policy = _policy(auto_augment, three_augment)
-    mix = check_mix(
-        mix_group=mix_group,
-        mix_mode=mix_mode,
-        mixup=mixup,
-        cutmix=cutmix,
-        cutmix_minmax=cutmix_minmax,
-        mix_prob=mix_prob,
-        switch_prob=switch_prob,
-    )
-    crop_fn = functools.partial(
-        cropped,
-        image_size=image_size,
-        crop=crop,
-        scale=scale,
-        ratio=ratio,
-        hflip=hflip,
-        vflip=vflip,
-        matmul=resolve_matmul(matmul),
-    )
-    color_fn = functools.partial(
-        colored,
-        policy=policy,
-        three_augment=three_augment,
-        color_jitter=color_jitter,
-        fill=fill_color(mean),
-    )
 
-    def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
-        image = normalise(color_fn(keys, crop_fn(keys, canvas, size)), mean, std)
-        return random_erasing(
-            draw_keys(keys, ERASE_DRAW),
-            image,
-            prob=erasing_prob,
-            mode=erasing_mode,
-            max_count=erasing_count,
-        )
-
-    image_rows = _on_mesh(image_rows, mesh)
-    target_rows = functools.partial(smoothed_one_hot, num_classes=num_classes, smoothing=smoothing)
-    return _on_batches(image_rows, target_rows, mix, mesh)
+    name: str
+    texts: list[str]
+    options: dict[str, Any]
 
 
-def _on_batches(
-    image_rows: Callable[..., jax.Array],
-    target_rows: Callable[[jax.Array], jax.Array],
-    mix: MixOptions | None,
-    mesh: jax.sharding.Mesh | None,
-) -> Callable[[jax.Array, Batch], Batch]:
-    """`augment(key, batch)` from what is done to rows and what mixes them."""
-
-    def augment(key: jax.Array, batch: Batch) -> Batch:
-        canvas, size, label = batch["canvas"], batch["size"], batch["label"]
-        if "canvas_index" in batch:
-            canvas, size, label = (x[batch["canvas_index"]] for x in (canvas, size, label))
-        rows_key, mix_key = jax.random.split(key)
-        image = image_rows(row_keys(rows_key, len(label)), canvas, size)
-        target = target_rows(label)
-        if mix is not None:
-            image, target = mix_groups(mix_key, image, target, options=mix, mesh=mesh)
-        return {"image": image, "target": target, "label": label}
-
-    return augment
+def describe(supplied: Supplied, options: Mapping[str, Any]) -> list[Described]:
+    """The stages of `make_augment` that are on, in the order in which they run."""
+    ends, pixels, images, batch = _make_stages(supplied, options)
+    first, middle, last = ({name: ends[name]} for name in ("crop", "normalize", "target"))
+    order = first | pixels | middle | images | last | batch
+    makers = ENDS | PIXEL_STAGES | IMAGE_STAGES | BATCH_STAGES
+    owner = {key: name for name in order for key in builders.options(makers[name], options)}
+    described = []
+    for name, stage in order.items():
+        used = {}
+        for key, option in builders.options(makers[name], options).items():
+            value = options.get(key, option.default)
+            names = isinstance(value, tuple) and isinstance(next(iter(value), 0), str)
+            if value and owner[key] == name and not (names and value == option.default):
+                used[key] = value
+        texts = builders.headlines(makers[name], options) + getattr(stage, "notes", [])
+        described.append(Described(name, texts, used))
+    return described
 
 
 def make_eval_transform(
@@ -241,19 +152,22 @@ def make_eval_transform(
 ) -> Callable[[Batch], jax.Array]:
     """Evaluation transform `transform(batch)`, a pure function to be jitted.
 
-    Resizes the short side to int(image_size / crop_ratio), crops the centre and
-    normalises: canvas uint8 [n, C, C, 3] and size int32 [n, 2] of the batch give
+    Resizes the short side to int(image_size / crop_ratio), crops the center and
+    normalizes: canvas uint8 [n, C, C, 3] and size int32 [n, 2] of the batch give
     float32 [n, image_size, image_size, 3]. DeiT's published numbers are at crop
     ratio 0.875, DeiT-III's at 1.0.
+
+    Raises:
+      ConfigError: the crop ratio is not above 0 and at most 1.
     """
     if not 0.0 < crop_ratio <= 1.0:
-        raise ConfigError(f"crop_ratio is in (0, 1]; got {crop_ratio}")
+        raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {crop_ratio}")
     short = int(image_size / crop_ratio)
     matmul = resolve_matmul(matmul)
 
     def transform(batch: Batch) -> jax.Array:
         # Padding rows have size 0; one pixel of a zero canvas keeps them finite.
-        rows, columns = centre_crop_axes(jnp.maximum(batch["size"], 1), short, image_size)
-        return normalise(resample(batch["canvas"], rows, columns, matmul=matmul), mean, std)
+        rows, columns = center_crop_axes(jnp.maximum(batch["size"], 1), short, image_size)
+        return normalize(resample(batch["canvas"], rows, columns, matmul=matmul), mean, std)
 
     return transform

@@ -1,37 +1,64 @@
-"""The `auto_augment` option: a RandAugment or AutoAugment string, and doing what it says."""
+"""The `auto_augment` option: the policies by the name that their strings begin with."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from deit_jax.augment import autoaugment, randaugment
-from deit_jax.augment.operations import apply_layers
 from deit_jax.errors import unknown
 
-Policy = randaugment.RandAugmentSpec | autoaugment.AutoAugmentSpec
 
+class Policy(Protocol):
+    """Which operations an image gets.
 
-def parse(config: str) -> Policy:
-    """The meaning of 'rand-...' (see `randaugment.parse`) or of an AutoAugment policy's name.
-
-    Raises ValueError for a string that timm's `auto_augment` does not know.
+    Attributes:
+      operations: the names that the drawn numbers stand for.
+      shares: float64 [layers, operations], how often each is applied.
+      note: what its string says, in words.
+      draw: from keys [n] to numbers int32 [n, layers], `len(operations)` for none, and
+        arguments float32 [n, layers].
     """
+
+    operations: tuple[str, ...]
+    shares: np.ndarray
+    note: str
+    draw: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+# First part of the string -> a function of the string and of options of its own. The names
+# that end in r have the posterize of Google's research code.
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "rand": randaugment.rand_augment,
+    "original": functools.partial(autoaugment.auto_augment, autoaugment.PAPER, "Original"),
+    "originalr": functools.partial(autoaugment.auto_augment, autoaugment.PAPER, "Increasing"),
+    "v0": functools.partial(autoaugment.auto_augment, autoaugment.TPU_EFFICIENTNET, ""),
+    "v0r": functools.partial(autoaugment.auto_augment, autoaugment.TPU_EFFICIENTNET, "Increasing"),
+}
+
+
+def chosen(config: str | None) -> list[Callable[..., Policy]]:
+    """The entry of `POLICIES` that a string names, none for None or ''.
+
+    Raises:
+      ConfigError: there is no such policy.
+    """
+    if not config:
+        return []
     name = config.split("-")[0]
-    if name == "rand":
-        return randaugment.parse(config)
-    if name not in autoaugment.POLICIES:
-        raise unknown(
-            "policy auto_augment", config, ["rand-m9-mstd0.5-inc1", *autoaugment.POLICIES]
-        )
-    return autoaugment.parse(config)
+    if name not in POLICIES:
+        known = ["rand-m9-mstd0.5-inc1", *(name for name in POLICIES if name != "rand")]
+        raise unknown("policy auto_augment", config, known)
+    return [POLICIES[name]]
 
 
-def draw(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Array]:
-    """Operations int32 [n, layers] (NOTHING where not applied), arguments float32 [n, layers]."""
-    kind = randaugment if isinstance(policy, randaugment.RandAugmentSpec) else autoaugment
-    return kind.draw(keys, policy)
+def parse(config: str, **options: Any) -> Policy:
+    """The policy of 'rand-m9-mstd0.5-inc1', 'original', 'v0-mstd0.5' and so on.
 
-
-def auto_augment(
-    keys: jax.Array, pixels: jax.Array, *, policy: Policy, fill: tuple[int, int, int]
-) -> jax.Array:
-    """Pixels uint8 [n, s, s, 3] as the policy changes them, one key per image."""
-    return apply_layers(pixels, *draw(keys, policy), shares=policy.shares, fill=fill)
+    Raises:
+      ConfigError: a string or option that the policy does not know.
+    """
+    (make,) = chosen(config)
+    return make(config, **options)

@@ -11,11 +11,12 @@ import numpy as np
 from deit_jax.augment import random_bits
 from deit_jax.augment.operations import (
     LEVEL_DENOMINATOR,
-    NOTHING,
     OPERATIONS,
+    RAND_AUGMENT_OPERATIONS,
     argument,
     noisy_magnitude,
 )
+from deit_jax.builders import choose
 from deit_jax.errors import ConfigError, unknown
 
 # timm's `tweights`: drawn without replacement.
@@ -39,8 +40,8 @@ WEIGHTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandAugmentSpec:
-    """What a `rand-...` string says; the defaults are timm's for a string that does not."""
+class RandAugment:
+    """A parsed `rand-...` string; the defaults are timm's for what a string leaves out."""
 
     magnitude: int = 10
     layers: int = 2
@@ -49,6 +50,7 @@ class RandAugmentSpec:
     magnitude_max: float = LEVEL_DENOMINATOR
     increasing: bool = False
     weighted: bool = False
+    operations: tuple[str, ...] = RAND_AUGMENT_OPERATIONS
 
     @property
     def posterize(self) -> str:
@@ -57,20 +59,58 @@ class RandAugmentSpec:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float64 [15]: how often each operation is drawn."""
-        if not self.weighted:
-            return np.full(len(OPERATIONS), 1.0 / len(OPERATIONS))
-        weights = np.array([WEIGHTS[name] for name in OPERATIONS])
-        return weights / weights.sum()
+        """float64 [operations]: how often each is drawn."""
+        weights = [WEIGHTS[name] if self.weighted else 1.0 for name in self.operations]
+        return np.array(weights) / sum(weights)
 
     @property
     def shares(self) -> np.ndarray:
-        """float64 [layers, 15]: how often each operation is applied (weighted: in the first)."""
+        """float64 [layers, operations]: how often each is applied (weighted: in the first)."""
         return np.tile(self.prob * self.probabilities, (self.layers, 1))
+
+    @property
+    def note(self) -> str:
+        """What the string says, in words."""
+        noise = ""
+        if self.magnitude_std:
+            noise = f" with deviation {self.magnitude_std:g}, at most {self.magnitude_max:g}"
+        return (
+            f"{self.layers} draws among {len(self.operations)} operations, each applied with "
+            f"probability {self.prob:g}, magnitude {self.magnitude:g}{noise}"
+        )
+
+    def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Operations int32 [n, layers], arguments float32 [n, layers].
+
+        Operations are places in `operations`; its length stands for none.
+        """
+        count, layers = len(self.operations), self.layers
+        words = random_bits.words(keys, (count if self.weighted else layers) + 3 * layers)
+        choice, rest = words[:, : -3 * layers], words[:, -3 * layers :]
+        applied, magnitude, sign = jnp.split(rest, 3, axis=1)
+        if self.weighted:
+            # The largest of log-shares with Gumbel noise are a draw without replacement.
+            log_shares = jnp.log(jnp.asarray(self.probabilities, jnp.float32))[None]
+            gumbel = -jnp.log(-jnp.log(random_bits.between(choice, 2.0**-25, 1.0)))
+            operations = jax.lax.top_k(log_shares + gumbel, layers)[1].astype(jnp.int32)
+        else:
+            operations = random_bits.integer(choice, jnp.int32(count - 1))
+        operations = jnp.where(random_bits.chance(applied, self.prob), operations, count)
+        magnitude = noisy_magnitude(
+            magnitude, self.magnitude, std=self.magnitude_std, maximum=self.magnitude_max
+        )
+        return operations, argument(
+            self.operations,
+            operations,
+            magnitude,
+            sign >> 31 == 1,
+            increasing=self.increasing,
+            posterize=self.posterize,
+        )
 
 
 def _section(section: str) -> tuple[str, int | float | bool]:
-    """Field of `RandAugmentSpec` and value of one section of the string."""
+    """Field of `RandAugment` and value of one section of the string."""
     if section == "tweights":
         return "weighted", True
     match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?|inf)", section)
@@ -98,42 +138,32 @@ def _section(section: str) -> tuple[str, int | float | bool]:
     return {"m": "magnitude", "n": "layers"}[key], int(text)
 
 
-def parse(config: str) -> RandAugmentSpec:
-    """The meaning of e.g. 'rand-m9-mstd0.5-inc1' (timm `rand_augment_transform`).
+def rand_augment(
+    config: str, *, operations: tuple[str, ...] = RAND_AUGMENT_OPERATIONS
+) -> RandAugment:
+    """RandAugment: a few random operations, all of the same magnitude.
 
-    Sections: mX magnitude, nX layers, pX probability of a layer, mstdX noise of the
-    magnitude (over 100: uniform), mmaxX its upper bound, inc1 the increasing set,
-    tweights timm's weighted choice. Raises ValueError for anything else.
+    Args:
+      config: e.g. 'rand-m9-mstd0.5-inc1' (timm `rand_augment_transform`). Sections: mX
+        magnitude, nX layers, pX probability of a layer, mstdX noise of the magnitude (over 100:
+        uniform), mmaxX its upper bound, inc1 the increasing set, tweights timm's weighted choice.
+      operations: what is drawn from, names of `OPERATIONS`; the order is part of the recipe.
+
+    Raises:
+      ConfigError: a section that timm does not know, or an operation that is not registered.
     """
-    name, *sections = config.split("-")
-    if name != "rand":
+    spec = RandAugment(
+        operations=tuple(operations), **dict(_section(part) for part in config.split("-")[1:])
+    )
+    for name in spec.operations:
+        choose(OPERATIONS, name, "operation")
+        if spec.weighted and name not in WEIGHTS:
+            raise ConfigError(f"operations: timm's tweights have no weight for {name!r}")
+    if not spec.operations:
+        raise ConfigError("operations must name at least one operation")
+    if spec.weighted and spec.layers > len(spec.operations):
         raise ConfigError(
-            f"RandAugment {config!r} must begin with 'rand', such as 'rand-m9-mstd0.5-inc1'"
+            f"auto_augment {config!r} draws {spec.layers} of {len(spec.operations)} operations "
+            "without replacement"
         )
-    fields = dict(_section(section) for section in sections)
-    spec = RandAugmentSpec(**fields)
-    if spec.weighted and spec.layers > len(OPERATIONS):
-        raise ConfigError(f"RandAugment {config!r} draws {spec.layers} of 15 without replacement")
     return spec
-
-
-def draw(keys: jax.Array, spec: RandAugmentSpec) -> tuple[jax.Array, jax.Array]:
-    """Operations int32 [n, layers] (NOTHING where not applied), arguments float32 [n, layers]."""
-    count, layers = len(OPERATIONS), spec.layers
-    words = random_bits.words(keys, (count if spec.weighted else layers) + 3 * layers)
-    choice, rest = words[:, : -3 * layers], words[:, -3 * layers :]
-    applied, magnitude, sign = jnp.split(rest, 3, axis=1)
-    if spec.weighted:
-        # The largest of log-shares with Gumbel noise are a draw without replacement.
-        log_shares = jnp.log(jnp.asarray(spec.probabilities, jnp.float32))[None]
-        gumbel = -jnp.log(-jnp.log(random_bits.between(choice, 2.0**-25, 1.0)))
-        operations = jax.lax.top_k(log_shares + gumbel, layers)[1].astype(jnp.int32)
-    else:
-        operations = random_bits.integer(choice, jnp.int32(count - 1))
-    operations = jnp.where(random_bits.chance(applied, spec.prob), operations, NOTHING)
-    magnitude = noisy_magnitude(
-        magnitude, spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max
-    )
-    return operations, argument(
-        operations, magnitude, sign >> 31 == 1, increasing=spec.increasing, posterize=spec.posterize
-    )

@@ -4,8 +4,33 @@ One threefry call per stage instead of one per number keeps the program, and the
 time to compile it, small. What a number means is its place in the block.
 """
 
+import zlib
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# Part of a run's identity: the number that is folded into a row's key for each name (None: the
+# key of the batch as it is). Any other name has a number above 2^31 from its own hash, so that
+# a stage can be added without a change to anybody's draws.
+NUMBERS = {
+    "crop": 0,
+    "flip": 1,
+    "erasing": 2,
+    "operations": 3,
+    "color_jitter": 4,
+    "mix": None,
+}
+
+
+def named(key: jax.Array, name: str) -> jax.Array:
+    """The key or keys [n] that `name` draws from."""
+    number = NUMBERS.get(name, np.uint32(1 << 31 | zlib.crc32(name.encode())))
+    if number is None:
+        return key
+    if key.ndim == 0:
+        return jax.random.fold_in(key, number)
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, number)
 
 
 def words(keys: jax.Array, count: int) -> jax.Array:

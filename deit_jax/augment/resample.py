@@ -3,7 +3,7 @@
 Pillow (Resample.c, version < 13) resizes horizontally, rounds to uint8, resizes
 vertically and rounds again; its weights are 22-bit fixed-point numbers. Both
 passes are matrix products with the weights of one axis. An `Axis` describes one
-such matrix, so that a crop, a flip, a centre crop after the resize and a
+such matrix, so that a crop, a flip, a center crop after the resize and a
 reflected border are all the same code with other integers.
 """
 
@@ -30,7 +30,7 @@ class Axis(NamedTuple):
 
     The source pixels [start, start + length) are resized to `resized` pixels and
     output pixel o is number position[o] of those; a position outside
-    [0, resized) gives black, as a centre crop larger than the image does.
+    [0, resized) gives black, as a center crop larger than the image does.
     """
 
     position: jax.Array  # int32 [n, out]
@@ -54,7 +54,7 @@ def _bicubic(x: jax.Array) -> jax.Array:
 def axis_weights(axis: Axis, canvas_size: int) -> jax.Array:
     """The matrices of `axis`: int32 [n, out, canvas_size], weight * 2^22.
 
-    The distance of a source pixel to the output pixel's centre is formed from
+    The distance of a source pixel to the output pixel's center is formed from
     integers (in float32 coordinates near 500 it would be good to 1e-5 only), and
     integers are added up, so that the order of the sum does not matter.
     """

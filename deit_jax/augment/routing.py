@@ -36,6 +36,8 @@ def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
 
     An image may be a member of one route only.
     """
+    if not routes:
+        return pixels
     n = pixels.shape[0]
     sizes = [capacity(n, route.share) for route in routes]
     # Members first, padded with rows that do not exist (dropped when written).
@@ -46,13 +48,13 @@ def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
                 jnp.zeros(size, jnp.int32),
             ]
         )
-        for route, size in zip(routes, sizes)
+        for route, size in zip(routes, sizes, strict=True)
     ]
     counts = [route.member.sum() for route in routes]
 
     def one_round(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         number, pixels = carry
-        for route, size, order, count in zip(routes, sizes, orders, counts):
+        for route, size, order, count in zip(routes, sizes, orders, counts, strict=True):
             slot = number * size + jnp.arange(size)
             rows = jax.lax.dynamic_slice(order, (jnp.minimum(number * size, n),), (size,))
             done = route.operation(pixels[rows], *(x[rows] for x in route.arguments))
@@ -60,6 +62,8 @@ def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
             pixels = pixels.at[rows].set(done, mode="drop", unique_indices=True)
         return number + 1, pixels
 
-    rounds = jnp.max(jnp.stack([-(-count // size) for count, size in zip(counts, sizes)]))
+    rounds = jnp.max(
+        jnp.stack([-(-count // size) for count, size in zip(counts, sizes, strict=True)])
+    )
     carry = (jnp.int32(0), pixels)
     return jax.lax.while_loop(lambda carry: carry[0] < rounds, one_round, carry)[1]

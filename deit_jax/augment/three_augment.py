@@ -1,4 +1,4 @@
-"""DeiT-III's 3-Augment (arXiv 2204.07118, section 3.3) and torchvision's colour jitter."""
+"""DeiT-III's 3-Augment (arXiv 2204.07118, section 3.3) and torchvision's color jitter."""
 
 import itertools
 
@@ -55,8 +55,10 @@ def gaussian_blur(pixels: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def three_augment(keys: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Each image of uint8 [n, h, w, 3] gray, solarized at 128 or blurred, one key per image."""
+    """3-Augment (DeiT-III): each image grayscale, solarized at 128 or blurred (sigma 0.1 to 2).
 
+    Pixels uint8 [n, h, w, 3], one key per image.
+    """
     words = random_bits.words(keys, 2)
     choice = random_bits.integer(words[:, 0], jnp.int32(2))
     sigma = random_bits.between(words[:, 1], *BLUR_SIGMA)
@@ -73,12 +75,11 @@ def three_augment(keys: jax.Array, pixels: jax.Array) -> jax.Array:
 
 
 def color_jitter(keys: jax.Array, pixels: jax.Array, *, strength: float) -> jax.Array:
-    """torchvision `ColorJitter(strength, strength, strength)` of uint8 [n, h, w, 3].
+    """Color jitter: brightness, contrast and saturation in random order.
 
-    Brightness, contrast and saturation in random order, each with a factor
+    torchvision `ColorJitter(strength, strength, strength)` of uint8 [n, h, w, 3]: each factor is
     uniform in [max(0, 1 - strength), 1 + strength]; uint8 in between, as in PIL.
     """
-
     words = random_bits.words(keys, 4)
     orders = jnp.array(list(itertools.permutations((color.BLACK, color.MEAN, color.GRAY))))
     bases = orders[random_bits.integer(words[:, 0], jnp.int32(len(orders) - 1))]

@@ -6,9 +6,9 @@ import pathlib
 DESCRIPTION = """\
 Writes one sheet: rows of training images, columns the original and what the recipe's
 augmentation makes of it in eight draws (mixup and CutMix included: the images of a column
-are mixed with each other). With --operation one more sheet for each operation that is named,
-`all` for the fifteen, at magnitudes drawn as the recipe's RandAugment draws them, or DeiT's
-where the recipe has none.
+are mixed with each other). With --operation it writes one more sheet for each operation that is
+named, `all` for every registered one, at magnitudes drawn as the recipe's RandAugment draws
+them, or DeiT's where the recipe has none.
 """
 
 
@@ -74,7 +74,10 @@ def _images(source, resolved, args: argparse.Namespace) -> dict:
     from deit_jax.errors import ConfigError
 
     if args.images < 2 or args.images % 2 or args.draws < 1:
-        raise ConfigError("--images is an even number of rows, --draws 1 or more")
+        raise ConfigError(
+            f"--images must be even and at least 2, not {args.images}, and --draws at least 1, "
+            f"not {args.draws}"
+        )
     batches = data.train_batches(
         source, batch_size=args.images, canvas=resolved.input.canvas, seed=args.seed
     )
@@ -83,7 +86,7 @@ def _images(source, resolved, args: argparse.Namespace) -> dict:
 
 
 def _originals(batch: dict, resolved, size: int):
-    """Levels uint8 [n, size, size, 3]: short side resized, centre cropped."""
+    """Levels uint8 [n, size, size, 3]: short side resized, center cropped."""
     import numpy as np
 
     from deit_jax.augment import make_eval_transform
@@ -99,11 +102,11 @@ def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_class
     import jax
     import numpy as np
 
-    from deit_jax.augment import make_augment
+    from deit_jax.augment import Supplied, make_augment
 
     options = dict(resolved.augment) | {"mix_group": args.images}
-    del options["mix_group_limit"]
-    augment = jax.jit(make_augment(image_size=size, num_classes=num_classes, **options))
+    supplied = Supplied(size, num_classes, batch_size=args.images * args.draws)
+    augment = jax.jit(make_augment(supplied, **options))
     arrays = {name: batch[name] for name in ("canvas", "size", "label")}
     canvas_index = np.tile(np.arange(args.images, dtype=np.int32), args.draws)
     out = augment(jax.random.key(args.seed), arrays | {"canvas_index": canvas_index})
@@ -118,27 +121,27 @@ def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int,
     import jax
     import numpy as np
 
-    from deit_jax.augment import operations, randaugment, random_bits
-    from deit_jax.augment.pipeline import fill_color
+    from deit_jax.augment import normalize, operations, randaugment, random_bits
 
-    named = resolved.augment.auto_augment or ""
-    spec = randaugment.parse(named if named.startswith("rand") else "rand-m9-mstd0.5-inc1")
-    number = operations.OPERATIONS.index(operation)
+    policy = resolved.augment.auto_augment or ""
+    spec = randaugment.rand_augment(policy if policy.startswith("rand") else "rand-m9-mstd0.5-inc1")
     words = random_bits.words(jax.random.split(jax.random.key(args.seed), args.draws), 2)
-    numbers = np.full(args.draws, number, np.int32)
     magnitude = operations.noisy_magnitude(
         words[:, 0], spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max
     )
+    numbers = np.zeros(args.draws, np.int32)
     values = operations.argument(
+        [operation],
         numbers,
         magnitude,
         words[:, 1] >> 31 == 1,
         increasing=spec.increasing,
         posterize=spec.posterize,
     )
+    fill = normalize.fill_color(resolved.augment.mean)
     apply = jax.jit(
         lambda *drawn: operations.apply_layer(
-            *drawn, shares=spec.shares, fill=fill_color(resolved.augment.mean)
+            *drawn, names=[operation], shares=np.ones(1), fill=fill
         )
     )
     originals = _originals(batch, resolved, size)
@@ -155,7 +158,7 @@ def _write(path: pathlib.Path, columns: list, titles: list[str], rows: list[str]
     from matplotlib.figure import Figure
 
     gap, size = 4, columns[0].shape[1]
-    # Small images are shown enlarged, each pixel a square.
+    # Small images are enlarged, each pixel a square.
     zoom = max(1, 96 // size)
     step = size * zoom + gap
     sheet = np.full((len(rows) * step, len(columns) * step, 3), 255, np.uint8)
@@ -171,8 +174,8 @@ def _write(path: pathlib.Path, columns: list, titles: list[str], rows: list[str]
         left = (margin_x + x * step + (step - gap) / 2) / width
         figure.text(left, 1 - margin_y / 2 / height, title, ha="center", va="center", fontsize=8)
     for y, name in enumerate(rows):
-        centre = 1 - (margin_y + y * step + (step - gap) / 2) / height
-        figure.text(0.006, centre, name[:24], ha="left", va="center", fontsize=7)
+        center = 1 - (margin_y + y * step + (step - gap) / 2) / height
+        figure.text(0.006, center, name[:24], ha="left", va="center", fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(path)
     print(f"{path}: {len(rows)} images, {len(titles) - 1} draws")

@@ -9,11 +9,10 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from deit_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import ConfigError
 
 _FACEBOOK = "https://dl.fbaipublicfiles.com/deit/"
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,11 @@ def cache_directory() -> pathlib.Path:
 def preparation(model: str) -> dict[str, Any]:
     """`mean`, `std` and `crop_ratio` of the published evaluation of a model."""
     ratios = [entry.crop_ratio for entry in checkpoints_of(model).values()]
-    return {"mean": MEAN, "std": STD, "crop_ratio": ratios[0] if ratios else 0.875}
+    return {
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "crop_ratio": ratios[0] if ratios else 0.875,
+    }
 
 
 def cached_path(entry: Published) -> pathlib.Path:

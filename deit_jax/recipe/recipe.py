@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import optax
 
-from deit_jax import augment, losses, models, optim
+from deit_jax import augment, builders, losses, models, optim
 from deit_jax.errors import ConfigError, Problems
 from deit_jax.recipe.durations import Durations, make_durations
 from deit_jax.recipe.teacher_model import TeacherModel, find_teacher_model
@@ -53,7 +53,13 @@ class Recipe:
 
     def make_augment(self, mesh: jax.sharding.Mesh | None = None) -> Callable:
         """`augment(key, batch)`, see `augment.make_augment`."""
-        return _make_augment(self.config, self.image_size, self.num_classes, self.mix_group, mesh)
+        supplied = _supplied(self.config, self.image_size, self.num_classes)
+        return augment.make_augment(supplied._replace(mesh=mesh), **self.config.augment)
+
+    def describe_augment(self) -> list[augment.Described]:
+        """Its stages, see `augment.describe`."""
+        supplied = _supplied(self.config, self.image_size, self.num_classes)
+        return augment.describe(supplied, self.config.augment)
 
 
 def make_recipe(
@@ -98,7 +104,7 @@ def make_recipe(
     with problems.section("augment"):
         parts["mix_group"] = find_mix_group(config)
         side = model.image_size[0] if model else 224
-        _make_augment(config, side, num_classes, parts["mix_group"], None)
+        augment.make_augment(_supplied(config, side, num_classes), **config.augment)
     if model:
         parts["params"] = models.abstract_variables(model)["params"]
         schedule = parts.get("schedule") or (lambda step: 0.0)
@@ -126,22 +132,17 @@ def make_recipe(
 
 def find_mix_group(config: ml_collections.ConfigDict) -> int | None:
     """Rows that share a mix; None when nothing is mixed."""
-    options = config.augment
-    mixing = options.mixup or options.cutmix or options.cutmix_minmax
-    if not mixing or not options.mix_prob:
-        return None
-    return augment.resolve_mix_group(
-        config.train.batch_size,
-        config.input.repeats,
-        options.mix_group,
-        mix_group_limit=options.mix_group_limit,
+    resolve = builders.bind(augment.resolve_mix_group, config.augment)
+    return resolve(config.train.batch_size, config.input.repeats)
+
+
+def _supplied(config: ml_collections.ConfigDict, side: int, num_classes: int) -> augment.Supplied:
+    return augment.Supplied(
+        image_size=side,
+        num_classes=num_classes,
+        batch_size=config.train.batch_size,
+        repeats=config.input.repeats,
     )
-
-
-def _make_augment(config: Any, side: int, num_classes: int, mix_group: Any, mesh: Any) -> Callable:
-    options = dict(config.augment) | {"mix_group": mix_group}
-    del options["mix_group_limit"]
-    return augment.make_augment(image_size=side, num_classes=num_classes, mesh=mesh, **options)
 
 
 def _check_heads(config: ml_collections.ConfigDict, model: models.Model) -> None:

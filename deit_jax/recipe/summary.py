@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 from deit_jax import builders, data, losses, models, optim
-from deit_jax.augment import erasing, operations, policies, randaugment, three_augment
 from deit_jax.optim.optimizers import OPTIMIZERS
 from deit_jax.optim.schedules import SCHEDULES
 from deit_jax.recipe import costs
@@ -106,90 +105,13 @@ def _optimizer(recipe: Recipe) -> list[str]:
 
 
 def _augmentation(recipe: Recipe) -> list[str]:
-    options = recipe.config.augment
-    size = "x".join(map(str, recipe.model.image_size))
-    low, high = options.ratio
-    crops = {
-        "rrc": f"random resized crop to {size}: area {_percent(options.scale[0])} to "
-        f"{_percent(options.scale[1])}, aspect {low:.3g} to {high:.3g}, bicubic",
-        "src": f"simple random crop to {size}: short side to the size, 4 pixels reflected",
-        "center": f"centre crop to {size}",
-        "resize": f"resize to {size}, aspect not kept",
-    }
-    told = [crops[options.crop]]
-    told += [
-        f"{what} flip with probability {share:g}"
-        for what, share in (("horizontal", options.hflip), ("vertical", options.vflip))
-        if share
-    ]
-    told += _colours(options)
-    told.append(f"normalise: mean {_numbers(options.mean)}, std {_numbers(options.std)}")
-    if options.erasing_prob:
-        area, aspect = erasing.AREA_RANGE, erasing.ASPECT_RANGE
-        boxes = "a box" if options.erasing_count == 1 else f"up to {options.erasing_count} boxes"
-        told.append(
-            f"random erasing with probability {options.erasing_prob:g}: {boxes} of area "
-            f"{_percent(area[0])} to {_percent(area[1])}, aspect {aspect[0]:.3g} to "
-            f"{aspect[1]:.3g}, filled by {options.erasing_mode!r}"
-        )
-    told.append(_mixing(recipe))
-    told.append(f"label smoothing {options.smoothing:g}")
-    return [f"{number}. {line}" for number, line in enumerate(told, start=1)]
-
-
-def _colours(options: Any) -> list[str]:
-    if options.auto_augment:
-        line = _policy(options.auto_augment)
-        if options.color_jitter:
-            line += f" (colour jitter {options.color_jitter:g} is off with it, as in timm)"
-        return [line]
-    told = []
-    if options.three_augment:
-        low, high = three_augment.BLUR_SIGMA
-        told.append(
-            "3-Augment: always one of grey, solarise at 128, Gaussian blur of sigma "
-            f"{low:g} to {high:g}"
-        )
-    if options.color_jitter:
-        span = f"{max(0, 1 - options.color_jitter):g} to {1 + options.color_jitter:g}"
-        told.append(f"brightness, contrast and saturation times {span}")
-    return told
-
-
-def _policy(name: str) -> str:
-    policy = policies.parse(name)
-    noise = f" with deviation {policy.magnitude_std:g}" if policy.magnitude_std else ""
-    if isinstance(policy, randaugment.RandAugmentSpec):
-        most = f", at most {policy.magnitude_max:g}" if noise else ""
-        return (
-            f"RandAugment {name}: {policy.layers} draws among {len(operations.OPERATIONS)} "
-            f"operations, each applied with probability {policy.prob:g}, magnitude "
-            f"{policy.magnitude:g}{noise}{most}"
-        )
-    return (
-        f"AutoAugment {name}: one of {len(policy.tables[0])} pairs of operations, each operation "
-        f"with a probability and a magnitude of its own{noise}"
-    )
-
-
-def _mixing(recipe: Recipe) -> str:
-    options, group = recipe.config.augment, recipe.mix_group
-    if group is None:
-        return "no mixing of images"
-    cutmix = options.cutmix > 0 or options.cutmix_minmax is not None
-    share = (options.switch_prob if options.mixup > 0 else 1.0) if cutmix else 0.0
-    kinds = []
-    if share < 1:
-        kinds.append(f"mixup (alpha {options.mixup:g}) with probability {1 - share:g}")
-    if share > 0:
-        kinds.append(f"CutMix (alpha {options.cutmix:g}) with probability {share:g}")
-    often = "" if options.mix_prob == 1 else f", in {_percent(options.mix_prob)} of the cases"
-    per = "one draw for each"
-    if options.mix_mode != "batch":
-        per = f"drawn by {options.mix_mode!r}"
-    groups = recipe.durations.batch_size // group
-    told = f"{groups} group{'s' if groups > 1 else ''} of {group} images"
-    return f"{' or '.join(kinds)}{often}; {told}, {per}"
+    lines = []
+    for stage in recipe.describe_augment():
+        options = ", ".join(f"{key} {builders.plain(value)}" for key, value in stage.options.items())
+        lines += _columns({stage.name: stage.texts[0]})
+        more = [*stage.texts[1:], options]
+        lines += [" " * _WIDTH + text for text in more if text]
+    return lines
 
 
 def _loss(recipe: Recipe) -> list[str]:
@@ -243,11 +165,3 @@ def _si(count: float) -> str:
     """Three digits and a prefix, `54.2 T`."""
     power = min(max(int(math.log10(count)) // 3, 0), 6) if count >= 1 else 0
     return f"{float(f'{count / 1000**power:.3g}'):g} {' kMGTPE'[power]}".rstrip()
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -55,15 +55,7 @@ SECTIONS = {
     "model": Section(registry.options, ("name",)),
     "data": data.open_data,
     "input": data.train_batches,
-    "augment": Section(
-        lambda section: {
-            **from_signature(
-                augment.make_augment, supplied=("image_size", "num_classes", "mesh")
-            ).options(section),
-            **builders.options(augment.resolve_mix_group, section),
-        },
-        (),
-    ),
+    "augment": augment.make_augment,
     "teacher": teacher.make_teacher,
     "loss": losses.make_loss,
     "optim": optim.make_optimizer,

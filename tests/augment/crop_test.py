@@ -10,6 +10,7 @@ import pytest
 
 from deit_jax.augment import crop, make_eval_transform, random_bits
 from deit_jax.augment.resample import MATMULS, resample, resolve_matmul
+from deit_jax.errors import ConfigError
 
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 
@@ -77,9 +78,9 @@ def test_evaluation_resizes_to_the_published_sides(monkeypatch, size, ratio, sho
 
     def spy(sizes, resized, out):
         seen.update(short=resized, out=out)
-        return crop.centre_crop_axes(sizes, resized, out)
+        return crop.center_crop_axes(sizes, resized, out)
 
-    monkeypatch.setattr(pipeline, "centre_crop_axes", spy)
+    monkeypatch.setattr(pipeline, "center_crop_axes", spy)
     transform = make_eval_transform(image_size=size, crop_ratio=ratio)
     batch = {"canvas": jnp.zeros((1, 8, 8, 3), jnp.uint8), "size": jnp.full((1, 2), 8)}
     assert jax.eval_shape(transform, batch).shape == (1, size, size, 3)
@@ -92,12 +93,12 @@ def test_padding_rows_stay_finite():
     assert np.isfinite(transform(batch)).all()
 
 
-def test_centre_crop_rounds_half_to_even_and_pads_with_black():
+def test_center_crop_rounds_half_to_even_and_pads_with_black():
     size = jnp.array([[24, 24 + margin] for margin in range(6)])
-    offsets = crop.centre_crop_axes(size, 24, 24)[1].position[:, 0]
+    offsets = crop.center_crop_axes(size, 24, 24)[1].position[:, 0]
     np.testing.assert_array_equal(offsets, [round(margin / 2) for margin in range(6)])
     white = np.full((1, 20, 20, 3), 255, np.uint8)
-    rows, columns = crop.centre_crop_axes(jnp.array([[20, 20]]), 20, 24)
+    rows, columns = crop.center_crop_axes(jnp.array([[20, 20]]), 20, 24)
     got = np.asarray(resample(white, rows, columns, matmul="float32"))[0]
     assert (got[2:22, 2:22] == 255).all()
     assert not got[:2].any() and not got[:, 22:].any()
@@ -114,26 +115,25 @@ def test_simple_random_crop_equals_torchvision(stored, monkeypatch):
     monkeypatch.setattr(random_bits, "integer", integer)
     keys = jax.random.split(jax.random.key(0), len(offsets))
     size = jnp.asarray(stored["size"])
-    got = resample(stored["image"], *crop.simple_crop_axes(keys, size, 24), matmul="float32")
-    assert_like_pillow(got, stored["src"])
+    axes = crop.simple_random_crop(24)(keys, size)
+    assert_like_pillow(resample(stored["image"], *axes, matmul="float32"), stored["src"])
     # torchvision draws offsets from 0 to the padded size minus the crop, both ends in.
     np.testing.assert_array_equal(seen["high"], crop.short_side_resized(size, 24) + 8 - 24)
 
 
-@pytest.mark.parametrize("name", ["center", "resize", "rrc", "src"])
+@pytest.mark.parametrize("name", crop.CROPS)
 def test_small_images_on_small_canvases(name):
     canvas = np.zeros((3, 32, 32, 3), np.uint8)
     canvas[:, :8, :8] = 200
-    axes = functools.partial(crop.training_axes, crop=name, scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
     keys, size = jax.random.split(jax.random.key(0), 3), jnp.full((3, 2), 8)
-    got = resample(canvas, *axes(keys, size, 32), matmul="float32")
+    got = resample(canvas, *crop.CROPS[name](32)(keys, size), matmul="float32")
     # Nothing but the image's own pixels can reach the crop.
     np.testing.assert_array_equal(got, np.full((3, 32, 32, 3), 200))
 
 
 def test_matmul_is_named_or_chosen_by_the_backend():
     assert resolve_matmul("auto") == "float32"
-    with pytest.raises(ValueError, match="float16x2"):
+    with pytest.raises(ConfigError, match="float16x2"):
         resolve_matmul("float8")
 
 
@@ -150,7 +150,7 @@ def photos(tfds_dir, split, count, canvas):
         if max(image.size) <= canvas and len(images) < count:
             images.append(image)
     canvases = np.zeros((len(images), canvas, canvas, 3), np.uint8)
-    for row, image in zip(canvases, images):
+    for row, image in zip(canvases, images, strict=True):
         row[: image.height, : image.width] = np.asarray(image)
     size = np.array([(image.height, image.width) for image in images], np.int32)
     return canvases, size, images
@@ -173,10 +173,10 @@ def test_evaluation_and_crops_of_photos_equal_pillow(tfds_dir):
 
     words = random_bits.words(jax.random.split(jax.random.key(0), len(images)), 22)
     box = functools.partial(crop.random_resized_box, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
-    boxes = jax.vmap(box)(words, jnp.asarray(size))
+    boxes = np.asarray(jax.vmap(box)(words, jnp.asarray(size)))
     run = jax.jit(lambda image, box: resample(image, *crop.box_axes(box, 224), matmul="float32"))
     expected = [
         image.crop((left, top, left + width, top + height)).resize((224, 224), Image.BICUBIC)
-        for image, (top, left, height, width) in zip(images, np.asarray(boxes).tolist())
+        for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True)
     ]
     assert_like_pillow(run(canvas, boxes), np.stack([np.asarray(x) for x in expected]))

@@ -14,14 +14,7 @@ import pytest
 from scipy import stats
 
 from deit_jax.augment import crop, erasing, mix, policies, randaugment, random_bits
-from deit_jax.augment.operations import (
-    OPERATIONS,
-    ROTATE,
-    SHEAR_X,
-    SHEAR_Y,
-    TRANSLATE_X,
-    TRANSLATE_Y,
-)
+from deit_jax.augment.operations import RAND_AUGMENT_OPERATIONS as OPERATIONS
 
 OURS = 12000
 SIGNIFICANT = 1e-4
@@ -57,10 +50,9 @@ def numbers_p(ours, theirs):
 
 def geometric(operations, values):
     """Arguments of rotations, shears and translations, as signed magnitudes."""
-    scale = np.zeros(16)
-    scale[ROTATE] = 3.0
-    scale[[SHEAR_X, SHEAR_Y]] = 0.03
-    scale[[TRANSLATE_X, TRANSLATE_Y]] = 0.045
+    tenths = {"Rotate": 3.0, "ShearX": 0.03, "ShearY": 0.03}
+    tenths |= {"TranslateXRel": 0.045, "TranslateYRel": 0.045}
+    scale = np.array([tenths.get(name, 0.0) for name in (*OPERATIONS, "nothing")])
     scale = scale[np.int64(operations)]
     return values[scale > 0] / scale[scale > 0]
 
@@ -80,7 +72,7 @@ def policy_p(operations, values, theirs):
 
 def draw_policy(spec):
     keys = jax.random.split(jax.random.key(1), OURS)
-    return (np.asarray(x) for x in jax.jit(lambda keys: policies.draw(keys, spec))(keys))
+    return (np.asarray(x) for x in jax.jit(spec.draw)(keys))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +85,7 @@ def draw_policy(spec):
     ],
 )
 def test_operations_and_arguments_are_drawn_as_timm_draws_them(timm, name, text):
-    assert policy_p(*draw_policy(randaugment.parse(text)), timm[name]) > SIGNIFICANT
+    assert policy_p(*draw_policy(randaugment.rand_augment(text)), timm[name]) > SIGNIFICANT
 
 
 @pytest.mark.parametrize(
@@ -101,19 +93,19 @@ def test_operations_and_arguments_are_drawn_as_timm_draws_them(timm, name, text)
     [{"prob": 0.45}, {"magnitude_std": 0.4}, {"magnitude_max": 9.6}, {"increasing": False}],
 )
 def test_a_wrong_policy_is_seen(timm, planted):
-    spec = dataclasses.replace(randaugment.parse("rand-m9-mstd0.5-inc1"), **planted)
+    spec = dataclasses.replace(randaugment.rand_augment("rand-m9-mstd0.5-inc1"), **planted)
     assert policy_p(*draw_policy(spec), timm["policy_default"]) < SIGNIFICANT
 
 
 def test_a_biased_sign_is_seen(timm):
-    operations, values = draw_policy(randaugment.parse("rand-m9-mstd0.5-inc1"))
-    unturned = (operations == ROTATE) & (np.arange(OURS) % 3 == 0)[:, None]
+    operations, values = draw_policy(randaugment.rand_augment("rand-m9-mstd0.5-inc1"))
+    unturned = (operations == OPERATIONS.index("Rotate")) & (np.arange(OURS) % 3 == 0)[:, None]
     biased = np.where(unturned, np.abs(values), values)
     assert policy_p(operations, biased, timm["policy_default"]) < SIGNIFICANT
 
 
 def test_layers_are_independent():
-    operations, _ = draw_policy(randaugment.parse("rand-m9-mstd0.5-inc1"))
+    operations, _ = draw_policy(randaugment.rand_augment("rand-m9-mstd0.5-inc1"))
     table = np.zeros((16, 16))
     np.add.at(table, (operations[:, 0], operations[:, 1]), 1)
     assert stats.chi2_contingency(table).pvalue > SIGNIFICANT
@@ -243,9 +235,9 @@ def draw_mixes(**options):
         "mix_prob": 1.0,
         "switch_prob": 0.5,
     }
-    checked = mix.check_mix(mix_group=2, mix_mode="batch", **defaults | options)
     keys = jax.random.split(jax.random.key(7), OURS)
-    return jax.jit(jax.vmap(lambda key: mix.draw_mix(key, 224, 224, checked)))(keys)
+    draw = functools.partial(mix.draw_mix, height=224, width=224, **defaults | options)
+    return jax.jit(jax.vmap(draw))(keys)
 
 
 def mix_p(lam, cut, theirs):

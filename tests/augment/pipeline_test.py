@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from deit_jax import sharding
-from deit_jax.augment import make_augment, mix, resolve_mix_group
-from deit_jax.augment.pipeline import normalise
+from deit_jax.augment import Supplied, make_augment, mix
+from deit_jax.augment.normalize import normalize
+from deit_jax.errors import ConfigError
 
 CLASSES = 10
 SIDE = 24
@@ -38,23 +39,25 @@ def make_batch(rows, side=40):
 
 
 @functools.cache
-def compiled(options):
+def compiled(rows, mesh, options):
     """One jitted function per set of options: compiling is what these tests spend."""
-    return jax.jit(make_augment(image_size=SIDE, num_classes=CLASSES, **dict(options)))
+    supplied = Supplied(image_size=SIDE, num_classes=CLASSES, batch_size=rows, mesh=mesh)
+    return jax.jit(make_augment(supplied, **dict(options)))
 
 
-def run(batch, key=0, **options):
-    out = compiled(tuple(sorted(options.items())))(jax.random.key(key), batch)
-    return jax.tree.map(np.asarray, out)
+def run(batch, key=0, mesh=None, **options):
+    rows = len(batch.get("canvas_index", batch["label"]))
+    augment = compiled(rows, mesh, tuple(sorted(options.items())))
+    return jax.tree.map(np.asarray, augment(jax.random.key(key), batch))
 
 
-def test_everything_off_only_normalises():
+def test_everything_off_only_normalizes():
     batch = make_batch(4, side=SIDE)
     batch["size"][:] = SIDE
     out = run(batch, **OFF)
     np.testing.assert_allclose(
         out["image"],
-        normalise(batch["canvas"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        normalize(batch["canvas"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -134,7 +137,7 @@ def test_flips_happen_and_are_half():
 
 
 def constant_rows(rows):
-    """One colour per image, so that a mixed pixel tells its weights."""
+    """One color per image, so that a mixed pixel tells its weights."""
     batch = make_batch(rows, side=SIDE)
     batch["size"][:] = SIDE
     batch["canvas"][:] = (np.arange(rows) * 7)[:, None, None, None]
@@ -143,7 +146,7 @@ def constant_rows(rows):
 
 
 def own_weight(out, rows, group):
-    """Mean share of a row's own colour in its image, and the row it is mixed with."""
+    """Mean share of a row's own color in its image, and the row it is mixed with."""
     partner = np.arange(rows).reshape(-1, group)[:, ::-1].ravel()
     level, other = np.arange(rows) * 7.0, partner * 7.0
     return (out["image"].mean((1, 2, 3)) - other) / (level - other), partner
@@ -187,9 +190,17 @@ def test_erasing_replaces_a_share_of_the_images_by_noise():
     assert 8 < erased.sum() < 35
     noise = out[np.abs(out - (np.arange(80) * 7 % 256)[:, None, None, None]) > 1e-3]
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
-    for mode, colours in (("rand", 3), ("const", 1)):
+    for mode, colors in (("rand", 3), ("const", 1)):
         out = run(batch, **(OFF | LEVELS | {"erasing_prob": 1.0, "erasing_mode": mode}))["image"][9]
-        assert len(np.unique(out[np.abs(out - 63) > 1e-3])) == colours
+        assert len(np.unique(out[np.abs(out - 63) > 1e-3])) == colors
+
+
+MIX = {"mixup": 0.8, "cutmix": 1.0, "cutmix_minmax": None, "mix_prob": 1.0}
+
+
+def mix_group(batch_size, repeats, **options):
+    defaults = MIX | {"mix_group": None, "mix_group_limit": 64}
+    return mix.resolve_mix_group(batch_size, repeats, **defaults | options)
 
 
 @pytest.mark.parametrize(
@@ -197,19 +208,24 @@ def test_erasing_replaces_a_share_of_the_images_by_noise():
     [(1024, 3, 64), (256, 1, 64), (64, 1, 64), (64, 3, 16), (96, 1, 48), (6, 3, 2), (1000, 3, 50)],
 )
 def test_mix_group_is_chosen(batch, repeats, expected):
-    assert resolve_mix_group(batch, repeats) == expected
+    assert mix_group(batch, repeats) == expected
 
 
 def test_mix_group_is_checked():
-    assert resolve_mix_group(1024, 3, 128) == 128
-    with pytest.raises(ValueError, match=r"known: \[2, 4, 6, 8, 12, 16\]"):
-        resolve_mix_group(48, 3, 24)
-    with pytest.raises(ValueError, match="even"):
-        resolve_mix_group(48, 1, 3)
-    with pytest.raises(ValueError, match="mixup=0"):
-        resolve_mix_group(9, 1)
-    with pytest.raises(ValueError, match="resolve_mix_group"):
-        run(make_batch(6), mix_group=4)
+    assert mix_group(1024, 3, mix_group=128) == 128
+    with pytest.raises(ConfigError, match=r"known: \[2, 4, 6, 8, 12, 16\]"):
+        mix_group(48, 3, mix_group=24)
+    with pytest.raises(ConfigError, match="even"):
+        mix_group(48, 1, mix_group=3)
+    with pytest.raises(ConfigError, match="mixup=0"):
+        mix_group(9, 1)
+    with pytest.raises(ConfigError, match="must be at least 2, not 1"):
+        mix_group(48, 1, mix_group_limit=1)
+    for off in ({"mixup": 0.0, "cutmix": 0.0}, {"mix_prob": 0.0}):
+        assert mix_group(9, 1, **off) is None
+    augment = make_augment(Supplied(SIDE, CLASSES, batch_size=8), mix_group=4)
+    with pytest.raises(ValueError, match="6 rows is not a multiple of the mix group 4"):
+        jax.eval_shape(augment, jax.random.key(0), make_batch(6))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +242,11 @@ def test_mix_group_is_checked():
         ({"mixup": -1.0}, "mixup"),
         ({"switch_prob": 2.0}, "switch_prob"),
         ({"cutmix_minmax": (0.8, 0.2)}, "cutmix_minmax"),
-        ({"mix_group": None}, "resolve_mix_group"),
+        ({"mix_group": 3}, "mix_group 3 is not an even divisor"),
+        ({"crop": "src", "erasing_count": 0}, "erasing_count must be at least 1"),
+        ({"operations": ("Invrt",)}, "Invert"),
+        ({"operations": ()}, "at least one"),
+        ({"operations": ("Invert",), "auto_augment": "rand-tweights"}, "draws 2 of 1"),
         ({"auto_augment": "augmix-m3"}, "rand-m9"),
         ({"three_augment": True}, "auto_augment=None"),
         ({"color_jitter": -0.5}, "color_jitter"),
@@ -236,22 +256,22 @@ def test_mix_group_is_checked():
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong, names):
-    with pytest.raises(ValueError, match=names):
-        make_augment(image_size=24, num_classes=CLASSES, **{"mix_group": 2} | wrong)
+    with pytest.raises(ConfigError, match=names):
+        make_augment(Supplied(SIDE, CLASSES, batch_size=8), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mixupp": 0.0}, {"crop": "src", "scale": (0.1, 1.0)}, {"image_size": 24}]
+)
+def test_options_that_nothing_takes_are_refused(wrong):
+    with pytest.raises(TypeError, match=list(wrong)[-1]):
+        make_augment(Supplied(SIDE, CLASSES, batch_size=8), **wrong)
 
 
 def test_cutmix_boxes_are_the_published_ones():
-    options = mix.check_mix(
-        mix_group=2,
-        mix_mode="batch",
-        mixup=0.0,
-        cutmix=1.0,
-        cutmix_minmax=None,
-        mix_prob=1.0,
-        switch_prob=0.5,
-    )
     keys = jax.random.split(jax.random.key(0), 2000)
-    drawn = jax.jit(jax.vmap(lambda key: mix.draw_mix(key, 30, 41, options)))(keys)
+    options = MIX | {"mixup": 0.0, "switch_prob": 0.5}
+    drawn = jax.jit(jax.vmap(lambda key: mix.draw_mix(key, 30, 41, **options)))(keys)
     top, bottom, left, right = np.asarray(drawn.box).T
     assert (top >= 0).all() and (bottom <= 30).all() and (left >= 0).all() and (right <= 41).all()
     area = (bottom - top) * (right - left)
@@ -263,8 +283,8 @@ def test_cutmix_boxes_are_the_published_ones():
 
 def test_no_operation_runs_on_every_image():
     """The routed operations see chunks, not the batch: none of their shapes has all rows."""
-    augment = make_augment(image_size=16, num_classes=2, mix_group=64, matmul="float32")
     rows = 256
+    augment = make_augment(Supplied(16, 2, batch_size=rows), mix_group=64, matmul="float32")
     batch = {
         "canvas": jax.ShapeDtypeStruct((rows, 16, 16, 3), jnp.uint8),
         "size": jax.ShapeDtypeStruct((rows, 2), jnp.int32),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pretrained.convert_test import MODELS, make_source
 
-from deit_jax import models, pretrained
+from deit_jax import augment, models, pretrained
 from deit_jax.errors import ConfigError
 from deit_jax.pretrained import convert, hub
 
@@ -84,7 +84,7 @@ def test_published_names_are_described_without_a_download(tmp_path, monkeypatch,
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("downloads"))
     described = pretrained.describe(name)
     assert described.create_model() == models.create_model(hub.find(name)[1].model)
-    assert described.num_classes == 1000 and described.mean == hub.MEAN
+    assert described.num_classes == 1000 and described.mean == augment.IMAGENET_MEAN
     assert described.image["crop_ratio"] == hub.find(name)[1].crop_ratio
     with pytest.raises(ConfigError, match="not a run"):
         pretrained.describe(name, which="3")

@@ -43,11 +43,11 @@ def published():
         "0.001 = 0.0005 x 1,024 / 512",
         "1e-06, 0.0002008, 0.0004006, 0.0006004, 0.0008002, 0.0009993",
         "dist_token, */kernel                        52  5,840,064   0.05",
-        "area 8 % to 100 %, aspect 0.75 to 1.33",
+        "scale (0.08, 1), ratio (0.75, 1.333)",
         "2 draws among 15 operations, each applied with probability 0.5, magnitude 9",
-        "random erasing with probability 0.25: a box of area 2 % to 33.3 %",
-        "mixup (alpha 0.8) with probability 0.5 or CutMix (alpha 1) with probability 0.5",
-        "label smoothing 0.1",
+        "erasing_prob 0.25, erasing_mode pixel",
+        "mixup with probability 0.5 or CutMix with probability 0.5",
+        "smoothing 0.1",
         "Cross-entropy with the teacher's argmax",
         "0.5 labels + 0.5 teacher",
         "at 224 pixels",
@@ -68,17 +68,24 @@ def test_published_recipe_is_described(published, fact):
         ({"optim__name": "sgd"}, "momentum 0.9, nesterov true"),
         ({"optim__trainable": "attn_only"}, "frozen"),
         ({"schedule__kind": "timm_epoch"}, "1e-06, 1e-06, 0.0002008"),
-        ({"augment__mixup": 0, "augment__cutmix": 0}, "no mixing of images"),
-        ({"augment__mixup": 0}, "6. CutMix (alpha 1) with probability 1"),
-        ({"augment__auto_augment": ""}, "brightness, contrast and saturation times 0.7 to 1.3"),
-        ({"augment__auto_augment": "original"}, "AutoAugment original: one of 25 pairs"),
-        ({"augment__crop": "src"}, "simple random crop to 224x224"),
+        ({"augment__mixup": 0}, "                CutMix with probability 1\n"),
+        ({"augment__auto_augment": ""}, "saturation in random order, factors 0.7 to 1.3"),
+        ({"augment__auto_augment": "original"}, "AutoAugment: one of 25 pairs"),
+        ({"augment__crop": "src"}, "Simple random crop (DeiT-III)"),
         ({"step__train_mode": False}, "no stochastic depth"),
         ({"step__accum_steps": 4}, "in 4 micro-batches"),
     ],
 )
 def test_options_are_described(overrides, fact):
     assert fact in summary.describe(make("deit.py:ti", model__depth=1, **overrides))
+
+
+def test_stages_that_are_off_are_not_described():
+    off = {"augment__mixup": 0, "augment__cutmix": 0, "augment__erasing_prob": 0}
+    lines = summary.describe(make("deit.py:ti", model__depth=1, **off)).splitlines()
+    start = lines.index("augmentation")
+    stages = [line.split()[0] for line in lines[start:] if line[2:3].strip()]
+    assert stages[:4] == ["crop", "color", "normalize", "target"] and "mix" not in stages
 
 
 def test_published_recipes_have_no_warnings():

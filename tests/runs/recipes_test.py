@@ -30,7 +30,6 @@ TABLE_9 = {
     "schedule.min_lr": 1e-5,
     "schedule.warmup_prefix": False,
     "augment.crop": "rrc",
-    "augment.scale": (0.08, 1.0),
     "augment.auto_augment": "rand-m9-mstd0.5-inc1",
     "augment.smoothing": 0.1,
     "augment.mixup": 0.8,

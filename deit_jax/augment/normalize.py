@@ -1,0 +1,43 @@
+"""Levels to the numbers that a model sees."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from deit_jax.augment.stage import Supplied
+from deit_jax.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """uint8 [n, h, w, 3] to float32: (image / 255 - mean) / std."""
+    mean = jnp.asarray(mean, jnp.float32)[None, None, None]
+    std = jnp.asarray(std, jnp.float32)[None, None, None]
+    return (image.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
+    """What timm fills the outside of a warped image with: the mean as uint8 levels."""
+    return tuple(min(255, round(255 * x)) for x in mean)
+
+
+def make_normalize(
+    supplied: Supplied,
+    *,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Callable[[jax.Array], jax.Array]:
+    """Levels from 0 to 1, minus the mean, divided by the deviation.
+
+    Returns:
+      pixels uint8 [n, h, w, 3] -> float32.
+
+    Raises:
+      ConfigError: not three numbers each, or a deviation that is not above 0.
+    """
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ConfigError(f"std must be 3 numbers above 0 and mean 3 numbers, not {std}, {mean}")
+    return lambda pixels: normalize(pixels, mean, std)
