@@ -107,7 +107,9 @@ def _optimizer(recipe: Recipe) -> list[str]:
 def _augmentation(recipe: Recipe) -> list[str]:
     lines = []
     for stage in recipe.describe_augment():
-        options = ", ".join(f"{key} {builders.plain(value)}" for key, value in stage.options.items())
+        options = ", ".join(
+            f"{key} {builders.plain(value)}" for key, value in stage.options.items()
+        )
         lines += _columns({stage.name: stage.texts[0]})
         more = [*stage.texts[1:], options]
         lines += [" " * _WIDTH + text for text in more if text]

@@ -83,7 +83,7 @@ def test_options_are_described(overrides, fact):
 def test_stages_that_are_off_are_not_described():
     off = {"augment__mixup": 0, "augment__cutmix": 0, "augment__erasing_prob": 0}
     lines = summary.describe(make("deit.py:ti", model__depth=1, **off)).splitlines()
-    start = lines.index("augmentation")
+    start = lines.index("augmentation") + 1
     stages = [line.split()[0] for line in lines[start:] if line[2:3].strip()]
     assert stages[:4] == ["crop", "color", "normalize", "target"] and "mix" not in stages
 
