@@ -1,7 +1,7 @@
 """The frozen teacher: any registered model from any readable checkpoint, at its own resolution.
 
-Its variables never enter the training state or its checkpoints; they are handed to
-the step as an argument, so that they are neither baked into the program nor donated.
+Its variables are never part of the training state or its checkpoints; they are an argument of
+the step, so that they are neither constants of the program nor donated.
 """
 
 import dataclasses
@@ -68,11 +68,11 @@ def make_teacher(
       image_size, mean, std: side in pixels and statistics of the student's input.
       init: checkpoint of the teacher: a published `.pth`, a `.safetensors`, or the
         workdir of a run; see `pretrained.load_checkpoint`.
-      name: registered model of `init`, when the file does not say it.
-      ema: use the EMA weights of a run of ours.
+      name: registered model of `init`, when the file does not determine it.
+      ema: use the EMA of a run of ours.
       which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
-      input_size: side at which the teacher sees the image; None for the student's,
-        which is what the paper does.
+      input_size: side of the teacher's input in pixels; None for the student's, as in the
+        paper.
       dtype: compute type; 'auto' is bfloat16 on accelerators, float32 on CPU.
       fold_batch_norm: fold BatchNorm constants into the convolutions.
 
@@ -89,9 +89,7 @@ def make_teacher(
     variables = pretrained.adapt(loaded, model=model).variables
     if fold_batch_norm:
         model, variables = model.fold_batch_norm(variables)
-    convert = _input_conversion(
-        image_size, side, (mean, std), (loaded.mean or mean, loaded.std or std)
-    )
+    convert = _input_conversion(image_size, side, (mean, std), (loaded.mean, loaded.std))
 
     def fn(variables: PyTree, image: jax.Array) -> jax.Array:
         output = models.apply(model, variables, convert(image))
@@ -104,7 +102,7 @@ def make_teacher(
 
 
 def _input_conversion(from_size: int, to_size: int, student_stats, teacher_stats):
-    """From the student's normalised image to the teacher's: statistics, then size."""
+    """From the student's normalized image to the teacher's: statistics, then size."""
     same_stats = np.allclose(student_stats, teacher_stats)
     (mean, std), (teacher_mean, teacher_std) = (
         [np.asarray(x, np.float32).reshape(1, 1, 1, -1) for x in stats]

@@ -41,7 +41,7 @@ def init_variables(model: Model, key: jax.Array) -> dict[str, Any]:
     """Freshly initialized `variables`, as published; can be jitted and given out_shardings."""
     # Jitted here so that a model is traced once, however often its shapes are needed.
     image = jnp.zeros((1, *model.image_size, 3), jnp.float32)
-    return model.init({"params": key}, image)
+    return dict(model.init({"params": key}, image))
 
 
 def abstract_variables(model: Model) -> dict[str, Any]:

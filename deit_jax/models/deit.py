@@ -56,7 +56,8 @@ class VisionTransformer(Model, kw_only=True):
       dropout_rate: after the position embedding, the attention's and both MLP projections.
       attention: auto | xla | cudnn, see `layers.resolve_attention`.
       scan: run the blocks in `lax.scan` (compiles once instead of `depth` times, runs slower).
-      remat: none | full | dots: what the backward pass computes again.
+      remat: none | full | dots: recompute nothing, whole blocks, or all but matrix products in the
+        backward pass.
     """
 
     patch_size: int
@@ -124,7 +125,7 @@ class VisionTransformer(Model, kw_only=True):
     def count(self) -> Size:
         """See `Model.count`."""
         # XLA's attention consists of plain products, which the fused kernels hide. Blocks are
-        # all alike: two short models tell what any depth has.
+        # all alike: two short models give the size at any depth.
         model = self.clone(attention="xla", scan=False, remat="none")
         one, two = (trace(model.clone(depth=depth)).size for depth in (1, 2))
         return Size(*(a + (self.depth - 1) * (b - a) for a, b in zip(one, two, strict=True)))
@@ -143,7 +144,7 @@ class VisionTransformer(Model, kw_only=True):
 
     @property
     def recomputed_passes(self) -> int:
-        """One where `remat` keeps the inputs of the blocks alone."""
+        """1 with remat='full', which saves only the inputs of the blocks."""
         return int(self.remat == "full")
 
     @property
@@ -161,8 +162,8 @@ class VisionTransformer(Model, kw_only=True):
     ) -> tuple[np.ndarray, str]:
         """See `Model.fit_param`; the position embedding is resized to this model's grid.
 
-        Rows of class and distillation token are kept; a distillation token that `old` lacks
-        has its row from `fresh`.
+        The rows of the class and distillation tokens are copied; the row of a distillation
+        token that `old` lacks comes from `fresh`.
         """
         if (
             path != "pos_embed"
@@ -177,7 +178,7 @@ class VisionTransformer(Model, kw_only=True):
             rows = rows[:, :1]
         elif old.class_position and self.distilled and not old.distilled:
             if fresh is None:
-                raise ConfigError("a distilled model starts from a plain one only with a template")
+                raise ConfigError("a distilled model needs a template to start from a plain one")
             rows = np.concatenate([rows, np.asarray(fresh)[:, 1:2]], axis=1)
         patches = resize_position(patches, old.grid, self.grid)
         note = f"position embedding {old.grid} -> {self.grid}" if old.grid != self.grid else ""
@@ -252,7 +253,7 @@ class VisionTransformer(Model, kw_only=True):
         }
 
     def _blocks(
-        self, x: jax.Array, keys: jax.Array | None, features: dict[str, jax.Array] | None
+        self, x: jax.Array, keys: jax.Array | None, features: dict[str, Any] | None
     ) -> jax.Array:
         """All blocks; fills `features` with `blocks_i` [B, T, D] and `attention_i` [B, H, T, T]."""
         capture = features is not None

@@ -1,7 +1,7 @@
 """Layers that the transformers and the convolutional networks share.
 
 Parameters are f32; each layer casts them to its compute `dtype`. Statistics of
-normalisations and the softmax of the attention are f32 whatever the compute type.
+normalization layers and the softmax of the attention are f32 whatever the compute type.
 """
 
 from typing import Any
@@ -26,8 +26,7 @@ def fold_keys(keys: jax.Array | None, number: jax.Array | int) -> jax.Array | No
 def drop_draws(keys: jax.Array | None, blocks: int, branches: int) -> jax.Array | None:
     """Uniform f32 [B, blocks, branches] for `drop_path`, from one key per row; None without keys.
 
-    All blocks at once: a draw of its own for each branch would compile and run its own
-    random bits generator.
+    All blocks at once: separate draws would each compile and run a random bits generator.
     """
     if keys is None:
         return None
@@ -37,14 +36,14 @@ def drop_draws(keys: jax.Array | None, blocks: int, branches: int) -> jax.Array 
 def drop_path(x: jax.Array, draw: jax.Array | None, rate: Any) -> jax.Array:
     """Stochastic depth: whole rows of `x` [B, ...] become 0 with probability `rate`.
 
-    Kept rows are divided by the probability to be kept, so the mean is unchanged.
+    The other rows are divided by 1 - `rate`, so the mean is unchanged.
     `draw` is uniform, f32 [B]. No `draw`, or a `rate` that is the number 0, is the identity.
     `rate` may be a traced f32 scalar.
     """
     if draw is None or (isinstance(rate, (int, float)) and rate == 0):
         return x
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
-    # In f32: 1/.9 rounded to bf16 would bias every kept branch by .15 %.
+    # In f32: 1/.9 rounded to bf16 would bias every remaining branch by .15 %.
     scale = jnp.where(draw < keep, 1.0 / keep, 0.0).reshape((-1,) + (1,) * (x.ndim - 1))
     return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
@@ -78,7 +77,7 @@ def resolve_attention(implementation: str, dtype: Any) -> str:
     if implementation == "cudnn" and not fused:
         raise ConfigError(
             f"attention='cudnn' needs a GPU and bfloat16; jax runs on {jax.default_backend()}, "
-            f"dtype is {jnp.dtype(dtype).name}; 'auto' takes cuDNN's kernel where it can be had"
+            f"dtype is {jnp.dtype(dtype).name}; 'auto' uses cuDNN's kernel where it is available"
         )
     if implementation != "auto":
         return implementation
@@ -176,7 +175,7 @@ class PatchEmbed(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """torch's BatchNorm2d on NHWC: normalise by the batch in training, by running statistics else.
+    """torch's BatchNorm2d on NHWC: batch statistics in training, running statistics in evaluation.
 
     The running variance takes the unbiased batch variance (n - 1), as torch's does;
     `momentum` is torch's (running = (1 - momentum) running + momentum batch).

@@ -10,7 +10,7 @@ import numpy as np
 from deit_jax.models.count import Size, trace
 from deit_jax.models.output import Output
 
-# Outputs of layers are saved before and after their normalization and after the activation.
+# The output of a layer is saved before and after its normalization and after the activation.
 _SAVED_PER_OUTPUT = 3.0
 
 
@@ -102,7 +102,7 @@ class Model(nn.Module, kw_only=True):
 
     @property
     def recomputed_passes(self) -> int:
-        """Forward passes that the backward pass computes again to save memory."""
+        """Forward passes that the backward pass recomputes to save memory: 0 or 1."""
         return 0
 
     @property

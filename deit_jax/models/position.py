@@ -10,7 +10,7 @@ def resize_position(
 
     Bicubic as `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`, which
     the official fine-tuning code uses (paper section 4): kernel a = -.75, edges clamped, no
-    antialiasing. `jax.image.resize` has a = -.5 and renormalises at the edges: 8 % off.
+    antialiasing. `jax.image.resize` has a = -.5 and renormalizes at the edges: 8 % off.
     """
     if old_grid == new_grid:
         return position
@@ -24,12 +24,12 @@ def resize_position(
 
 def _weights(old: int, new: int) -> np.ndarray:
     """[new, old] matrix of one axis."""
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(centre).astype(int)
+    center = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(center).astype(int)
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
         index = np.clip(first + tap, 0, old - 1)
-        np.add.at(weights, (np.arange(new), index), _cubic(np.abs(centre - (first + tap))))
+        np.add.at(weights, (np.arange(new), index), _cubic(np.abs(center - (first + tap))))
     return weights
 
 

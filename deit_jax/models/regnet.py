@@ -187,7 +187,9 @@ class RegNet(Model, kw_only=True):
             for name in ("widths", "depths", "group_sizes", "strides")
         }
         if len(set(lengths.values())) != 1:
-            raise ConfigError(f"one entry per stage each, got {lengths}")
+            raise ConfigError(
+                f"widths, depths, group_sizes and strides need one entry per stage, not {lengths}"
+            )
         layers.check_values(self, sizes=("stem_width", "stem_stride", *lengths))
         for width, group in zip(self.widths, self.group_sizes, strict=True):
             if width % group:

@@ -1,9 +1,9 @@
 """Which model the teacher of a recipe is, without its weights where its file tells."""
 
 import dataclasses
+from typing import Any
 
 import jax
-import ml_collections
 
 from deit_jax import models, pretrained
 from deit_jax.errors import ConfigError
@@ -22,13 +22,12 @@ class TeacherModel:
     description: str
 
 
-def find_teacher_model(
-    config: ml_collections.ConfigDict, student: models.Model
-) -> TeacherModel | None:
+def find_teacher_model(config: Any, student: models.Model) -> TeacherModel | None:
     """The teacher of a distilled recipe, None for a recipe without one.
 
-    Its checkpoint is described by `pretrained.describe`. Where there is none yet, the model is
-    the one that `teacher.name` names, or unknown.
+    `config` is a complete config, see `config.load_config`. The checkpoint is described by
+    `pretrained.describe`. Where there is none yet, the model is that of `teacher.name`, or
+    unknown.
 
     Raises:
       ConfigError: an unknown name, a checkpoint that cannot be read, or one of another number

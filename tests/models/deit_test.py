@@ -80,7 +80,7 @@ def test_hugging_face_models_equal_transformers(vectors, key, kwargs):
     assert_same_answers(model, variables, expected, random_image(48, 48))
 
 
-def test_initialisation_is_the_published_one():
+def test_initialization_is_the_published_one():
     model = models.create_model("deit_small_distilled_patch16_224", depth=1)
     params = jax.device_get(models.init_variables(model, jax.random.key(0)))["params"]
     bound = 768**-0.5

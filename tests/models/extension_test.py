@@ -97,8 +97,9 @@ def test_it_is_explained_trained_evaluated_saved_and_resumed(
     options = [compilation_cache, "train.total_steps=2", "eval.batch_size=120"]
     arguments = [f"--config.{option}" for option in options]
     assert cli.main(["explain", f"--config={spec}", *arguments]) == 0
-    told = capsys.readouterr().out
-    assert f"{NAME} at 32x32" in told and f"{models.count(mixer).parameters:,} param" in told
+    lines = capsys.readouterr().out
+    assert f"{NAME} at 32x32" in lines
+    assert f"{models.count(mixer).parameters:,} parameters" in lines
 
     workdir = tmp_path / "run"
     first = tiny_runs.train(schema.load(spec, [*options, "train.stop_at_step=1"]), workdir)

@@ -152,7 +152,7 @@ def _published_teacher():
     return model, reference_variables(model)
 
 
-def test_initialisation_is_timms():
+def test_initialization_is_timms():
     stages = {"widths": (112, 256), "depths": (1, 1), "group_sizes": (16, 16), "strides": (2, 2)}
     model = models.create_model("regnety_006", image_size=32, **stages)
     variables = jax.device_get(models.init_variables(model, jax.random.key(0)))
