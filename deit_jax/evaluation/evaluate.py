@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -110,6 +110,16 @@ def make_eval_step(
     return step
 
 
+def fetched(results: Iterable[PyTree]) -> Iterator[PyTree]:
+    """Results on the host, each fetched once two more are in flight."""
+    pending: collections.deque = collections.deque()
+    for result in results:
+        pending.append(result)
+        if len(pending) > 2:
+            yield jax.device_get(pending.popleft())
+    yield from map(jax.device_get, pending)
+
+
 def evaluate(
     eval_step: Callable[[PyTree, PyTree, PyTree], Mapping[str, jax.Array]],
     candidates: Mapping[str, PyTree],
@@ -125,24 +135,17 @@ def evaluate(
       ConfigError: there was no image.
     """
     totals: dict[str, dict[str, float]] = {name: {} for name in candidates}
-    pending: collections.deque = collections.deque()
 
-    def add(all_sums):
-        for name, sums in jax.device_get(all_sums).items():
+    def run(batch: PyTree) -> dict[str, Mapping[str, jax.Array]]:
+        return {
+            name: eval_step(variables, teacher_variables, batch)
+            for name, variables in candidates.items()
+        }
+
+    for results in fetched(map(run, batches)):
+        for name, sums in results.items():
             for key, value in sums.items():
                 totals[name][key] = totals[name].get(key, 0.0) + float(value)
-
-    for batch in batches:
-        pending.append(
-            {
-                name: eval_step(variables, teacher_variables, batch)
-                for name, variables in candidates.items()
-            }
-        )
-        if len(pending) > 2:
-            add(pending.popleft())
-    while pending:
-        add(pending.popleft())
     return {name: _means(total) for name, total in totals.items()}
 
 

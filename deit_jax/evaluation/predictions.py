@@ -4,7 +4,6 @@
 and sets of correct labels need the predictions themselves.
 """
 
-import collections
 import csv
 import dataclasses
 import pathlib
@@ -17,6 +16,7 @@ import numpy as np
 
 from deit_jax import models
 from deit_jax.errors import ConfigError
+from deit_jax.evaluation.evaluate import fetched
 from deit_jax.evaluation.heads import head_outputs
 
 PyTree = Any
@@ -71,20 +71,10 @@ def predict(
     Raises:
       ConfigError: there was no image.
     """
-    pending: collections.deque = collections.deque()
     parts = []
-
-    def fetch(rows: PyTree) -> None:
-        rows = jax.device_get(rows)
+    for rows in fetched(step(variables, batch) for batch in batches):
         mask = rows.pop("mask")
-        parts.append(jax.tree.map(lambda array: array[mask], rows))
-
-    for batch in batches:
-        pending.append(step(variables, batch))
-        if len(pending) > 2:
-            fetch(pending.popleft())
-    while pending:
-        fetch(pending.popleft())
+        parts.append(jax.tree.map(lambda array, mask=mask: array[mask], rows))
     if not sum(len(part["index"]) for part in parts):
         raise ConfigError("the evaluation split has no image")
     return Predictions(**jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
