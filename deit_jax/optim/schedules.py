@@ -59,7 +59,7 @@ class Schedule:
 
 
 def cosine(run: Run, *, min_lr: float = 1e-5, warmup_prefix: bool = False) -> Rate:
-    """Cosine by step over the whole run.
+    """Cosine decay by step.
 
     With t in epochs and T the length of the run, `min_lr + (peak - min_lr) (1 + cos(pi t / T))
     / 2`: the cosine starts at epoch 0 and is slightly below the peak when the warm-up ends
@@ -95,7 +95,7 @@ def cosine(run: Run, *, min_lr: float = 1e-5, warmup_prefix: bool = False) -> Ra
 
 
 def timm_epoch(run: Run, *, min_lr: float = 1e-5, warmup_prefix: bool = False) -> Rate:
-    """Cosine by epoch as the official code runs it: constant within an epoch, one epoch late.
+    """Cosine decay by epoch as the official code runs it: constant within an epoch, one epoch late.
 
     Epoch e runs at f(max(e - 1, 0)), f the `cosine` of the same options, so that epochs 0 and
     1 both run at `warmup_lr`.
