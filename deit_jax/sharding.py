@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deit_jax.errors import ConfigError
 
@@ -66,7 +66,7 @@ def on_rows(step: Callable, rows: NamedSharding) -> Callable:
     return constrained
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -151,7 +151,7 @@ def to_global(
         total = _global_rows(rows, value.shape[0])
         held = local_rows(rows, total)
 
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def piece(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(total)
             first = int(np.searchsorted(held, start))
             return value[first : first + stop - start]

@@ -158,7 +158,7 @@ class TrainOrder:
                 f"{repeats} copies of an image need as many groups: "
                 f"use a mix_group of at most {batch_size // repeats}"
             )
-        if window_shards is None:
+        if window_shards is None or shard_lengths is None:
             permutation = functools.partial(epoch_permutation, n_records, seed)
         else:
             permutation = functools.partial(

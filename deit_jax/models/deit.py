@@ -268,7 +268,7 @@ class VisionTransformer(Model, kw_only=True):
             x, weights = block(name=f"blocks_{i}", **self._block_kwargs())(
                 x, draw, self._dropout_keys(keys, i), rate, capture
             )
-            if capture:
+            if features is not None:
                 features[f"blocks_{i}"], features[f"attention_{i}"] = x, weights
         return x
 

@@ -135,7 +135,7 @@ def _read_run(
 def _read_state_dict(
     path: pathlib.Path,
     ema: bool,
-    model: str | None,
+    model: Any,
     model_kwargs: dict[str, Any],
     *,
     arrays: bool,

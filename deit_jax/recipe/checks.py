@@ -63,7 +63,7 @@ def _batch(recipe: Recipe) -> Iterator[str]:
     if group and comparable and group != published:
         yield (
             f"mixing draws once for {group} images, the published run of this model once for "
-            f"{published} (its batch on one GPU); set augment.mix_group_limit={published} to match it"
+            f"{published} (its batch on one GPU); augment.mix_group_limit={published} matches it"
         )
 
 

@@ -1,4 +1,4 @@
-"""The recipe of a run: everything that a resolved config decides before data or weights are read."""
+"""The recipe of a run: what a resolved config decides before data or weights are read."""
 
 import dataclasses
 from collections.abc import Callable

@@ -18,7 +18,7 @@ _HIT = "/jax/compilation_cache/cache_hits"
 def use_compilation_cache(folder: str, *, workdir: pathlib.Path) -> None:
     """Keeps compiled programs in `folder`, or in `<workdir>/compilation_cache` if empty."""
     folder = folder or str(workdir / "compilation_cache")
-    if jax.config.jax_compilation_cache_dir != folder:
+    if jax.config.values["jax_compilation_cache_dir"] != folder:
         # A cache that is open stays open, whatever the option says.
         compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -55,9 +55,9 @@ class StartClock:
         self.programs += event == _REQUEST
         self.cached += event == _HIT
 
-    def _time(self, event: str, seconds: float, **_: Any) -> None:
+    def _time(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:
-            self.compile_seconds += seconds
+            self.compile_seconds += duration_secs
 
     def first_step(self, dispatch: Callable[[], PyTree]) -> dict[str, float]:
         """Calls `dispatch()`, which starts the first step, and waits for the arrays it returns.

@@ -59,7 +59,10 @@ class TensorBoardTracker:
                 f"config.log.trackers=tensorboard needs the tensorboard package ({error}): "
                 "pip install tensorboard, or --config.log.trackers= for metrics.jsonl alone"
             ) from error
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        # The generated modules have no types.
+        event: Any = event_pb2
+        summary: Any = summary_pb2
+        self._event, self._summary = event.Event, summary.Summary
         folder = workdir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
@@ -67,7 +70,7 @@ class TensorBoardTracker:
         self._records = RecordWriter(open(folder / name, "wb"))
         self._add(0, file_version="brain.Event:2")
         if resume_step:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = event.SessionLog(status=event.SessionLog.START)
             self._add(resume_step + 1, session_log=start)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -103,7 +106,7 @@ class WandbTracker:
         wandb_project: str = "deit_jax",
     ) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError(
                 f"config.log.trackers=wandb needs the wandb package ({error}): pip install wandb"

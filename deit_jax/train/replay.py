@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from deit_jax import checkpoint, rng, sharding, trees
+from deit_jax import checkpoint, errors, rng, sharding, trees
 from deit_jax.checkpoint import layout
 from deit_jax.tracking import startup
 from deit_jax.train import dump, schema
@@ -55,7 +55,10 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
     experiment = experiment_lib.build(resolved)
     startup.use_compilation_cache(resolved.compilation_cache, workdir=folder.absolute().parent)
     with checkpoint.Checkpointer(folder) as saver:
-        state = saver.restore(init_lib.abstract_state(experiment)).state
+        restored = saver.restore(init_lib.abstract_state(experiment))
+    if restored is None:
+        raise errors.ConfigError(f"{folder} holds no checkpoint")
+    state = restored.state
     batch_sharding = sharding.batch_sharding(experiment.mesh)
     batch = _batch(experiment, step, batch_sharding)
     replicated = sharding.replicated(experiment.mesh)

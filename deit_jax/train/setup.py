@@ -1,7 +1,7 @@
 """Everything that is checked and printed before a run starts."""
 
 import dataclasses
-import math
+import sys
 import pathlib
 
 import jax
@@ -56,7 +56,7 @@ def prepare(
     with problems.section("nonfinite"):
         limit = nonfinite.make_limit(**config.nonfinite)
     with problems.section("profile"):
-        steps = experiment.plan.total_steps if experiment else math.inf
+        steps = experiment.plan.total_steps if experiment else sys.maxsize
         span = profiler.parse_span(config.profile, total_steps=steps)
     with problems.section("checkpoint"):
         if experiment:

@@ -27,7 +27,7 @@ def init_state(
     key: jax.Array,
     *,
     ema: bool,
-    variables: PyTree | None = None,
+    variables: PyTree = None,
 ) -> TrainState:
     """The state at step 0; with `variables`, from loaded weights instead of random ones."""
     if variables is None:

@@ -8,7 +8,7 @@ so what one accepts the other produces.
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +77,12 @@ class Entry:
         return (self.shape[0] // len(self.names), *self.shape[1:])
 
 
-@functools.lru_cache(maxsize=32)
+def _cached(function: Callable) -> Callable:
+    """Flax modules are hashable, but not by their types."""
+    return functools.lru_cache(maxsize=32)(function)
+
+
+@_cached
 def entries(model: Model, naming: str) -> tuple[Entry, ...]:
     """The table of `model` under one of NAMINGS."""
     template = abstract_variables(model)

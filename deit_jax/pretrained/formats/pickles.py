@@ -60,6 +60,7 @@ class _Global:
 
 
 _MARK = object()
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _CONSTANTS = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
