@@ -128,7 +128,7 @@ def headline(function: Callable) -> str:
 
 
 def narrate(table: Table, name: str, section: Mapping[str, Any]) -> str:
-    """`adamw: AdamW (beta1 0.9, beta2 0.999, eps 1e-08)`: an entry, in the words of its docstring."""
+    """`adamw: AdamW (beta1 0.9, beta2 0.999)`: an entry, in the words of its docstring."""
     known = keywords(table[name])
     values = ", ".join(f"{key} {plain(section[key])}" for key in known if key in section)
     return f"{name}: {headline(table[name])}" + (f" ({values})" if values else "")

@@ -30,9 +30,6 @@ class Source(Protocol):
         """Records and int64 labels of the given record numbers, int [k]."""
         ...
 
-    def hint(self, indices: np.ndarray) -> None:
-        """These records will be read soon."""
-
     def record_name(self, index: int) -> str:
         """A name by which a user finds the record again."""
         ...

@@ -31,7 +31,7 @@ class prefetch_to_device(Iterator[Any]):
     """
 
     def __init__(self, batches: Iterator[Any], put_fn: Callable[[Any], Any], *, depth: int = 2):
-        self.health = getattr(batches, "health", None)
+        self.health: Any = getattr(batches, "health", None)
         self._queue: queue.Queue = queue.Queue(maxsize=max(depth - 1, 1))
         self._closed = threading.Event()
         self._thread = threading.Thread(

@@ -1,8 +1,8 @@
 """Everything that is checked and printed before a run starts."""
 
 import dataclasses
-import sys
 import pathlib
+import sys
 
 import jax
 import ml_collections
