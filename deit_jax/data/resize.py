@@ -11,16 +11,10 @@ import functools
 
 import numpy as np
 
+from deit_jax.cubic import cubic_kernel
+
 _BITS = 22
 _SUPPORT = 2.0
-
-
-def _bicubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -0.5."""
-    x = np.abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +27,7 @@ def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
     last = np.minimum((center + support + 0.5).astype(np.int64), size)
     taps = np.arange(int((last - first).max()))
     position = first[:, None] + taps
-    weight = _bicubic((position - center[:, None] + 0.5) * (1.0 / widen))
+    weight = cubic_kernel((position - center[:, None] + 0.5) * (1.0 / widen), -0.5)
     weight = np.where(position < last[:, None], weight, 0.0)
     # Added up from left to right as Pillow does; NumPy's pairwise sum may end elsewhere.
     weight /= np.add.accumulate(weight, axis=1)[:, -1:]

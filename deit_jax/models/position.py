@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from deit_jax.cubic import cubic_kernel
+
 
 def resize_position(
     position: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]
@@ -29,12 +31,5 @@ def _weights(old: int, new: int) -> np.ndarray:
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
         index = np.clip(first + tap, 0, old - 1)
-        np.add.at(weights, (np.arange(new), index), _cubic(np.abs(center - (first + tap))))
+        np.add.at(weights, (np.arange(new), index), cubic_kernel(center - (first + tap), -0.75))
     return weights
-
-
-def _cubic(x: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Keys' convolution kernel at distance x <= 2."""
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-    return np.where(x <= 1, near, far)
