@@ -122,13 +122,13 @@ def test_the_agreement_matrix():
     shares = agreement.differences({name: np.array(row) for name, row in choices.items()})
     assert shares["differ/class/dist"] == 0.25 and shares["differ/teacher/label"] == 0.75
     head, *rows = agreement.table(shares | {"count": 4}, title="of 4").splitlines()
-    assert head == "  ".join(["of 4".ljust(17), *agreement.READERS.values()])
+    assert head == "  ".join(["of 4".ljust(17), *agreement.TITLES.values()])
     table = {row[:17].strip(): row[17:].split() for row in rows}
     assert list(table) == ["label", "teacher", "class head", "distillation head", "mean of logits"]
     assert table["teacher"] == ["75.00", "0.00", "50.00", "25.00", "50.00"]
     assert [row[4] for row in table.values()] == table["mean of logits"]
     alone = agreement.table({"differ/class/label": 0.5}).splitlines()
-    assert len(alone) == 3, "readers that are not there have no row"
+    assert len(alone) == 3, "what is not in the results has no row"
 
 
 def test_what_does_not_change_the_past_may_change_between_starts(tmp_path):
@@ -231,7 +231,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_an_intact_checkpoint(
         tiny_runs.train(config, tmp_path)
     assert caught.value.exit_code == 1
     told = [r.getMessage() for r in caplog.records if "checkpoint not saved" in r.getMessage()]
-    assert len(told) == 3 and "the last one saved is of step 1" in told[0]
+    assert len(told) == 3 and "the last saved is of step 1" in told[0]
     steps = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert steps[:4] == [1, 2, 3, 4]
     assert layout.steps_in(tmp_path / "checkpoints") == [1]
