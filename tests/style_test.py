@@ -150,6 +150,15 @@ def test_the_top_of_the_library_is_small():
     assert len(entries) <= 24, "put a new module into the package that it belongs to"
 
 
+def test_every_package_says_where_a_new_thing_goes():
+    packages = [name for name, path in modules().items() if path.name == "__init__.py"]
+    for name in packages[1:]:
+        documentation = ast.get_docstring(tree_of(modules()[name])) or ""
+        assert "\n\n" in documentation, f"{name}: what it is for, and where a new thing goes"
+        says = any(word in documentation.lower() for word in ("a new ", "to add", "a line in"))
+        assert says, f"{name} does not say where a new thing goes"
+
+
 def test_tests_mirror_the_packages():
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()} - {"__pycache__"}
     packages = {p.parent.name for p in (ROOT / "deit_jax").glob("*/__init__.py")}
