@@ -4,8 +4,13 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
+
+
+def _zero() -> jax.Array:
+    return jnp.zeros((), jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -21,8 +26,7 @@ class TrainState:
       ema_params: exponential moving average of `params`, None when EMA is off.
       ema_batch_stats: the same of `batch_stats`, None when EMA is off.
       opt_state: the optax state.
-      nonfinite_steps: int32 scalar, steps so far with a non-finite loss or gradient; None,
-        as the next, in a state that is not trained further.
+      nonfinite_steps: int32 scalar, steps so far with a non-finite loss or gradient.
       nonfinite_in_a_row: int32 scalar, how many of them the newest steps are.
     """
 
@@ -32,8 +36,8 @@ class TrainState:
     ema_params: PyTree
     ema_batch_stats: PyTree
     opt_state: PyTree
-    nonfinite_steps: PyTree = None
-    nonfinite_in_a_row: PyTree = None
+    nonfinite_steps: jax.Array = dataclasses.field(default_factory=_zero)
+    nonfinite_in_a_row: jax.Array = dataclasses.field(default_factory=_zero)
 
     def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
         """The collections that `models.apply` takes, of the raw weights or the EMA."""

@@ -117,7 +117,6 @@ class _Run:
             return self.results
         try:
             with self.writer, self.checkpointer, self._train_batches() as batches:
-                self.health = batches.health
                 for step in range(start + 1, stop + 1):
                     with self.progress.waiting():
                         batch = next(batches)
@@ -138,7 +137,9 @@ class _Run:
 
     def _train_batches(self) -> data.prefetch_to_device:
         rows = sharding.local_rows(self.batch_sharding, self.experiment.canvases)
-        return self._prefetch(self.experiment.train_batches(start_step=self.start, rows=rows))
+        host_batches = self.experiment.train_batches(start_step=self.start, rows=rows)
+        self.health = host_batches.health
+        return self._prefetch(host_batches)
 
     def _prefetch(self, host_batches: Iterator) -> data.prefetch_to_device:
         to_global = functools.partial(sharding.to_global, self.batch_sharding)

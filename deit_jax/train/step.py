@@ -41,8 +41,6 @@ def init_state(
         ema_params=copy(params) if ema else None,
         ema_batch_stats=copy(stats) if ema else None,
         opt_state=tx.init(params),
-        nonfinite_steps=jnp.zeros((), jnp.int32),
-        nonfinite_in_a_row=jnp.zeros((), jnp.int32),
     )
 
 
