@@ -117,19 +117,28 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
 
     from deit_jax import data, rng, sharding
     from deit_jax.checkpoint.digest import digest_tree
-    from deit_jax.train import experiment, schema
+    from deit_jax.train import experiment as experiment_lib
+    from deit_jax.train import schema
 
     resolved = schema.load(CONFIG, overrides)
-    built = experiment.build(resolved)
-    augment_fn = jax.jit(built.augment_fn)
-    rows = sharding.batch_sharding(built.mesh)
-    canvases = data.canvas_count(built.plan.batch_size, resolved.input.repeats, built.mesh.size)
-    host = built.train_batches(start_step=0, rows=sharding.local_rows(rows, canvases))
-    found = []
+    experiment = experiment_lib.build(resolved)
+    augment_fn = jax.jit(experiment.augment_fn)
+    batch_sharding = sharding.batch_sharding(experiment.mesh)
+    canvases = data.canvas_count(
+        experiment.plan.batch_size, resolved.input.repeats, experiment.mesh.size
+    )
+    host = experiment.train_batches(
+        start_step=0, rows=sharding.local_rows(batch_sharding, canvases)
+    )
+    digests = []
     for step, batch in enumerate(itertools.islice(host, count)):
-        placed = sharding.to_global(rows, batch)
+        placed = sharding.to_global(batch_sharding, batch)
         key = rng.step_key(rng.base_key(resolved.seed), rng.Purpose.AUGMENT, step)
-        found.append(digest_tree({"host": placed, "augmented": augment_fn(key, placed)}))
+        digests.append(digest_tree({"host": placed, "augmented": augment_fn(key, placed)}))
     if jax.process_index() == 0:
-        seen = {"devices": jax.device_count(), "processes": jax.process_count(), "batches": found}
-        (workdir / "batches.json").write_text(json.dumps(seen))
+        content = {
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            "batches": digests,
+        }
+        (workdir / "batches.json").write_text(json.dumps(content))

@@ -187,10 +187,11 @@ class _Run:
         if in_a_row < self.setup.max_nonfinite:
             _print(nonfinite.skip_message(step, metrics, total=self.skipped_steps, **counts))
             return
-        # Halted: the steps dispatched since have not changed the state.
-        dumped = dump.write_dump(
-            self.workdir, step=step, state=self.state, metrics=metrics, metadata=self.metadata
-        )
+        with self.progress.paused():
+            # Halted: the steps dispatched since have not changed the state.
+            dumped = dump.write_dump(
+                self.workdir, step=step, state=self.state, metrics=metrics, metadata=self.metadata
+            )
         self._log(step)
         self.checkpointer.close()
         saved = self.checkpointer.steps

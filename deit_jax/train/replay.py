@@ -57,7 +57,7 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
     with checkpoint.Checkpointer(folder) as saver:
         restored = saver.restore(init_lib.abstract_state(experiment))
     if restored is None:
-        raise errors.ConfigError(f"{folder} holds no checkpoint")
+        raise errors.ConfigError(f"{folder} contains no checkpoint of step {step - 1}")
     state = restored.state
     batch_sharding = sharding.batch_sharding(experiment.mesh)
     batch = _batch(experiment, step, batch_sharding)

@@ -24,7 +24,7 @@ def refused(spec: str, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "spec, overrides, said",
+    "spec, overrides, expected",
     [
         ("deit.py:ti", ["model.name=deit_x"], ["unknown model 'deit_x'", "deit_base_patch16_224"]),
         (
@@ -122,14 +122,14 @@ def refused(spec: str, *overrides: str) -> str:
         ),
     ],
 )
-def test_mistake_is_named_with_its_cure(spec, overrides, said):
+def test_mistake_is_named_with_its_cure(spec, overrides, expected):
     message = refused(spec, *overrides)
-    for words in said:
+    for words in expected:
         assert words in message
 
 
 @pytest.mark.parametrize(
-    "overrides, said",
+    "overrides, expected",
     [
         (["keep_latest=0"], ["keep_latest must be at least 1, not 0"]),
         (
@@ -142,11 +142,11 @@ def test_mistake_is_named_with_its_cure(spec, overrides, said):
         ),
     ],
 )
-def test_what_checkpoints_cannot_keep_is_told_before_training(overrides, said, tmp_path):
+def test_checkpoint_options_are_checked_before_training(overrides, expected, tmp_path):
     options = [f"checkpoint.{text}" for text in overrides]
     with pytest.raises(ConfigError) as caught:
         loop.train(tiny_runs.tiny("deit.py:ti", *DIGITS, *options), workdir=str(tmp_path))
-    for words in said:
+    for words in expected:
         assert words in str(caught.value)
 
 
@@ -270,7 +270,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monk
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, expected",
     [
         (
             ["--config=configs/quickstart.py:studnet", "--workdir=w"],
@@ -288,12 +288,12 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, compilation_cache, monk
         (["--config=configs/deit.py:s", "--workdir=w", "--confg.seed=1"], ["'--confg.seed=1'"]),
     ],
 )
-def test_command_line_mistakes_are_told_without_a_traceback(arguments, said, tmp_path):
+def test_command_line_mistakes_are_reported_without_a_traceback(arguments, expected, tmp_path):
     root = pathlib.Path(__file__).resolve().parents[2]
     run = subprocess.run(
         [sys.executable, "train.py", *arguments], cwd=root, capture_output=True, text=True
     )
     assert run.returncode == 2
     assert "Traceback" not in run.stderr and run.stdout == ""
-    for words in said:
+    for words in expected:
         assert words in run.stderr

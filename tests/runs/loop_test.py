@@ -26,7 +26,7 @@ def test_spans(text, span):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("5", "'5' is not first:last"),
         ("a:b", "is not first:last"),
@@ -37,8 +37,8 @@ def test_spans(text, span):
         ("4:11", "steps 1 to 10"),
     ],
 )
-def test_spans_that_no_run_has(text, said):
-    with pytest.raises(ConfigError, match=said):
+def test_spans_that_no_run_has(text, message):
+    with pytest.raises(ConfigError, match=message):
         profiler_lib.parse_span(text, total_steps=10)
 
 
@@ -128,7 +128,7 @@ def test_the_agreement_matrix():
     assert table["teacher"] == ["75.00", "0.00", "50.00", "25.00", "50.00"]
     assert [row[4] for row in table.values()] == table["mean of logits"]
     alone = agreement.table({"differ/class/label": 0.5}).splitlines()
-    assert len(alone) == 3, "what is not in the results has no row"
+    assert len(alone) == 3, "only what is in the results has a row"
 
 
 def test_what_does_not_change_the_past_may_change_between_starts(tmp_path):
@@ -156,13 +156,13 @@ def traced_steps(folder):
     (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
     # Not jax.profiler.ProfileData, which ends the process on some names in jax 0.12.
     space = xplane_pb2.XSpace.FromString(file.read_bytes())
-    found = []
+    numbers = []
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):
             if plane.event_metadata[event.metadata_id].name == "train":
                 stats = {plane.stat_metadata[s.metadata_id].name: s for s in event.stats}
-                found.append(stats["step_num"].int64_value)
-    return sorted(found)
+                numbers.append(stats["step_num"].int64_value)
+    return sorted(numbers)
 
 
 @pytest.fixture
@@ -230,8 +230,8 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_an_intact_checkpoint(
     with pytest.raises(SaveFailedError, match="3 checkpoints in a row.*Read-only") as caught:
         tiny_runs.train(config, tmp_path)
     assert caught.value.exit_code == 1
-    told = [r.getMessage() for r in caplog.records if "checkpoint not saved" in r.getMessage()]
-    assert len(told) == 3 and "the last saved is of step 1" in told[0]
+    lines = [r.getMessage() for r in caplog.records if "checkpoint not saved" in r.getMessage()]
+    assert len(lines) == 3 and "the last saved is of step 1" in lines[0]
     steps = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert steps[:4] == [1, 2, 3, 4]
     assert layout.steps_in(tmp_path / "checkpoints") == [1]

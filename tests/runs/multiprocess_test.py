@@ -95,8 +95,8 @@ def test_two_processes_leave_out_the_same_steps_and_stop_at_the_same(cache, tmp_
     processes = child_runs.start_two(workdir, *OPTIONS, *bad, cache, devices=1)
     _finish(processes, workdir, 1)
     for number in range(2):
-        told = child_runs.log_file(workdir, number).read_text().splitlines()[-1]
-        assert told.startswith("stopped: ") and "at step 5" in told, told
+        line = child_runs.log_file(workdir, number).read_text().splitlines()[-1]
+        assert line.startswith("stopped: ") and "at step 5" in line, line
     # One dump of whole arrays, made by both together, of the state before the last.
     assert [path.name for path in workdir.glob("nonfinite-*")] == ["nonfinite-step-5"]
     tiny_runs.on_one_device(monkeypatch)

@@ -1,4 +1,4 @@
-"""Curves from metrics.jsonl: what is drawn, and that nothing else is heard."""
+"""Curves from metrics.jsonl: what is drawn, and that nothing is printed."""
 
 import json
 import logging
@@ -32,38 +32,38 @@ def run(tmp_path):
 
 def drawn(monkeypatch, runs, out):
     """Panel title -> the legend's labels."""
-    shown, draw = {}, curves._draw
+    panels, draw = {}, curves._draw
 
     def spy(axes, panel, series):
         draw(axes, panel, series)
-        shown[panel[0]] = {line.get_label(): line.get_xydata() for line in axes.lines}
+        panels[panel[0]] = {line.get_label(): line.get_xydata() for line in axes.lines}
 
     monkeypatch.setattr(curves, "_draw", spy)
     curves.plot_curves(runs, out)
-    return shown
+    return panels
 
 
 def test_every_head_raw_and_averaged_is_drawn(run, tmp_path, monkeypatch):
-    shown = drawn(monkeypatch, {"run": run}, tmp_path / "new" / "curves.png")
+    panels = drawn(monkeypatch, {"run": run}, tmp_path / "new" / "curves.png")
     assert (tmp_path / "new" / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     heads = {f"{head} {kind}" for head in ("class", "dist", "mean") for kind in ("raw", "EMA")}
-    assert set(shown["Top-1 accuracy"]) == heads
-    np.testing.assert_allclose(shown["Top-1 accuracy"]["class EMA"], [[20, 30], [40, 30]])
-    loss = shown["Loss"]["loss"]
+    assert set(panels["Top-1 accuracy"]) == heads
+    np.testing.assert_allclose(panels["Top-1 accuracy"]["class EMA"], [[20, 30], [40, 30]])
+    loss = panels["Loss"]["loss"]
     assert loss.shape == (40, 2) and np.isnan(loss[4, 1]) and not np.isnan(loss[5, 1])
-    assert set(shown["Learning rate"]) == {"learning rate"}
+    assert set(panels["Learning rate"]) == {"learning rate"}
 
 
 def test_several_runs_are_told_apart(run, tmp_path, monkeypatch):
     runs = {"hard": run, "none": run / "metrics.jsonl"}
-    shown = drawn(monkeypatch, runs, tmp_path / "curves.png")
-    assert set(shown["Loss"]) == {"hard loss", "none loss"}
+    panels = drawn(monkeypatch, runs, tmp_path / "curves.png")
+    assert set(panels["Loss"]) == {"hard loss", "none loss"}
 
 
 def test_a_run_that_measured_nothing_is_drawn_empty(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text("")
-    shown = drawn(monkeypatch, {"run": tmp_path}, tmp_path / "curves.png")
-    assert all(not lines for lines in shown.values())
+    panels = drawn(monkeypatch, {"run": tmp_path}, tmp_path / "curves.png")
+    assert all(not lines for lines in panels.values())
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -10,7 +10,7 @@ import tiny_runs
 
 from deit_jax import losses, models, optim, rng
 from deit_jax.recipe import hardware
-from deit_jax.train import experiment
+from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import step as step_lib
 
 ROWS = 64
@@ -81,9 +81,11 @@ def products(text):
     places = dict(re.findall(r"^(#loc\d+) = loc\((.*)\)$", text, re.M))
 
     def names(place):
-        told = places.get(place, place)
-        strings = re.findall(r'"([^"]*)"', told)
-        return strings + [name for inner in re.findall(r"#loc\d+", told) for name in names(inner)]
+        location = places.get(place, place)
+        strings = re.findall(r'"([^"]*)"', location)
+        return strings + [
+            name for inner in re.findall(r"#loc\d+", location) for name in names(inner)
+        ]
 
     pattern = re.compile(
         r"stablehlo\.(?:dot_general|convolution)\b.* : "
@@ -104,7 +106,7 @@ def exception_of(names):
 
 def test_products_of_a_distilled_bf16_step_are_in_bf16():
     """DeiT's whole recipe: augmentation, convnet teacher, student, both losses, AdamW, EMA."""
-    built = experiment.build(
+    experiment = experiment_lib.build(
         tiny_runs.tiny(
             "deit.py:ti",
             *tiny_runs.DIGITS,
@@ -123,15 +125,17 @@ def test_products_of_a_distilled_bf16_step_are_in_bf16():
         group_sizes=(4, 4),
         strides=(2, 2),
     )
-    with built.train_batches() as batches:
+    with experiment.train_batches() as batches:
         batch = next(batches)
-    lowered = lower_step(built.model, built.augment_fn, batch, teacher=teacher, distillation="hard")
-    found = list(products(lowered.as_text(debug_info=True)))
+    lowered = lower_step(
+        experiment.model, experiment.augment_fn, batch, teacher=teacher, distillation="hard"
+    )
+    in_program = list(products(lowered.as_text(debug_info=True)))
     text = lowered.as_text()
-    assert len(found) == len(re.findall(r"= stablehlo\.(?:dot_general|convolution)\b", text))
-    in_f32 = [names for dtypes, names in found if "f32" in dtypes]
+    assert len(in_program) == len(re.findall(r"= stablehlo\.(?:dot_general|convolution)\b", text))
+    in_f32 = [names for dtypes, names in in_program if "f32" in dtypes]
     assert [names[0] for names in in_f32 if exception_of(names) is None] == []
     assert {exception_of(names) for names in in_f32} == set(IN_FLOAT32), "all are still needed"
     for part in ("RegNet/s2_b1/conv2", "attn/qkv", "mlp/fc2", "patch_embed"):
-        of_part = [dtypes for dtypes, names in found if part in names[0]]
+        of_part = [dtypes for dtypes, names in in_program if part in names[0]]
         assert of_part and all(dtypes == {"bf16"} for dtypes in of_part), part

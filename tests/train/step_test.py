@@ -129,16 +129,16 @@ def states_of():
 
     def states(bad, limit):
         step, state = compiled[limit]
-        found = [state]
+        history = [state]
         for number in range(1, 7):
             scale = np.float32(np.nan if number in bad else 1)
             state, metrics = step(state, None, host_batch(number) | {"scale": scale})
             assert metrics["finite"] == (number not in bad)
             assert metrics["nonfinite_steps"] == state.nonfinite_steps
             assert metrics["nonfinite_in_a_row"] == state.nonfinite_in_a_row
-            found.append(state)
+            history.append(state)
         assert step._cache_size() == 1, "compiled once, whatever happens"
-        return found
+        return history
 
     compiled = {
         limit: make(ema_decay=0.9, max_nonfinite=limit, tx=optax.adamw(1e-3)) for limit in (1, 4)
