@@ -108,7 +108,7 @@ def build(case: dict) -> tuple[experiment.Experiment, models.Model | None]:
 
 def first_state(built: experiment.Experiment, ema: bool) -> Any:
     """Random weights and optimizer state, on the mesh."""
-    init = lambda key: step_lib.init_state(built.model, built.tx, key, ema=ema)
+    init = lambda key: step_lib.init_state(built.recipe.model, built.recipe.tx, key, ema=ema)
     key = rng.base_key(0)
     where = sharding.tree_shardings(built.mesh, jax.eval_shape(init, key))
     return jax.jit(init, out_shardings=where)(key)
@@ -137,7 +137,7 @@ class Case:
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss is {metrics['loss']}")
         flops = hardware.step_flops(
-            self.built.model, batch_size=case["batch_size"], teacher=teacher_model
+            self.built.recipe.model, batch_size=case["batch_size"], teacher=teacher_model
         )
         self.ready = {
             "trace_s": round(traced - start, 2),

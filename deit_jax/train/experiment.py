@@ -42,14 +42,6 @@ class Experiment:
     augment_fn: Callable
     evaluation: Evaluation
 
-    config = property(lambda self: self.recipe.config)
-    model = property(lambda self: self.recipe.model)
-    plan = property(lambda self: self.recipe.durations)
-    tx = property(lambda self: self.recipe.tx)
-    schedule = property(lambda self: self.recipe.schedule)
-    loss_fn = property(lambda self: self.recipe.loss_fn)
-    abstract_params = property(lambda self: self.recipe.params)
-
     @property
     def canvases(self) -> int:
         """Rows of the host batch over all processes; fewer than the batch when images repeat."""

@@ -36,7 +36,7 @@ def first_state(
         # A limit lowered since then must not halt the run before its first step.
         lowered = jax.device_put(np.int32(max_nonfinite - 1), in_a_row.sharding)
         return dataclasses.replace(state, nonfinite_in_a_row=lowered)
-    key = rng.step_key(rng.base_key(experiment.config.seed), rng.Purpose.INIT, 0)
+    key = rng.step_key(rng.base_key(experiment.recipe.config.seed), rng.Purpose.INIT, 0)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(key, _loaded(experiment))
 
@@ -50,9 +50,9 @@ def _initializer(experiment: Experiment) -> tuple[Callable, TrainState]:
     """(function of key and loaded variables that makes the state, the abstract state)."""
 
     def init(key: jax.Array, variables: PyTree) -> TrainState:
-        ema = experiment.config.step.ema_decay > 0
+        ema = experiment.recipe.config.step.ema_decay > 0
         return step_lib.init_state(
-            experiment.model, experiment.tx, key, ema=ema, variables=variables
+            experiment.recipe.model, experiment.recipe.tx, key, ema=ema, variables=variables
         )
 
     shapes = jax.eval_shape(init, rng.base_key(0), _loaded(experiment))
@@ -70,7 +70,7 @@ def _loaded(experiment: Experiment) -> PyTree | None:
 
 def metadata(experiment: Experiment) -> dict[str, Any]:
     """JSON values that describe a checkpoint of this run: model, classes, config, versions."""
-    config, model = experiment.config, experiment.model
+    config, model = experiment.recipe.config, experiment.recipe.model
     kwargs = experiment_lib.model_kwargs(config) | {"num_classes": experiment.data.num_classes}
     return {
         "model": {"name": config.model.name, "kwargs": kwargs},
@@ -93,12 +93,12 @@ def checkpoint_options(experiment: Experiment) -> dict[str, Any]:
       ConfigError: numbers that would keep nothing, a metric that evaluation does not give,
         or one by which the worst would be kept.
     """
-    options = dict(experiment.config.checkpoint)
-    names = heads.head_names(distilled="dist" in experiment.model.heads)
+    options = dict(experiment.recipe.config.checkpoint)
+    names = heads.head_names(distilled="dist" in experiment.recipe.model.heads)
     metric = options["best_metric"]
     if metric is None:
         metric = options["best_metric"] = f"eval/{heads.main_head(names)}/top1"
-    weights = ("eval", "eval_ema") if experiment.config.step.ema_decay else ("eval",)
+    weights = ("eval", "eval_ema") if experiment.recipe.config.step.ema_decay else ("eval",)
     known = [
         f"{which}/{head}/{value}"
         for value in ("top1", "top5", "loss")

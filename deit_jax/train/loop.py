@@ -71,7 +71,7 @@ class _Run:
     def __init__(self, setup: setup_lib.Setup):
         self.setup, self.workdir = setup, setup.workdir
         self.experiment = experiment = setup.experiment
-        self.plan = experiment.plan
+        self.durations = experiment.recipe.durations
         self.batch_sharding = sharding.batch_sharding(experiment.mesh)
         self.checkpointer = checkpoint.Checkpointer(
             self.workdir / "checkpoints", **init_lib.checkpoint_options(experiment)
@@ -81,12 +81,12 @@ class _Run:
         self.start = start = int(self.state.step)
         self.skipped_steps = int(self.state.nonfinite_steps)
         self.writer = writers.MetricsWriter(
-            self.workdir, start, experiment.config.to_dict(), **experiment.config.log
+            self.workdir, start, experiment.recipe.config.to_dict(), **experiment.recipe.config.log
         )
         self.progress = progress.Progress(
-            total_steps=self.plan.total_steps,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            batch_size=self.plan.batch_size,
+            total_steps=self.durations.total_steps,
+            steps_per_epoch=self.durations.steps_per_epoch,
+            batch_size=self.durations.batch_size,
             start_step=start,
             ideal_step_seconds=_ideal_step_seconds(experiment),
             enabled=jax.process_index() == 0,
@@ -109,12 +109,14 @@ class _Run:
         self.results: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
-        start, stop = self.start, self.plan.stop_at
+        start, stop = self.start, self.durations.stop_at
         if start >= stop:
             self.writer.close()
             self.checkpointer.close()
-            _print(f"already at step {start:,} of {self.plan.total_steps:,}: nothing to do")
+            _print(f"already at step {start:,} of {self.durations.total_steps:,}: nothing to do")
             return self.results
+        if start:
+            _print(f"resuming after step {start:,} of {self.durations.total_steps:,}")
         try:
             with self.writer, self.checkpointer, self._train_batches() as batches:
                 for step in range(start + 1, stop + 1):
@@ -177,7 +179,7 @@ class _Run:
                 self.averages.add(metrics)
             else:
                 self._record_nonfinite(step, metrics, in_a_row)
-            if step % self.plan.log_every == 0 or step == self.plan.stop_at:
+            if step % self.durations.log_every == 0 or step == self.durations.stop_at:
                 self._log(step)
 
     def _record_nonfinite(self, step: int, metrics: dict[str, float], in_a_row: int) -> None:
@@ -213,7 +215,7 @@ class _Run:
         if memory is not None:
             means["memory_gib"] = memory
             notes.append(f"memory {memory:.1f} GiB")
-        epoch = step // self.plan.steps_per_epoch
+        epoch = step // self.durations.steps_per_epoch
         if epoch != self.noted_epoch:
             notes += _health_notes(health)
             self.noted_epoch = epoch
@@ -225,12 +227,12 @@ class _Run:
 
     def _end_of_step(self, step: int) -> None:
         """Evaluates, saves and stops when it is due, with the metrics of `step` read before."""
-        plan = self.plan
-        last = step == plan.stop_at
+        durations = self.durations
+        last = step == durations.stop_at
         # Every process asks at every step; at the last one there is nothing left to cut short.
         stopping = self.setup.preemption.requested(step) and not last
-        evaluating = not stopping and (last or plan.is_due(plan.eval_every, step))
-        saving = stopping or evaluating or plan.is_due(plan.checkpoint_every, step)
+        evaluating = not stopping and (last or durations.is_due(durations.eval_every, step))
+        saving = stopping or evaluating or durations.is_due(durations.checkpoint_every, step)
         if not saving:
             return
         self._drain()
@@ -266,7 +268,7 @@ class _Run:
         self.writer.write(step, self.results)
         for name, sums in results.items():
             _print(f"{name:<9}{evaluate.summary(sums)}")
-            if step == self.plan.stop_at and self.teacher is not None:
+            if step == self.durations.stop_at and self.teacher is not None:
                 _print(agreement.table(sums, title=f"{name}: differ, % of images"))
 
     def _finish(self) -> None:
@@ -286,12 +288,12 @@ def _health_notes(health: data.Health) -> list[str]:
 
 
 def _ideal_step_seconds(experiment: Experiment) -> float | None:
-    if experiment.config.optim.trainable != "all":
+    if experiment.recipe.config.optim.trainable != "all":
         # The formula counts a whole backward pass.
         return None
     return hardware.ideal_step_seconds(
-        experiment.model,
-        batch_size=experiment.plan.batch_size,
+        experiment.recipe.model,
+        batch_size=experiment.recipe.durations.batch_size,
         teacher=experiment.teacher.model if experiment.teacher else None,
         devices=list(experiment.mesh.devices.flat),
     )

@@ -130,12 +130,14 @@ def _batch(
 
 
 def _gradients(experiment: experiment_lib.Experiment):
-    options = {key: value for key, value in experiment.config.step.items() if key != "ema_decay"}
+    options = {
+        key: value for key, value in experiment.recipe.config.step.items() if key != "ema_decay"
+    }
     return step_lib.make_gradients(
-        experiment.model,
+        experiment.recipe.model,
         experiment.augment_fn,
-        experiment.loss_fn,
-        rng.base_key(experiment.config.seed),
+        experiment.recipe.loss_fn,
+        rng.base_key(experiment.recipe.config.seed),
         experiment.teacher.fn if experiment.teacher else None,
         **options,
     )

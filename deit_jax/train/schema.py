@@ -1,21 +1,13 @@
-"""Which builder takes which section of a config."""
+"""Which builder takes which section of a config.
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+A builder's keyword-only parameters, and those of what it chooses, are the options of its section.
+"""
+
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from deit_jax import (
-    augment,
-    builders,
-    checkpoint,
-    config,
-    data,
-    losses,
-    optim,
-    sharding,
-    teacher,
-)
+from deit_jax import augment, checkpoint, config, data, losses, optim, sharding, teacher
 from deit_jax.builders import Option, Section
 from deit_jax.evaluation import evaluate
 from deit_jax.models import registry
@@ -23,17 +15,6 @@ from deit_jax.recipe import durations
 from deit_jax.tracking import writers
 from deit_jax.train import nonfinite
 from deit_jax.train import step as step_lib
-
-
-def from_signature(build: Callable, *, supplied: tuple[str, ...] = ()) -> Section:
-    """Options of a keyword-only builder, without those that the loop supplies."""
-
-    def options(section: Mapping[str, Any]) -> dict[str, Option]:
-        known = builders.options(build, section)
-        return {name: option for name, option in known.items() if name not in supplied}
-
-    return Section(options, ())
-
 
 # Options of the run as a whole, outside of any section.
 TOP: dict[str, Option] = {

@@ -66,7 +66,7 @@ def prepare(
     problems.raise_any()
     folder, notices = opened
     if jax.process_index() == 0:
-        print(report.parameter_table(experiment.abstract_params))
+        print(report.parameter_table(experiment.recipe.params))
         print(report.resolved_recipe(experiment), *notices, sep="\n", flush=True)
         workdir_lib.store_config(folder, config)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)

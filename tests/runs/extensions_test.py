@@ -119,7 +119,7 @@ def open_stripes(*, count: int = 64) -> data.Data:
 data.SOURCES["stripes"] = open_stripes
 '''
 
-HEADER = '''
+HEADER = """
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     return ConfigDict(CONFIG)
-'''
+"""
 
 TRAIN = {
     "batch_size": 16,
@@ -218,7 +218,7 @@ def test_additions_are_explained_trained_resumed_and_evaluated(
     load = lambda *overrides: schema.load(str(file), [compilation_cache, *overrides])
     tiny_runs.train(load("train.stop_at_step=1"), workdir)
     tiny_runs.train(load(), workdir)
-    assert "resumed at step 1" in capsys.readouterr().out
+    assert "resuming after step 1 of 2" in capsys.readouterr().out
     steps = [line["step"] for line in read_jsonl(workdir / "metrics.jsonl")]
     assert steps == sorted(steps) and steps[0] == 1 and steps[-1] == 2
 

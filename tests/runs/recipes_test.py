@@ -345,6 +345,6 @@ def test_twenty_photos_are_enough_to_fine_tune(tmp_path):
                     (folder / f"{number}.jpg").write_bytes(file.getvalue())
     options = ("data.path=" + str(tmp_path), "model.depth=1", "model.dtype=float32")
     built = experiment.build(tiny_runs.load("finetune.py", *options, "train.batch_size=16"))
-    assert (built.plan.records, built.plan.total_steps) == (20, 30)
+    assert (built.recipe.durations.records, built.recipe.durations.total_steps) == (20, 30)
     with pytest.raises(ConfigError, match="config.train.batch_size must be at most 20, .* not 32"):
         experiment.build(tiny_runs.load("finetune.py", *options))
