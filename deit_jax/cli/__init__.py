@@ -23,6 +23,7 @@ COMMANDS = (augmentations, compare, convert, data, evaluate, explain, predict, r
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; 2 after an error that the user can fix, without a traceback."""
+    from deit_jax import config_file
     from deit_jax.errors import ConfigError
 
     description = "Look at data, recipes and models; evaluate, use and convert weights."
@@ -34,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.overrides and not getattr(args, "takes_overrides", False):
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
+        if getattr(args, "config", None):
+            # What the file adds to the tables must be there before anything is read.
+            config_file.read(args.config)
         return args.run(args)
     except (ConfigError, FileNotFoundError) as error:
         print(f"deit-jax {args.command}: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--which`, `--ema` and `--model`."""
+    """`--which`, `--ema`, `--model` and `--config`."""
     parser.add_argument(
         "--which",
         default="latest",
@@ -13,3 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ema", action="store_true", help="use the EMA weights")
     parser.add_argument("--model", help="registered name, when the shapes do not determine it")
+    add_config(parser)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """`--config`, which the command itself reads before it runs."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:variant]",
+        help="config file to read first, for the models that it adds to the tables",
+    )

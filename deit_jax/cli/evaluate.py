@@ -35,7 +35,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--checkpoint", required=True, help="file, folder, workdir, or name of a published model"
     )
     checkpoint_arguments.add_arguments(parser)
-    parser.add_argument("--config", metavar="FILE[:variant]", help="whose data and eval sections")
     parser.add_argument(
         "--data", action="append", metavar="SET,...", help="val, v2, real; default: val"
     )

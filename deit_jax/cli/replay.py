@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 
+from deit_jax.cli import checkpoint_arguments
+
 DESCRIPTION = """\
 A run that stops at a non-finite loss or gradient writes the state before that step to
 WORKDIR/nonfinite-step-N. This command repeats the step from it, with the run's own config,
@@ -22,6 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--dump", required=True, metavar="DIR", help="written by the run")
+    checkpoint_arguments.add_config(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
