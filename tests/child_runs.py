@@ -125,7 +125,7 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
     augment_fn = jax.jit(experiment.augment_fn)
     batch_sharding = sharding.batch_sharding(experiment.mesh)
     canvases = data.canvas_count(
-        experiment.plan.batch_size, resolved.input.repeats, experiment.mesh.size
+        experiment.recipe.durations.batch_size, resolved.input.repeats, experiment.mesh.size
     )
     host = experiment.train_batches(
         start_step=0, rows=sharding.local_rows(batch_sharding, canvases)

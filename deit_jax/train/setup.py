@@ -56,7 +56,7 @@ def prepare(
     with problems.section("nonfinite"):
         limit = nonfinite.make_limit(**config.nonfinite)
     with problems.section("profile"):
-        steps = experiment.plan.total_steps if experiment else sys.maxsize
+        steps = experiment.recipe.durations.total_steps if experiment else sys.maxsize
         span = profiler.parse_span(config.profile, total_steps=steps)
     with problems.section("checkpoint"):
         if experiment:

@@ -128,7 +128,7 @@ def test_products_of_a_distilled_bf16_step_are_in_bf16():
     with experiment.train_batches() as batches:
         batch = next(batches)
     lowered = lower_step(
-        experiment.model, experiment.augment_fn, batch, teacher=teacher, distillation="hard"
+        experiment.recipe.model, experiment.augment_fn, batch, teacher=teacher, distillation="hard"
     )
     in_program = list(products(lowered.as_text(debug_info=True)))
     text = lowered.as_text()
