@@ -33,7 +33,7 @@ def carried(high: jax.Array, low: jax.Array) -> Fixed:
 
 def total(*terms: Fixed) -> Fixed:
     """Sum of a few numbers."""
-    return carried(sum(term.high for term in terms), sum(term.low for term in terms))
+    return functools.reduce(lambda a, b: carried(a.high + b.high, a.low + b.low), terms)
 
 
 def fixed(value: jax.Array) -> Fixed:

@@ -10,6 +10,8 @@ The three channels of a pixel travel in one uint32 word, which makes every move
 of pixels a third of the work.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 
@@ -34,8 +36,9 @@ def _channels(words: jax.Array) -> list[jax.Array]:
     return [((words >> (8 * i)) & 255).astype(jnp.float32) for i in range(3)]
 
 
-def _cubic(v1: jax.Array, v2: jax.Array, v3: jax.Array, v4: jax.Array, d: jax.Array) -> jax.Array:
-    """Keys' a = -1 between v2 and v3 in Pillow's order of operations, exact on flat areas."""
+def _cubic(taps: Iterable[jax.Array], d: jax.Array) -> jax.Array:
+    """Keys' a = -1 between the inner two of four taps, in Pillow's order: exact on flat areas."""
+    v1, v2, v3, v4 = taps
     p2 = v3 - v1
     p3 = 2.0 * (v1 - v2) + v3 - v4
     p4 = v2 - v1 - v3 + v4
@@ -94,8 +97,9 @@ def move_lines(
     sheared = (kind == SHEAR_X) | (kind == SHEAR_Y)
     odd = 2 * jnp.arange(side, dtype=jnp.int32) + 1  # centers of pixels, doubled
     doubled_line = jnp.where(sheared[:, None], odd[None, :], 2 * side)
-    amount = fixed_point.fixed(amount)
-    doubled_shift = fixed_point.carried(*(word[:, None] * doubled_line for word in amount))
+    doubled_shift = fixed_point.carried(
+        *(word[:, None] * doubled_line for word in fixed_point.fixed(amount))
+    )
     whole, part = fixed_point.split_half(doubled_shift)
     part = part[:, :, None]
     # Beyond one side everything is fill.
@@ -107,7 +111,7 @@ def move_lines(
     taps = [_channels(slices[:, :, i : i + side]) for i in range(4)]
     near = taps[1]
     taps = [_less(tap, near) for tap in taps]
-    moved = _to_words(near, [_cubic(*channel, part) for channel in zip(*taps, strict=True)])
+    moved = _to_words(near, [_cubic(channel, part) for channel in zip(*taps, strict=True)])
     center = (odd << BITS)[None, None, :] + doubled_shift.high[:, :, None]
     words = jnp.where(_inside(center, side), moved, _fill_word(fill))
     return unpack(_transposed_where(words, vertical))
@@ -160,10 +164,10 @@ def rotate(pixels: jax.Array, degrees: jax.Array, *, fill: tuple[int, int, int])
     near = square[1][1]
     lines = [
         [
-            _cubic(*channel, part_x)
+            _cubic(channel, part_x)
             for channel in zip(*(_less(tap, near) for tap in taps), strict=True)
         ]
         for taps in square
     ]
-    turned = _to_words(near, [_cubic(*channel, part_y) for channel in zip(*lines, strict=True)])
+    turned = _to_words(near, [_cubic(channel, part_y) for channel in zip(*lines, strict=True)])
     return unpack(jnp.where(inside, turned, _fill_word(fill)))

@@ -14,14 +14,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """uint8 [n, h, w, 3] to float32: (image / 255 - mean) / std."""
-    mean = jnp.asarray(mean, jnp.float32)[None, None, None]
-    std = jnp.asarray(std, jnp.float32)[None, None, None]
-    return (image.astype(jnp.float32) / 255.0 - mean) / std
+    center, scale = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (mean, std))
+    return (image.astype(jnp.float32) / 255.0 - center) / scale
 
 
 def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
     """What timm fills the outside of a warped image with: the mean as uint8 levels."""
-    return tuple(min(255, round(255 * x)) for x in mean)
+    red, green, blue = (min(255, round(255 * x)) for x in mean)
+    return red, green, blue
 
 
 def make_normalize(

@@ -12,7 +12,7 @@ to it.
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -198,8 +198,8 @@ def argument(
     of = Level(level, jnp.where(negate, -level, level), increasing, posterize)
     members: dict[Callable, list[int]] = {}
     for number, name in enumerate(names):
-        if OPERATIONS[name].argument is not None:
-            members.setdefault(OPERATIONS[name].argument, []).append(number)
+        if (of_magnitude := OPERATIONS[name].argument) is not None:
+            members.setdefault(of_magnitude, []).append(number)
     value = jnp.zeros_like(level)
     for of_level, numbers in members.items():
         value = jnp.where(_is_one_of(operation, numbers), of_level(of), value)
@@ -212,8 +212,8 @@ def pointwise_numbers(
     """The pointwise pass for operation int32 [n] with arguments float32 [n]."""
     numbers = color.neutral(len(operation))
     for number, name in enumerate(names):
-        if OPERATIONS[name].pointwise is not None:
-            fields = OPERATIONS[name].pointwise(value)
+        if (fields_of := OPERATIONS[name].pointwise) is not None:
+            fields = fields_of(value)
             chosen = {
                 field: jnp.where(operation == number, of_value, getattr(numbers, field))
                 for field, of_value in fields.items()
@@ -232,20 +232,22 @@ def _routes(
     """One route for each function of pixels among the operations that are drawn at all."""
     members: dict[Callable, list[int]] = {}
     for number, name in enumerate(names):
-        if OPERATIONS[name].pixels is not None:
-            members.setdefault(OPERATIONS[name].pixels, []).append(number)
+        if (function := OPERATIONS[name].pixels) is not None:
+            members.setdefault(function, []).append(number)
     routes = []
     for function, numbers in members.items():
-        kinds = {i: OPERATIONS[names[i]].kind for i in numbers}
-        arguments = (value,)
-        if None not in kinds.values():
-            kind = sum(jnp.where(operation == i, kind, 0) for i, kind in kinds.items())
-            arguments = (kind, value)
+        kinds = [OPERATIONS[names[i]].kind for i in numbers]
+        arguments = [value]
+        if None not in kinds:
+            kind = jnp.zeros_like(operation)
+            for i, of_member in zip(numbers, kinds, strict=True):
+                kind = jnp.where(operation == i, of_member or 0, kind)
+            arguments = [kind, value]
         route = Route(
             member=_is_one_of(operation, numbers),
             share=float(shares[..., numbers].sum(-1).max()),
             operation=builders.bind(function, {"fill": fill}),
-            arguments=arguments,
+            arguments=tuple(arguments),
         )
         if route.share > 0:
             routes.append(route)
@@ -274,7 +276,7 @@ def apply_layer(
 
 
 def apply_layers(
-    pixels: jax.Array, operations: jax.Array, values: jax.Array, **options: object
+    pixels: jax.Array, operations: jax.Array, values: jax.Array, **options: Any
 ) -> jax.Array:
     """Layer after layer of uint8 [n, s, s, 3], int32 and float32 [n, layers]; uint8 between.
 

@@ -22,10 +22,13 @@ class Policy(Protocol):
         arguments float32 [n, layers].
     """
 
-    operations: tuple[str, ...]
-    shares: np.ndarray
-    note: str
-    draw: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    @property
+    def operations(self) -> tuple[str, ...]: ...
+    @property
+    def shares(self) -> np.ndarray: ...
+    @property
+    def note(self) -> str: ...
+    def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]: ...
 
 
 # First part of the string -> a function of the string and of options of its own. The names

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,9 +153,8 @@ def rand_augment(
     Raises:
       ConfigError: a section that timm does not know, or an operation that is not registered.
     """
-    spec = RandAugment(
-        operations=tuple(operations), **dict(_section(part) for part in config.split("-")[1:])
-    )
+    fields: dict[str, Any] = dict(_section(part) for part in config.split("-")[1:])
+    spec = RandAugment(operations=tuple(operations), **fields)
     for name in spec.operations:
         choose(OPERATIONS, name, "operation")
         if spec.weighted and name not in WEIGHTS:

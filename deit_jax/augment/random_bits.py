@@ -54,7 +54,7 @@ def integer(word: jax.Array, high: jax.Array) -> jax.Array:
     return jnp.minimum(draw.astype(jnp.int32), high)
 
 
-def chance(word: jax.Array, prob: float) -> jax.Array:
+def chance(word: jax.Array, prob: float | jax.Array) -> jax.Array:
     """bool, true with `prob`."""
     return unit(word) < prob
 

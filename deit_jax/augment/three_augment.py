@@ -36,7 +36,9 @@ def _box_blur(levels: jax.Array, weights: list[jax.Array], axis: int) -> jax.Arr
     padding = [(REACH, REACH) if i == axis else (0, 0) for i in range(4)]
     padded = jnp.pad(levels, padding, mode="edge")
     shifted = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(2 * REACH + 1)]
-    total = sum(tap * weights[abs(i - REACH)] for i, tap in enumerate(shifted))
+    total = jnp.uint32(0)
+    for i, tap in enumerate(shifted):
+        total = total + tap * weights[abs(i - REACH)]
     return (total + (1 << 23)) >> 24
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+from typing import Any
 
 DESCRIPTION = """\
 Writes one sheet: rows of training images, columns the original and what the recipe's
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from deit_jax.train import schema
 
     operations = _operations(args.operation)
-    resolved = schema.load(args.config, config.split_overrides(args.overrides))
+    resolved: Any = schema.load(args.config, config.split_overrides(args.overrides))
     opened = data.open_data(**resolved.data)
     model = models.create_model(num_classes=opened.num_classes, **resolved.model)
     size = model.image_size[0]
@@ -92,7 +93,7 @@ def _originals(batch: dict, resolved, size: int):
     from deit_jax.augment import make_eval_transform
 
     transform = make_eval_transform(
-        image_size=size, crop_ratio=1.0, mean=(0.0,) * 3, std=(1 / 255,) * 3
+        image_size=size, crop_ratio=1.0, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)
     )
     return np.round(transform(batch)).astype(np.uint8)
 
@@ -119,6 +120,7 @@ def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_class
 def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int, operation: str):
     """(columns as `_draws`, titles with the arguments) of one operation."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from deit_jax.augment import normalize, operations, randaugment, random_bits
@@ -129,7 +131,7 @@ def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int,
     magnitude = operations.noisy_magnitude(
         words[:, 0], spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max
     )
-    numbers = np.zeros(args.draws, np.int32)
+    numbers = jnp.zeros(args.draws, jnp.int32)
     values = operations.argument(
         [operation],
         numbers,
