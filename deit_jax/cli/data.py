@@ -1,7 +1,6 @@
 """`deit-jax data`: what is in a data set, and whether every image of it can be decoded."""
 
 import argparse
-import collections
 
 _CHUNK = 64
 _SOURCE_OPTIONS = {
@@ -34,12 +33,12 @@ def run(args: argparse.Namespace) -> int:
     names = opened.class_names or ()
     if names:
         print("classes:", ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
-    damaged = 0
+    damaged = []
     if args.decode:
         for split, source in (("train", opened.train), ("eval", opened.eval)):
-            lines, bad = check(source, canvas=args.canvas)
-            print(f"{split}: " + "\n".join(lines))
-            damaged += bad
+            summary, wrong = check(source, canvas=args.canvas)
+            print(f"{split}: {summary}", *wrong, sep="\n")
+            damaged += wrong
     return 1 if damaged else 0
 
 
@@ -60,8 +59,8 @@ def _options(args: argparse.Namespace) -> dict[str, str]:
     return given
 
 
-def check(source, *, canvas: int) -> tuple[list[str], int]:
-    """Decode every record of a source: lines of a report, and how many cannot be decoded."""
+def check(source, *, canvas: int) -> tuple[str, list[str]]:
+    """Decodes every record of a source: a summary, and a line per record that is damaged."""
     import concurrent.futures
 
     import numpy as np
@@ -69,27 +68,23 @@ def check(source, *, canvas: int) -> tuple[list[str], int]:
     from deit_jax import data
     from deit_jax.data.batches import usable_cores
 
-    def look(start: int):
+    def decode(start: int):
         indices = np.arange(start, min(start + _CHUNK, len(source)))
-        shapes, wrong = [], []
+        sides, wrong = [], []
         for index, record in zip(indices, source.get(indices)[0], strict=True):
             try:
-                shapes.append(data.decode_image(record).shape[:2])
+                sides.append(max(data.decode_image(record).shape[:2]))
             except data.CorruptImage as error:
                 wrong.append(f"  cannot decode {source.record_name(index)}: {error}")
-        return shapes, wrong
+        return sides, wrong
 
-    sides: collections.Counter = collections.Counter()
-    lines: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-        for shapes, wrong in pool.map(look, range(0, len(source), _CHUNK)):
-            sides.update(max(shape) for shape in shapes)
-            lines += wrong
-    longest = np.repeat(list(sides), list(sides.values()))
+        sides, wrong = zip(*pool.map(decode, range(0, len(source), _CHUNK)), strict=True)
+    longest = np.concatenate(sides)
     summary = f"{len(longest)} of {len(source)} images decoded"
     if len(longest):
         summary += (
             f"; longer side {longest.min()} to {longest.max()} pixels, median "
             f"{int(np.median(longest))}; {np.mean(longest > canvas):.1%} exceed {canvas}"
         )
-    return [summary, *lines], len(lines)
+    return summary, sum(wrong, [])

@@ -43,23 +43,47 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from deit_jax import models
     from deit_jax.errors import ConfigError
 
     if args.config is None:
         if args.overrides:
             raise ConfigError(f"{args.overrides[0]} needs --config=FILE[:variant]")
-        from deit_jax.cli import explain_model
-
-        return explain_model.run(args)
+        for name in args.model or models.list_models():
+            print(describe_model(name))
+        return 0
     if args.model:
         raise ConfigError(f"give model names or --config, not both: {', '.join(args.model)}")
-    for line in explain(args):
-        print(line)
+    print(describe_recipe(args))
     return 0
 
 
-def explain(args: argparse.Namespace) -> list[str]:
-    """The text, as lines."""
+def describe_model(name: str) -> str:
+    """Size, cost and published accuracies of the registered model `name`.
+
+    Raises:
+      ConfigError: it is not registered.
+    """
+    from deit_jax import models
+    from deit_jax.pretrained import hub
+
+    model = models.create_model(name)
+    parameters, macs = models.count(model)
+    size = "x".join(map(str, model.image_size))
+    lines = [
+        f"{name}: {parameters:,} parameters, {macs / 1e9:.3f} G multiply-accumulates at {size}"
+    ]
+    for tag, entry in hub.checkpoints_of(name).items():
+        digest = f"SHA-256 {entry.sha256}..." if entry.sha256 else "no published digest"
+        lines.append(
+            f"  {tag}: top-1 {entry.top1} % on ImageNet (crop ratio {entry.crop_ratio}), "
+            f"{entry.url} ({digest})"
+        )
+    return "\n".join(lines if len(lines) > 1 else [*lines, "  no checkpoint of DeiT's authors"])
+
+
+def describe_recipe(args: argparse.Namespace) -> str:
+    """The recipe of `args.config`, where its sizes are from, and warnings on known traps."""
     import jax
 
     from deit_jax import config
@@ -69,16 +93,12 @@ def explain(args: argparse.Namespace) -> list[str]:
 
     resolved = schema.load(args.config, config.split_overrides(args.overrides))
     records, classes, source = _sizes(resolved, args)
-    recipe: Any = make_recipe(
-        resolved,
-        records=records,
-        num_classes=classes,
-        device_count=args.devices or jax.device_count(),
-    )
+    devices = args.devices or jax.device_count()
+    recipe: Any = make_recipe(resolved, records=records, num_classes=classes, device_count=devices)
     lines = [summary.describe(recipe, images_per_second=args.images_per_second), source]
     warnings = checks.recipe_warnings(recipe)
     lines += ["", "warnings", *(f"  - {text}" for text in warnings)] if warnings else []
-    return lines
+    return "\n".join(lines)
 
 
 def _sizes(config, args: argparse.Namespace) -> tuple[int, int, str]:
@@ -94,7 +114,8 @@ def _sizes(config, args: argparse.Namespace) -> tuple[int, int, str]:
         published = PUBLISHED_SIZES.get((config.data.get("name"), config.data.get("train_split")))
         if published is None:
             raise ConfigError(f"{error}\nor give --records and --classes") from None
-        records, classes = args.records or published[0], args.classes or published[1]
-        return records, classes, "\nthe data is not prepared here: sizes as published"
-    records, classes = args.records or len(opened.train), args.classes or opened.num_classes
-    return records, classes, f"\nsizes of {opened.description}"
+        (records, classes), source = published, "the data is not prepared here: sizes as published"
+    else:
+        records, classes = len(opened.train), opened.num_classes
+        source = f"sizes of {opened.description}"
+    return args.records or records, args.classes or classes, f"\n{source}"

@@ -16,11 +16,7 @@ _MISSING = (
 
 def require_tensorflow() -> None:
     """Raise ConfigError now, rather than at the first batch, when there is no TensorFlow."""
-    try:
-        spec = importlib.util.find_spec("tensorflow")
-    except ValueError:
-        spec = None
-    if spec is None:
+    if importlib.util.find_spec("tensorflow") is None:
         raise ConfigError(_MISSING)
 
 

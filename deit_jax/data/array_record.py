@@ -1,5 +1,6 @@
 """ArrayRecord files by record number."""
 
+import contextlib
 import importlib
 import threading
 from typing import Any
@@ -21,25 +22,20 @@ class ArrayRecordFiles:
         _allow_open_files(len(paths))
 
     def read(self, shard: int, record: int) -> bytes:
-        reader = self._readers.get(shard)
-        if reader is None:
-            with self._lock:
-                if shard not in self._readers:
-                    # Reading ahead is for sequential use; here it only costs memory.
-                    self._readers[shard] = self._module.ArrayRecordReader(
-                        self._paths[shard], options="readahead_buffer_size:0"
-                    )
-                reader = self._readers[shard]
+        with self._lock:
+            if shard not in self._readers:
+                # Reading ahead is for sequential use; here it only costs memory.
+                self._readers[shard] = self._module.ArrayRecordReader(
+                    self._paths[shard], options="readahead_buffer_size:0"
+                )
+            reader = self._readers[shard]
         return reader.read([record])[0]
 
     @staticmethod
     def read_whole(path: str) -> list[bytes]:
         """All payloads of one file."""
-        reader = _array_record_module().ArrayRecordReader(path)
-        try:
+        with contextlib.closing(_array_record_module().ArrayRecordReader(path)) as reader:
             return reader.read_all()
-        finally:
-            reader.close()
 
     def __del__(self):
         for reader in getattr(self, "_readers", {}).values():
@@ -57,10 +53,9 @@ def _array_record_module() -> Any:
 
 def _allow_open_files(count: int) -> None:
     """Raise this process's limit of open files by `count`, as far as the system lets it."""
-    try:
-        import resource
-    except ImportError:
-        return
+    # Not on Windows, where array_record is not either.
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
     if wanted > soft:

@@ -1,4 +1,4 @@
-"""Data sets in memory: uint8 arrays, an .npz file, the digits of scikit-learn.
+"""Data sets in memory: uint8 arrays of an .npz file, the digits of scikit-learn.
 
 Nothing here needs TensorFlow.
 """
@@ -12,13 +12,13 @@ import numpy as np
 from deit_jax.data.source import Data, Source, check_labels
 from deit_jax.errors import ConfigError
 
-DIGITS_TEST_EVERY = 5
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 class ArraySource(Source):
     """Images in memory, uint8 [n, h, w, 3], and int labels [n]."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *, name: str = "arrays"):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str):
         self.images = images
         self.labels = np.asarray(labels, np.int64)
         self.name = name
@@ -33,94 +33,34 @@ class ArraySource(Source):
         return f"{self.name}[{index}]"
 
 
-def arrays_data(
-    *,
-    train_images: np.ndarray,
-    train_labels: np.ndarray,
-    test_images: np.ndarray,
-    test_labels: np.ndarray,
-    class_names: tuple[str, ...] | None = None,
-    name: str = "arrays",
-) -> Data:
-    """A data set of arrays: images uint8 [n, h, w, 3] or [n, h, w] (gray), labels int [n].
-
-    The number of classes is that of `class_names`, or the largest label of both splits + 1.
-
-    Raises:
-        ConfigError: wrong dtype or shape, an empty split, labels outside the classes.
-    """
-    sources = []
-    for split, images, labels in (
-        ("train", train_images, train_labels),
-        ("test", test_images, test_labels),
-    ):
-        sources.append(_checked(np.asarray(images), np.asarray(labels), f"{name} {split}"))
-    if class_names is None:
-        num_classes = int(max(s.labels.max() for s in sources)) + 1
-    else:
-        num_classes = len(class_names)
-    for one in sources:
-        check_labels(one.labels, num_classes, one.name)
-    train, test = sources
-    return Data(
-        train=train,
-        eval=test,
-        num_classes=num_classes,
-        class_names=class_names,
-        description=f"{name}: {len(train)} train, {len(test)} test images in memory, "
-        f"{num_classes} classes",
-    )
-
-
-def _checked(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=3)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ConfigError(
-            f"{name}: images must be uint8 [n, h, w, 3] or [n, h, w], "
-            f"not {images.dtype} {list(images.shape)}"
-        )
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ConfigError(
-            f"{name}: labels must be integers [{len(images)}], "
-            f"not {labels.dtype} {list(labels.shape)}"
-        )
-    if not len(images):
-        raise ConfigError(f"{name}: the split is empty")
-    return ArraySource(images, labels, name=name)
-
-
 def open_arrays(*, path: str | None = None) -> Data:
     """Arrays of an .npz file, in memory.
 
     Args:
-        path: of the file, with the keys train_images, train_labels, test_images, test_labels
-            and, if the classes have names, class_names; see `arrays_data`.
+        path: of the file: train_images and test_images, uint8 [n, h, w, 3] or [n, h, w] (gray);
+            train_labels and test_labels, int [n]; and, if the classes have names, class_names.
+            Without names there are as many classes as the largest label needs.
 
     Raises:
-        ConfigError: no such file, not an .npz file, arrays that are missing or wrong.
+        ConfigError: no such file, not an .npz file, an array that is missing or of a wrong
+            dtype or shape, an empty split, labels outside the classes.
     """
-    required = ("train_images", "train_labels", "test_images", "test_labels")
+    content = f"an .npz file with {', '.join(_ARRAYS)}"
     if path is None:
-        raise ConfigError(f"source 'arrays' needs path, an .npz file with {', '.join(required)}")
+        raise ConfigError(f"source 'arrays' needs path, {content}")
     if not pathlib.Path(path).is_file():
-        raise ConfigError(
-            f"no file {path}; source 'arrays' reads an .npz file with {', '.join(required)}"
-        )
+        raise ConfigError(f"no file {path}; source 'arrays' reads {content}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in required if key not in file]
-            if missing:
-                raise ConfigError(
-                    f"{path} has no {', '.join(missing)}; it has: {', '.join(sorted(file))}"
-                )
-            content = {key: file[key] for key in required}
-            names = tuple(map(str, file["class_names"])) if "class_names" in file else None
+            present = sorted(file)
+            arrays = {key: file[key] for key in (*_ARRAYS, "class_names") if key in file}
     except (zipfile.BadZipFile, ValueError, OSError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path} is not a readable .npz file: {error}") from error
-    return arrays_data(**content, class_names=names, name=pathlib.Path(path).name)
+    missing = [key for key in _ARRAYS if key not in arrays]
+    if missing:
+        raise ConfigError(f"{path} has no {', '.join(missing)}; it has: {', '.join(present)}")
+    names = arrays.pop("class_names", None)
+    return _data(pathlib.Path(path).name, None if names is None else tuple(map(str, names)), arrays)
 
 
 def open_digits() -> Data:
@@ -140,17 +80,49 @@ def open_digits() -> Data:
             "the digits come with scikit-learn: `pip install scikit-learn`"
         ) from error
     digits: Any = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    labels = digits.target.astype(np.int64)
-    place_in_class = np.empty(len(labels), np.int64)
+    images, labels = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
+    test = np.zeros(len(labels), bool)
     for k in range(10):
-        place_in_class[labels == k] = np.arange(np.sum(labels == k))
-    test = place_in_class % DIGITS_TEST_EVERY == DIGITS_TEST_EVERY - 1
-    return arrays_data(
-        train_images=images[~test],
-        train_labels=labels[~test],
-        test_images=images[test],
-        test_labels=labels[test],
-        class_names=tuple(map(str, range(10))),
-        name="digits",
+        test[np.flatnonzero(labels == k)[4::5]] = True
+    arrays = (images[~test], labels[~test], images[test], labels[test])
+    names = tuple(map(str, range(10)))
+    return _data("digits", names, dict(zip(_ARRAYS, arrays, strict=True)))
+
+
+def _data(name: str, class_names: tuple[str, ...] | None, arrays: dict[str, np.ndarray]) -> Data:
+    train, test = (
+        _source(arrays[f"{split}_images"], arrays[f"{split}_labels"], f"{name} {split}")
+        for split in ("train", "test")
     )
+    if class_names is None:
+        num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    else:
+        num_classes = len(class_names)
+    for source in (train, test):
+        check_labels(source.labels, num_classes, source.name)
+    return Data(
+        train=train,
+        eval=test,
+        num_classes=num_classes,
+        class_names=class_names,
+        description=f"{name}: {len(train)} train, {len(test)} test images in memory, "
+        f"{num_classes} classes",
+    )
+
+
+def _source(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ConfigError(
+            f"{name}: images must be uint8 [n, h, w, 3] or [n, h, w], "
+            f"not {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(
+            f"{name}: labels must be integers [{len(images)}], "
+            f"not {labels.dtype} {list(labels.shape)}"
+        )
+    if not len(images):
+        raise ConfigError(f"{name}: the split is empty")
+    return ArraySource(images, labels, name)

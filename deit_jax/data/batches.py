@@ -19,6 +19,8 @@ from deit_jax.data.source import Record, Source
 from deit_jax.errors import ConfigError
 
 Batch = dict[str, np.ndarray]
+# Why records cannot be decoded, by their number.
+Reasons = dict[int, str]
 _LOG = logging.getLogger(__name__)
 _CHUNK = 8
 
@@ -62,14 +64,6 @@ class Health:
     def corrupt(self) -> int:
         """Different records that could not be decoded."""
         return len(self.corrupt_names)
-
-
-@dataclasses.dataclass
-class _ChunkStats:
-    """Counts of one task: images shrunk; record number -> reason of the corrupt ones."""
-
-    shrunk: int = 0
-    corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def usable_cores() -> int:
@@ -130,20 +124,20 @@ class Reader:
     replace: bool
     closed: threading.Event = dataclasses.field(default_factory=threading.Event)
 
-    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> _ChunkStats:
-        """Fill `rows` of the batch with `records`; how many were shrunk, which are corrupt."""
-        stats = _ChunkStats()
+    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> tuple[int, Reasons]:
+        """Fill `rows` of the batch with `records`: how many were shrunk, which are corrupt."""
+        shrunk, corrupt = 0, {}
         if self.closed.is_set():
-            return stats
+            return shrunk, corrupt
         images, labels = self.source.get(records)
         for row, record, image, label in zip(rows, records, images, labels, strict=True):
             record = int(record)
-            pixels = self._decode(image, record, stats)
-            while pixels is None and self.replace and len(stats.corrupt) < len(self.source):
+            pixels = self._decode(image, record, corrupt)
+            while pixels is None and self.replace and len(corrupt) < len(self.source):
                 # The next record of the data set: the same on every thread and process.
                 record = (record + 1) % len(self.source)
                 (image,), (label,) = self.source.get(np.array([record]))
-                pixels = self._decode(image, record, stats)
+                pixels = self._decode(image, record, corrupt)
             if pixels is None:
                 batch["canvas"][row] = 0
                 if not self.replace:
@@ -151,10 +145,10 @@ class Reader:
                 continue
             if max(pixels.shape[:2]) > self.canvas:
                 pixels = self.fit(pixels)
-                stats.shrunk += 1
+                shrunk += 1
             elif isinstance(image, bytes) and max(frame(image)[:2]) > self.canvas:
                 # Decoded at a fraction of its size.
-                stats.shrunk += 1
+                shrunk += 1
             height, width = pixels.shape[:2]
             batch["canvas"][row, :height, :width] = pixels
             batch["canvas"][row, :height, width:] = 0
@@ -162,13 +156,13 @@ class Reader:
             batch["size"][row] = height, width
             batch["label"][row] = label
             batch["index"][row] = record
-        return stats
+        return shrunk, corrupt
 
-    def _decode(self, image: Record, record: int, stats: _ChunkStats) -> np.ndarray | None:
+    def _decode(self, image: Record, record: int, corrupt: Reasons) -> np.ndarray | None:
         try:
             return self.decode(image)
         except CorruptImage as error:
-            stats.corrupt[record] = str(error)
+            corrupt[record] = str(error)
             return None
 
 
@@ -205,7 +199,7 @@ class BatchIterator(Iterator[Batch]):
             # depend on how far ahead the threads are.
             self.health.images += count
             for future in futures:
-                self._account(future.result())
+                self._account(*future.result())
         except BaseException:
             self.close()
             raise
@@ -228,10 +222,10 @@ class BatchIterator(Iterator[Batch]):
             ]
             self._pending.append((batch, len(rows), futures))
 
-    def _account(self, stats: _ChunkStats) -> None:
-        self.health.shrunk += stats.shrunk
+    def _account(self, shrunk: int, reasons: Reasons) -> None:
+        self.health.shrunk += shrunk
         source, corrupt = self._reader.source, self.health.corrupt_names
-        for record, reason in stats.corrupt.items():
+        for record, reason in reasons.items():
             if record in corrupt:
                 continue
             name = corrupt[record] = source.record_name(record)

@@ -16,8 +16,7 @@ _EVAL_NAMES = ("val", "validation", "valid", "test")
 class FolderSource(Source):
     """Files of one split, sorted by class, then by name."""
 
-    def __init__(self, root: str, files: list[str], labels: np.ndarray):
-        self._root = root
+    def __init__(self, files: list[str], labels: np.ndarray):
         self._files = files
         self._labels = labels
 
@@ -27,12 +26,12 @@ class FolderSource(Source):
     def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         images = []
         for index in indices:
-            with open(os.path.join(self._root, self._files[index]), "rb") as file:
+            with open(self._files[index], "rb") as file:
                 images.append(file.read())
         return images, self._labels[np.asarray(indices)]
 
     def record_name(self, index: int) -> str:
-        return os.path.join(self._root, self._files[index])
+        return self._files[index]
 
 
 def open_folder(
@@ -66,10 +65,10 @@ def open_folder(
     train_split = train_split or "train"
     if eval_split is None:
         eval_split = next((name for name in _EVAL_NAMES if name in present), "val")
+    if not present:
+        raise ConfigError(f"{root} is empty; source 'folder' reads {layout} in it")
     for split in (train_split, eval_split):
         if split not in present:
-            if not present:
-                raise ConfigError(f"{root} is empty; source 'folder' reads {layout} in it")
             raise unknown(f"split folder of {root}", split, present)
     names = _class_names(root / train_split)
     train = _scan(root / train_split, names)
@@ -103,7 +102,7 @@ def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) ->
     files, labels, empty = [], [], []
     for label, name in enumerate(names):
         images = _images(split / name)
-        files += [os.path.join(name, image) for image in images]
+        files += images
         labels += [label] * len(images)
         if not images:
             empty.append(name)
@@ -112,18 +111,15 @@ def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) ->
             f"{len(empty)} class folder(s) of {split} have no images: {', '.join(empty[:5])}; "
             f"image files end in {', '.join(EXTENSIONS)}"
         )
-    return FolderSource(os.fspath(split), files, np.array(labels, np.int64))
+    return FolderSource(files, np.array(labels, np.int64))
 
 
 def _images(folder: pathlib.Path) -> list[str]:
-    if not folder.is_dir():
-        return []
     images = []
     for base, directories, names in os.walk(folder):
         directories.sort()
-        relative = os.path.relpath(base, folder)
         images += [
-            os.path.normpath(os.path.join(relative, name))
+            os.path.join(base, name)
             for name in sorted(names)
             if name.lower().endswith(EXTENSIONS) and name[0] != "."
         ]

@@ -12,17 +12,16 @@ times each (DeiT, arXiv 2012.12877, section 5.6; 427,008 distinct images per epo
 for ImageNet at batch 1,024 and 3 repeats).
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from deit_jax.errors import ConfigError
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchIndex:
+class BatchIndex(NamedTuple):
     """The records of one training batch.
 
     Attributes:

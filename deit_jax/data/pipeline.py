@@ -70,16 +70,8 @@ def train_batches(
         shard_lengths=source.shard_lengths,
         window_shards=source.window_shards,
     )
-    jobs = _train_jobs(
-        source,
-        order,
-        canvas=canvas,
-        rows=_local_rows(rows, order.canvases),
-        start_step=start_step,
-        # Not before the first batch, so that what a start needs is read first.
-        hint_from=start_step + loading.prefetch + 1,
-        hint_ahead=_half_window(source, batch_size // repeats),
-    )
+    local = _local_rows(rows, order.canvases)
+    jobs = _train_jobs(source, order, canvas, local, start_step, loading.prefetch)
     reader = Reader(
         source=source,
         canvas=canvas,
@@ -91,26 +83,21 @@ def train_batches(
 
 
 def _train_jobs(
-    source: Source,
-    order: TrainOrder,
-    *,
-    canvas: int,
-    rows: np.ndarray,
-    start_step: int,
-    hint_from: int,
-    hint_ahead: int | None,
+    source: Source, order: TrainOrder, canvas: int, rows: np.ndarray, start_step: int, prefetch: int
 ) -> Iterator[_Job]:
     """Endless (empty batch, rows to fill, their records) from `start_step` on."""
     memory = CanvasMemory(len(rows), canvas)
+    ahead = _half_window(source, order.batch_size // order.repeats)
     for step in itertools.count(start_step):
-        batch_index = order(step)
-        records = batch_index.record[rows]
+        record, canvas_index = order(step)
+        records = record[rows]
         batch, to_fill = _new_batch(memory, records)
-        if batch_index.canvas_index is not None:
-            batch["canvas_index"] = batch_index.canvas_index
-        if hint_ahead and step >= hint_from:
-            ahead = order(step + hint_ahead).record
-            source.hint(ahead[ahead >= 0])
+        if canvas_index is not None:
+            batch["canvas_index"] = canvas_index
+        # Not before the first batch, so that what a start needs is read first.
+        if ahead and step > start_step + prefetch:
+            later = order(step + ahead).record
+            source.hint(later[later >= 0])
         yield batch, to_fill, records[to_fill]
 
 
@@ -157,12 +144,11 @@ def eval_batches(
         decode=decode_image,
         replace=False,
     )
-    local = _local_rows(rows, batch_size)
-    jobs = _eval_jobs(len(source), batch_size, canvas=canvas, rows=local)
+    jobs = _eval_jobs(len(source), batch_size, canvas, _local_rows(rows, batch_size))
     return BatchIterator(jobs, reader, Loading(**options))
 
 
-def _eval_jobs(n_records: int, batch_size: int, *, canvas: int, rows: np.ndarray) -> Iterator[_Job]:
+def _eval_jobs(n_records: int, batch_size: int, canvas: int, rows: np.ndarray) -> Iterator[_Job]:
     """(empty batch, rows to fill, their records) until every record has been yielded once."""
     memory = CanvasMemory(len(rows), canvas)
     for start in range(0, n_records, batch_size):

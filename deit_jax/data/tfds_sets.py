@@ -12,8 +12,6 @@ from deit_jax.data._tensorflow import require_tensorflow
 from deit_jax.data.source import Data, Source, check_labels
 from deit_jax.errors import ConfigError, close_matches, unknown
 
-_IMAGENET_ARCHIVES = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
-
 
 class TfdsSource(Source):
     """Records of one split (slices and sums included) of a prepared tfds data set.
@@ -22,25 +20,23 @@ class TfdsSource(Source):
         shards: tfds's (filename, skip, take, examples_in_shard) of each file.
         file_format: an entry of `FILE_FORMATS`.
         num_classes: labels outside 0..num_classes-1 are an error at reading.
-        image_key, label_key: features of a record.
+        keys: features of a record, image and label.
         window_shards: see `Source`.
     """
 
     def __init__(
         self,
         shards: list,
-        *,
         file_format: str,
         num_classes: int,
-        image_key: str,
-        label_key: str,
+        keys: tuple[str, str],
         window_shards: int | None,
     ):
         paths = [os.fspath(shard.filename) for shard in shards]
         self.window_shards = window_shards
         self._reader = readers.open_files(file_format, paths, window_shards)
         self._num_classes = num_classes
-        self._keys = (image_key, label_key)
+        self._keys = keys
         self._files = [os.path.basename(path) for path in paths]
         self._skip = np.array([shard.skip for shard in shards], np.int64)
         self.shard_lengths = tuple(shard.take for shard in shards)
@@ -80,7 +76,6 @@ class TfdsSource(Source):
         return example.integers(self._payload(index), key)
 
     def hint(self, indices: np.ndarray) -> None:
-        """These records will be read soon: start reading their files if that takes long."""
         self._reader.hint(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())
 
     def record_name(self, index: int) -> str:
@@ -123,26 +118,25 @@ def open_tfds(
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(folder)
-    num_classes, names = _check_features(builder, image_key, label_key)
+    label = _label_feature(builder, image_key, label_key)
     splits = _resolve_splits(builder, train_split, eval_split)
     train, evaluation = (
         TfdsSource(
             _shards(builder, split, prepare_command(name, data_dir)),
-            file_format=builder.info.file_format.value,
-            num_classes=num_classes,
-            image_key=image_key,
-            label_key=label_key,
-            window_shards=window_shards,
+            builder.info.file_format.value,
+            label.num_classes,
+            (image_key, label_key),
+            window_shards,
         )
         for split in splits
     )
     return Data(
         train=train,
         eval=evaluation,
-        num_classes=num_classes,
-        class_names=names,
+        num_classes=label.num_classes,
+        class_names=tuple(label.names),
         description=f"{builder.info.full_name}: {splits[0]} {len(train)}, "
-        f"{splits[1]} {len(evaluation)} images, {num_classes} classes",
+        f"{splits[1]} {len(evaluation)} images, {label.num_classes} classes",
     )
 
 
@@ -161,19 +155,12 @@ def _shards(builder, split: str, prepare: str) -> list:
     return shards
 
 
-def default_data_dir() -> str:
-    """Where tfds keeps its data: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return os.environ.get("TFDS_DATA_DIR") or os.path.join(
-        os.path.expanduser("~"), "tensorflow_datasets"
-    )
-
-
 def prepare_command(name: str, data_dir: str | None) -> str:
-    """The command with which a user prepares a missing set."""
-    command = f"tfds build {name} --data_dir={data_dir or default_data_dir()}"
-    if name.split("/")[0].split(":")[0] == "imagenet2012":
+    """The command with which a user prepares a missing set; tfds's default is ours too."""
+    command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
+    if re.split("[/:]", name)[0] == "imagenet2012":
         command += (
-            f" --manual_dir=DIR (DIR holding {_IMAGENET_ARCHIVES}, "
+            " --manual_dir=DIR (DIR with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, "
             "which image-net.org gives after registration; tfds cannot download them)"
         )
     return command
@@ -186,9 +173,11 @@ def find_prepared(name: str, data_dir: str | None) -> str:
         ConfigError: no such data_dir, set, config or version; names what there is and the
             command that prepares the set.
     """
+    import tensorflow_datasets as tfds
     from etils import epath
 
-    root = epath.Path(data_dir or default_data_dir()).expanduser()
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = epath.Path(data_dir or default).expanduser()
     if not root.is_dir():
         given = "data_dir" if data_dir else "data_dir is not given, and tfds's default"
         raise ConfigError(
@@ -203,20 +192,16 @@ def find_prepared(name: str, data_dir: str | None) -> str:
             f"no prepared data set {base!r} in data_dir {root}; "
             f"it has: {close_matches(base, present) or 'nothing'}. {_how_to_get(name, data_dir)}"
         )
-    versions = sorted(
-        (p.name for p in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", p.name)),
-        key=lambda v: tuple(map(int, v.split("."))),
-    )
+    versions = [p.name for p in folder.iterdir() if tfds.core.Version.is_valid(p.name)]
+    versions.sort(key=tfds.core.Version)
     prepared = [v for v in versions if (folder / v / "dataset_info.json").is_file()]
     if version and version not in prepared:
         raise ConfigError(f"no version {version} in {folder}; prepared: {', '.join(prepared)}")
     if not prepared:
         configs = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in versions)
         hint = f"; it has configs, name one: {base}/{configs[0]}" if configs else ""
-        raise ConfigError(
-            f"{folder} has no prepared version{hint}; "
-            f"to prepare it: {prepare_command(name, data_dir)}"
-        )
+        command = prepare_command(name, data_dir)
+        raise ConfigError(f"{folder} has no prepared version{hint}; to prepare it: {command}")
     return os.fspath(folder / (version or prepared[-1]))
 
 
@@ -224,16 +209,16 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
     """The command that prepares a set, or the near names when tfds knows no such set."""
     import tensorflow_datasets as tfds
 
-    base = name.split("/")[0].split(":")[0]
+    base = re.split("[/:]", name)[0]
     known = tfds.list_builders(with_community_datasets=False)
     if base in known:
         return f"To prepare it: {prepare_command(name, data_dir)}"
-    near = difflib.get_close_matches(base, known, n=5, cutoff=0.6)
+    near = difflib.get_close_matches(base, known, n=5)
     return f"tfds has no set of that name{'; nearest: ' + ', '.join(near) if near else ''}"
 
 
-def _check_features(builder, image_key: str, label_key: str) -> tuple[int, tuple[str, ...] | None]:
-    """Number of classes and their names; errors that name the features there are."""
+def _label_feature(builder, image_key: str, label_key: str) -> Any:
+    """The ClassLabel feature; errors that name the features there are."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -245,11 +230,7 @@ def _check_features(builder, image_key: str, label_key: str) -> tuple[int, tuple
     label = features[label_key]
     if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
         raise ConfigError(f"feature {label_key!r} is not a class label but {label}")
-    try:
-        names = tuple(label.names)
-    except (ValueError, AttributeError, TypeError):
-        names = None
-    return label.num_classes, names
+    return label
 
 
 def _resolve_splits(builder, train_split: str | None, eval_split: str | None):

@@ -6,13 +6,14 @@ The checksums of the format are not verified: damage to an image is found by dec
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import logging
 import os
 import pathlib
 import struct
 import tempfile
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -24,32 +25,41 @@ _MOST_OPEN_FILES = 128
 _LOG = logging.getLogger(__name__)
 
 
-def scan_offsets(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Start and length in bytes of each record's payload, two int64 [n].
+def scan_offsets(path: str) -> np.ndarray:
+    """Start and length in bytes of each record's payload, int64 [n, 2].
 
     Raises:
         ConfigError: the chain of lengths does not end at the end of the file.
     """
-    starts, lengths = [], []
-    size = os.path.getsize(path)
-    position = 0
     with open(path, "rb", buffering=0) as file:
-        while position < size:
-            header = os.pread(file.fileno(), _HEADER_BYTES, position)
-            length = _HEADER.unpack(header[:8])[0] if len(header) == _HEADER_BYTES else size
-            end = position + _HEADER_BYTES + length + _FOOTER_BYTES
-            if end > size:
-                raise ConfigError(
-                    f"{path} is damaged or cut short: the record at byte {position} "
-                    f"would end at byte {end} of {size}; prepare the data set again"
-                )
-            starts.append(position + _HEADER_BYTES)
-            lengths.append(length)
-            position = end
-    return np.array(starts, np.int64), np.array(lengths, np.int64)
+        read = functools.partial(os.pread, file.fileno())
+        spans = list(_spans(read, os.path.getsize(path), path))
+    return np.array(spans, np.int64).reshape(-1, 2)
 
 
-def offset_index(paths: list[str], *, threads: int = 8) -> list[tuple[np.ndarray, np.ndarray]]:
+def split_records(content: bytes, path: str) -> list[bytes]:
+    """Payloads of a whole TFRecord file that is already in memory; raises as `scan_offsets`."""
+    read = lambda count, position: content[position : position + count]
+    return [read(length, start) for start, length in _spans(read, len(content), path)]
+
+
+def _spans(read: Callable[[int, int], bytes], size: int, path: str) -> Iterator[tuple[int, int]]:
+    """(start, length) of each payload; `read(count, position)` gives bytes of the file."""
+    position = 0
+    while position < size:
+        header = read(_HEADER_BYTES, position)
+        length = _HEADER.unpack(header[:8])[0] if len(header) == _HEADER_BYTES else size
+        end = position + _HEADER_BYTES + length + _FOOTER_BYTES
+        if end > size:
+            raise ConfigError(
+                f"{path} is damaged or cut short: the record at byte {position} "
+                f"would end at byte {end} of {size}; prepare the data set again"
+            )
+        yield position + _HEADER_BYTES, length
+        position = end
+
+
+def offset_index(paths: list[str]) -> list[np.ndarray]:
     """`scan_offsets` of each file, from the cache when the files are unchanged.
 
     The cache is $XDG_CACHE_HOME/deit_jax (default ~/.cache/deit_jax), keyed by the paths,
@@ -58,11 +68,11 @@ def offset_index(paths: list[str], *, threads: int = 8) -> list[tuple[np.ndarray
     cache = _cache_file(paths)
     try:
         with np.load(cache) as stored:
-            return [(stored[f"start{i}"], stored[f"length{i}"]) for i in range(len(paths))]
+            return [stored[f"arr_{i}"] for i in range(len(paths))]
     except (OSError, ValueError, KeyError, EOFError):
         pass
     _LOG.info("indexing %d TFRecord files, once", len(paths))
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
         index = list(pool.map(scan_offsets, paths))
     _write_cache(cache, index)
     return index
@@ -77,13 +87,11 @@ def _cache_file(paths: list[str]) -> pathlib.Path:
     return pathlib.Path(root) / "deit_jax" / "tfrecord_index" / f"{digest.hexdigest()[:32]}.npz"
 
 
-def _write_cache(cache: pathlib.Path, index: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    content: dict[str, Any] = {f"start{i}": start for i, (start, _) in enumerate(index)}
-    content |= {f"length{i}": length for i, (_, length) in enumerate(index)}
+def _write_cache(cache: pathlib.Path, index: list[np.ndarray]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **content)
+            np.savez(file, *index)
         # Renamed, so that another process never reads half of an index.
         os.replace(file.name, cache)
     except OSError:
@@ -96,15 +104,14 @@ class TFRecordFiles:
     def __init__(self, paths: list[str]):
         self._paths = paths
         self._index = offset_index(paths)
-        self.lengths = tuple(len(start) for start, _ in self._index)
+        self.lengths = tuple(map(len, self._index))
         stay_open = len(paths) <= _MOST_OPEN_FILES
         # pread has no file position, so one descriptor serves all threads. ImageNet's 1,024
         # files are more than many systems let a process open: opened for each read.
         self._files = [os.open(path, os.O_RDONLY) for path in (paths if stay_open else [])]
 
     def read(self, shard: int, record: int) -> bytes:
-        starts, lengths = self._index[shard]
-        start, length = int(starts[record]), int(lengths[record])
+        start, length = self._index[shard][record].tolist()
         if self._files:
             return os.pread(self._files[shard], length, start)
         file = os.open(self._paths[shard], os.O_RDONLY)
@@ -123,17 +130,3 @@ class TFRecordFiles:
     def __del__(self):
         for file in getattr(self, "_files", ()):
             os.close(file)
-
-
-def split_records(content: bytes, path: str) -> list[bytes]:
-    """Payloads of a whole TFRecord file that is already in memory."""
-    payloads = []
-    position = 0
-    while position < len(content):
-        (length,) = _HEADER.unpack_from(content, position)
-        start = position + _HEADER_BYTES
-        position = start + length + _FOOTER_BYTES
-        if position > len(content):
-            raise ConfigError(f"{path} is damaged or cut short; prepare the data set again")
-        payloads.append(content[start : start + length])
-    return payloads

@@ -64,9 +64,9 @@ def test_imagenet_names():
 
 
 def test_explain_prints_size_cost_and_accuracy():
-    from deit_jax.cli.explain_model import describe
+    from deit_jax.cli.explain import describe_model
 
-    text = describe("deit_tiny_distilled_patch16_224")
+    text = describe_model("deit_tiny_distilled_patch16_224")
     assert "5,910,800 parameters" in text and "1.261 G multiply-accumulates at 224x224" in text
     assert "top-1 74.476 %" in text and "b40b3cf7" in text
-    assert "no checkpoint of DeiT's authors" in describe("regnety_002")
+    assert "no checkpoint of DeiT's authors" in describe_model("regnety_002")

@@ -148,7 +148,7 @@ def test_record_damaged_around_the_image_counts_as_corrupt(tfds_dir, tmp_path):
     shutil.copytree(tfds_dir / "cifar10/3.0.2", target, copy_function=shutil.copyfile)
     target.chmod(0o755)
     path = sorted(target.glob("*test*"))[0]
-    (start,), _ = (part[7:8] for part in tfrecord.scan_offsets(str(path)))
+    start, _ = tfrecord.scan_offsets(str(path))[7]
     content = bytearray(path.read_bytes())
     content[start : start + 6] = b"\xff" * 6
     path.write_bytes(content)
