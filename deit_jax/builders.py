@@ -14,7 +14,7 @@ new optimizer is one function and one line in `OPTIMIZERS`, and its options need
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from deit_jax import errors
@@ -94,25 +94,18 @@ def options(build: Callable | Section, section: Mapping[str, Any]) -> dict[str, 
     """
     if isinstance(build, Section):
         return build.options(section)
-    own = keywords(build)
-    for key, choice in getattr(build, "choices", {}).items():
-        value = section.get(key, own[key].default) if key else None
-        for entry in _entries(choice, key, value):
-            own |= options(entry, section)
-    return own
+    known = keywords(build)
+    for entry in _chosen(build, section):
+        known |= options(entry, section)
+    return known
 
 
 def choosers(build: Callable | Section, section: Mapping[str, Any]) -> set[str]:
     """The options that choose an entry of a table, those of chosen entries included."""
     if isinstance(build, Section):
         return set(build.choosers)
-    found = set()
-    for key, choice in getattr(build, "choices", {}).items():
-        found |= {key} - {""}
-        value = section.get(key, keywords(build)[key].default) if key else None
-        for entry in _entries(choice, key, value):
-            found |= choosers(entry, section)
-    return found
+    found = {key for key in getattr(build, "choices", {}) if key}
+    return found.union(*(choosers(entry, section) for entry in _chosen(build, section)))
 
 
 def bind(function: Callable, given: Mapping[str, Any]) -> Callable:
@@ -140,23 +133,21 @@ def plain(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, tuple | list):
         return "(" + ", ".join(map(plain, value)) + ")"
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def headlines(build: Callable, section: Mapping[str, Any]) -> list[str]:
     """The headline of a builder and those of the entries that its options choose."""
-    lines = [headline(build)]
+    chosen = [line for entry in _chosen(build, section) for line in headlines(entry, section)]
+    return [headline(build), *chosen]
+
+
+def _chosen(build: Callable, section: Mapping[str, Any]) -> Iterator[Callable]:
+    """Every entry that the options of a builder choose."""
     for key, choice in getattr(build, "choices", {}).items():
         value = section.get(key, keywords(build)[key].default) if key else None
-        for entry in _entries(choice, key, value):
-            lines += headlines(entry, section)
-    return lines
-
-
-def _entries(choice: Table | Chosen, key: str, value: Any) -> Iterable[Callable]:
-    if not isinstance(choice, Mapping):
-        return choice(value)
-    names = value if isinstance(value, tuple | list) else [value]
-    return [choose(choice, name, key) for name in names]
+        if isinstance(choice, Mapping):
+            names = value if isinstance(value, tuple | list) else [value]
+            yield from (choose(choice, name, key) for name in names)
+        else:
+            yield from choice(value)

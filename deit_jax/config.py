@@ -299,12 +299,9 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _type_name(annotation: Any) -> str:
     """`int or None` for `int | None`."""
-    names = [getattr(kind, "__name__", str(kind)) for kind in _alternatives(annotation)]
-    shown = [
-        str(kind) if typing.get_args(kind) else name
-        for kind, name in zip(_alternatives(annotation), names, strict=True)
-    ]
-    return " or ".join("None" if name == "NoneType" else name for name in shown)
+    kinds = _alternatives(annotation)
+    names = [str(kind) if typing.get_args(kind) else kind.__name__ for kind in kinds]
+    return " or ".join(names).replace("NoneType", "None")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

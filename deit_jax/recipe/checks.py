@@ -5,11 +5,7 @@ from collections.abc import Callable, Iterator
 from deit_jax.recipe.recipe import Recipe
 
 # Images that shared a mix in the published runs, which drew one lambda for each GPU's batch.
-PUBLISHED_MIX_GROUP = {
-    "deit_tiny": 256,
-    "deit_small": 256,
-    "deit_base": 64,
-}
+PUBLISHED_MIX_GROUP = {"deit_tiny": 256, "deit_small": 256, "deit_base": 64}
 PUBLISHED_BATCH = 1024
 # Base rates for 512 images above this are what 5e-4 becomes by scaling to 1,024.
 _SCALED_ADAMW_LR = 1e-3
@@ -36,12 +32,12 @@ def _learning_rate(recipe: Recipe) -> Iterator[str]:
     if scale is None or scale == recipe.durations.batch_size:
         return
     peak = recipe.schedule.peak
-    told = f"schedule.base_lr={options.base_lr:g} is scaled by the batch to a peak of {peak:g}"
+    scaled = f"schedule.base_lr={options.base_lr:g} is scaled by the batch to a peak of {peak:g}"
     remedy = "if it is scaled already, set schedule.scale_by_batch=None"
     if name == "lamb" and peak > options.base_lr:
-        yield f"{told}; the published rates for LAMB are not scaled: {remedy}"
+        yield f"{scaled}; the published rates for LAMB are not scaled: {remedy}"
     elif name == "adamw" and options.base_lr >= _SCALED_ADAMW_LR and peak > options.base_lr:
-        yield f"{told}, twice the published 5e-4 for 512 images or more: {remedy}"
+        yield f"{scaled}, twice the published 5e-4 for 512 images or more: {remedy}"
 
 
 def _batch(recipe: Recipe) -> Iterator[str]:

@@ -51,15 +51,9 @@ class Recipe:
         """Side in pixels of the student's images."""
         return self.model.image_size[0]
 
-    def make_augment(self, mesh: jax.sharding.Mesh | None = None) -> Callable:
-        """`augment(key, batch)`, see `augment.make_augment`."""
-        supplied = _supplied(self.config, self.image_size, self.num_classes)
-        return augment.make_augment(supplied._replace(mesh=mesh), **self.config.augment)
-
-    def describe_augment(self) -> list[augment.Described]:
-        """Its stages, see `augment.describe`."""
-        supplied = _supplied(self.config, self.image_size, self.num_classes)
-        return augment.describe(supplied, self.config.augment)
+    def supplied(self, mesh: jax.sharding.Mesh | None = None) -> augment.Supplied:
+        """What the stages of the augmentation are given."""
+        return _supplied(self.config, self.image_size, self.num_classes)._replace(mesh=mesh)
 
 
 def make_recipe(

@@ -6,8 +6,9 @@ What was chosen from a table is described by the first line of its docstring.
 import math
 from typing import Any
 
-from deit_jax import builders, data, losses, models, optim
+from deit_jax import augment, builders, data, losses, models, optim
 from deit_jax.optim.optimizers import OPTIMIZERS
+from deit_jax.optim.param_groups import Masks
 from deit_jax.optim.schedules import SCHEDULES
 from deit_jax.recipe import costs
 from deit_jax.recipe.recipe import Recipe
@@ -92,27 +93,18 @@ def _learning_rate(recipe: Recipe) -> list[str]:
 def _optimizer(recipe: Recipe) -> list[str]:
     options = recipe.config.optim
     clip = "none" if options.clip_norm is None else f"global norm {options.clip_norm:g}"
-    groups = optim.decay_groups(
-        recipe.params,
-        recipe.model,
-        weight_decay=options.weight_decay,
-        decay_dist_token=options.decay_dist_token,
-        layer_decay=options.layer_decay,
-        trainable=options.trainable,
-    )
+    of_groups = {key: options[key] for key in builders.keywords(Masks.make)}
+    groups = optim.decay_groups(recipe.params, recipe.model, **of_groups)
     kind = builders.narrate(OPTIMIZERS, options.name, options)
     return [*_columns({"kind": kind, "clipping": clip}), *optim.format_groups(groups).splitlines()]
 
 
 def _augmentation(recipe: Recipe) -> list[str]:
-    lines = []
-    for stage in recipe.describe_augment():
-        options = ", ".join(
-            f"{key} {builders.plain(value)}" for key, value in stage.options.items()
-        )
-        lines += _columns({stage.name: stage.texts[0]})
-        more = [*stage.texts[1:], options]
-        lines += [" " * _WIDTH + text for text in more if text]
+    lines: list[str] = []
+    for stage in augment.describe(recipe.supplied(), recipe.config.augment):
+        values = ", ".join(f"{k} {builders.plain(value)}" for k, value in stage.options.items())
+        first, *more = [*stage.texts, *([values] if values else [])]
+        lines += _columns({stage.name: first}) + [" " * _WIDTH + text for text in more]
     return lines
 
 

@@ -145,7 +145,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         mesh=mesh,
         teacher=teacher,
         start=start,
-        augment_fn=recipe.make_augment(mesh),
+        augment_fn=augment.make_augment(recipe.supplied(mesh), **config.augment),
         evaluation=evaluation,
     )
     # Both check their options when made, and read nothing before the first batch is taken.
