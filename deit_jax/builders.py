@@ -108,6 +108,17 @@ def choosers(build: Callable | Section, section: Mapping[str, Any]) -> set[str]:
     return found.union(*(choosers(entry, section) for entry in _chosen(build, section)))
 
 
+def owners(build: Callable | Section, section: Mapping[str, Any], key: str) -> Iterator[str]:
+    """`name=sgd` for every choice that would make `key` an option."""
+    for chooser, choice in getattr(build, "choices", {}).items():
+        if isinstance(choice, Mapping):
+            entries = choice.items()
+            yield from (f"{chooser}={name}" for name, e in entries if key in options(e, section))
+    if not isinstance(build, Section):
+        for entry in _chosen(build, section):
+            yield from owners(entry, section, key)
+
+
 def bind(function: Callable, given: Mapping[str, Any]) -> Callable:
     """`function` with those of the given options that it, or what it chooses, takes."""
     known = options(function, given)

@@ -82,7 +82,7 @@ def resolve(
         options |= {f"{name}.{key}": option for key, option in known.items()}
     for path, text in given.items():
         try:
-            _apply_override(config, path, text, options)
+            _apply_override(config, path, text, options, schema)
         except errors.ConfigError as error:
             problems.add(str(error))
     problems.raise_any()
@@ -197,32 +197,43 @@ def _default(option: Option) -> Any:
 
 
 def _apply_override(
-    config: ml_collections.ConfigDict, path: str, text: str, options: Mapping[str, Option]
+    config: ml_collections.ConfigDict,
+    path: str,
+    text: str,
+    options: Mapping[str, Option],
+    schema: Schema,
 ) -> None:
     if path in config and isinstance(config[path], ml_collections.ConfigDict):
         section: Any = config[path]
         keys = ", ".join(f"{path}.{key}" for key in section)
         raise errors.ConfigError(f"config.{path} is a section; set one of its keys: {keys}")
     if path not in options:
-        raise _unknown_key(path, options)
+        raise _unknown_key(path, options, config, schema)
     *sections, leaf = path.split(".")
     node: Any = config[sections[0]] if sections else config
     with node.ignore_type():
         node[leaf] = _parsed(path, text, options[path].annotation, node[leaf])
 
 
-def _unknown_key(path: str, known: Iterable[str]) -> errors.ConfigError:
+def _unknown_key(
+    path: str, known: Iterable[str], config: ml_collections.ConfigDict, schema: Schema
+) -> errors.ConfigError:
     section, leaf = path.split(".")[0], path.split(".")[-1]
-    in_section = [k for k in known if k.split(".")[0] == section]
+    in_section = sorted(k for k in known if k.startswith(f"{section}."))
     wrong = path if in_section or "." not in path else section
-    same_leaf = [k for k in known if k.split(".")[-1] == leaf]
-    near = same_leaf or difflib.get_close_matches(path, known, 4)
-    if near:
-        return errors.ConfigError(
-            f"unknown key config.{wrong}; did you mean {', '.join(near[:4])}?"
+    reason, near = "", [k for k in known if k.split(".")[-1] == leaf]
+    if section in schema.sections:
+        others = [*builders.owners(schema.sections[section], config[section], leaf)]
+        reason = f" (an option of {section}.{f' and {section}.'.join(others)})" if others else ""
+        close = difflib.get_close_matches(
+            leaf, [k.partition(".")[2] for k in in_section], cutoff=0.7
         )
+        near = near or [f"{section}.{k}" for k in close]
+    near = near or difflib.get_close_matches(path, known, 4, cutoff=0.8)
+    if near and not reason:
+        return errors.ConfigError(f"unknown key config.{wrong}; did you mean {', '.join(near)}?")
     return errors.ConfigError(
-        f"unknown key config.{wrong}; known: {', '.join(sorted(in_section or known))}"
+        f"unknown key config.{wrong}{reason}; known: {', '.join(in_section or sorted(known))}"
     )
 
 

@@ -29,8 +29,9 @@ def read(spec: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     file, _, variant = spec.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
-        known = sorted(str(p) for p in path.parent.glob("*.py")) or ["configs/deit.py"]
-        raise ConfigError(f"no config file {file!r}; {path.parent} has: {', '.join(known)}")
+        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.py")))
+        there = f"{path.parent} has: {known}" if known else "give a path such as configs/deit.py"
+        raise ConfigError(f"no config file {file!r}; {there}")
     module = _execute(path)
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"{file}:1: there is no function get_config(variant) in this file")

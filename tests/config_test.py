@@ -120,7 +120,8 @@ def test_overrides_take_the_type_of_the_default(load, override, key, value):
         ("model.wide=yes", "config.model.wide takes bool (now False), not 'yes'"),
         ("model.sizes=('a',)", "config.model.sizes takes tuple[float, ...]"),
         ("model.limit=1.5", "config.model.limit takes int or None (now None), not '1.5'"),
-        ("model.classes=3", "unknown key config.model.classes"),
+        ("model.classes=3", "unknown key config.model.classes; known: model.limit"),
+        ("optim.bta=3", "unknown key config.optim.bta; known: optim."),
         ("model.width", "config.model.width has no value; write --config.model.width=VALUE"),
     ],
 )
@@ -157,7 +158,10 @@ def test_unknown_keys_of_the_file_itself_are_reported(tmp_path):
 def test_options_are_those_of_the_chosen_entry(load):
     assert "momentum" not in load(":small", "optim.kind=adam").optim
     assert load(":small", "optim.kind=adam", "optim.beta=0.5").optim.beta == 0.5
-    with pytest.raises(ConfigError, match=r"unknown key config.optim.beta"):
+    with pytest.raises(
+        ConfigError,
+        match=r"optim.beta .an option of optim.kind=adam.; known: optim.clip",
+    ):
         load(":small", "optim.beta=0.5")
     with pytest.raises(ConfigError, match=r"config.optim: unknown kind 'adm'; known: adam, sgd"):
         load(":small", "optim.kind=adm", "optim.momentum=1")
