@@ -1,6 +1,7 @@
 """`deit-jax augmentations --config=FILE[:variant]`: what a recipe does to images, as PNG sheets."""
 
 import argparse
+import functools
 import pathlib
 from typing import Any
 
@@ -34,59 +35,42 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import config, data, models
-    from deit_jax.data import imagenet_classes
-    from deit_jax.train import schema
-
-    operations = _operations(args.operation)
-    resolved: Any = schema.load(args.config, config.split_overrides(args.overrides))
-    opened = data.open_data(**resolved.data)
-    model = models.create_model(num_classes=opened.num_classes, **resolved.model)
-    size = model.image_size[0]
-    batch = _images(opened.train, resolved, args)
-    names = opened.class_names or [f"class {k}" for k in range(opened.num_classes)]
-    rows = [imagenet_classes.class_name(names[label]) for label in batch["label"]]
-
-    columns = _draws(batch, resolved, args, size, opened.num_classes)
-    path = pathlib.Path(args.output)
-    titles = ["original", *(f"draw {i + 1}" for i in range(args.draws))]
-    _write(path, columns, titles, rows)
-    for operation in operations:
-        columns, titles = _operation_draws(batch, resolved, args, size, operation)
-        _write(path.with_stem(f"{path.stem}_{operation}"), columns, titles, rows)
-    return 0
-
-
-def _operations(named: list[str]) -> list[str]:
+    from deit_jax import builders, config, data, models
     from deit_jax.augment.operations import OPERATIONS
-    from deit_jax.errors import unknown
-
-    if named == ["all"]:
-        return list(OPERATIONS)
-    for name in named:
-        if name not in OPERATIONS:
-            raise unknown("operation", name, [*OPERATIONS, "all"])
-    return named
-
-
-def _images(source, resolved, args: argparse.Namespace) -> dict:
-    """A training batch of `args.images` canvases, each once."""
-    from deit_jax import data
+    from deit_jax.data import imagenet_classes
     from deit_jax.errors import ConfigError
+    from deit_jax.train import schema
 
     if args.images < 2 or args.images % 2 or args.draws < 1:
         raise ConfigError(
             f"--images must be even and at least 2, not {args.images}, and --draws at least 1, "
             f"not {args.draws}"
         )
-    batches = data.train_batches(
-        source, batch_size=args.images, canvas=resolved.input.canvas, seed=args.seed
-    )
-    with batches:
-        return next(batches)
+    for name in args.operation:
+        builders.choose(OPERATIONS | {"all": None}, name, "operation")
+    resolved: Any = schema.load(args.config, config.split_overrides(args.overrides))
+    opened = data.open_data(**resolved.data)
+    model = models.create_model(num_classes=opened.num_classes, **resolved.model)
+    size = model.image_size[0]
+    canvas = resolved.input.canvas
+    with data.train_batches(opened.train, args.images, seed=args.seed, canvas=canvas) as batches:
+        batch = next(batches)
+    names = opened.class_names or [f"class {k}" for k in range(opened.num_classes)]
+    rows = [imagenet_classes.class_name(names[label]) for label in batch["label"]]
+
+    originals = _originals(batch, size)
+    path = pathlib.Path(args.output)
+    titles = [f"draw {i + 1}" for i in range(args.draws)]
+    draws = _draws(batch, resolved, args, size, opened.num_classes)
+    _write(path, [originals, *draws], ["original", *titles], rows)
+    for name in OPERATIONS if "all" in args.operation else args.operation:
+        draws, titles = _operation_draws(originals, resolved, args, name)
+        sheet = path.with_stem(f"{path.stem}_{name}")
+        _write(sheet, [originals, *draws], ["original", *titles], rows)
+    return 0
 
 
-def _originals(batch: dict, resolved, size: int):
+def _originals(batch: dict, size: int):
     """Levels uint8 [n, size, size, 3]: short side resized, center cropped."""
     import numpy as np
 
@@ -98,8 +82,8 @@ def _originals(batch: dict, resolved, size: int):
     return np.round(transform(batch)).astype(np.uint8)
 
 
-def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_classes: int) -> list:
-    """Columns uint8 [images, size, size, 3]: originals, then one per draw, a mix group each."""
+def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_classes: int):
+    """uint8 [draws, images, size, size, 3], each draw a mix group."""
     import jax
     import numpy as np
 
@@ -113,12 +97,11 @@ def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_class
     out = augment(jax.random.key(args.seed), arrays | {"canvas_index": canvas_index})
     levels = np.asarray(out["image"]) * np.float32(options["std"]) + np.float32(options["mean"])
     levels = np.round(np.clip(levels, 0, 1) * 255).astype(np.uint8)
-    columns = levels.reshape(args.draws, args.images, size, size, 3)
-    return [_originals(batch, resolved, size), *columns]
+    return levels.reshape(args.draws, args.images, size, size, 3)
 
 
-def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int, operation: str):
-    """(columns as `_draws`, titles with the arguments) of one operation."""
+def _operation_draws(originals, resolved, args: argparse.Namespace, operation: str):
+    """(uint8 [draws, images, size, size, 3], the arguments as titles) of one operation."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -140,17 +123,12 @@ def _operation_draws(batch: dict, resolved, args: argparse.Namespace, size: int,
         increasing=spec.increasing,
         posterize=spec.posterize,
     )
-    fill = normalize.fill_color(resolved.augment.mean)
-    apply = jax.jit(
-        lambda *drawn: operations.apply_layer(
-            *drawn, names=[operation], shares=np.ones(1), fill=fill
-        )
-    )
-    originals = _originals(batch, resolved, size)
+    options = {"names": [operation], "fill": normalize.fill_color(resolved.augment.mean)}
+    apply = jax.jit(functools.partial(operations.apply_layer, shares=np.ones(1), **options))
     repeated = np.concatenate([originals] * args.draws)
     out = apply(repeated, np.repeat(numbers, args.images), np.repeat(values, args.images))
-    columns = np.asarray(out).reshape(args.draws, *originals.shape)
-    return [originals, *columns], ["original", *(f"{value:.3g}" for value in values.tolist())]
+    draws = np.asarray(out).reshape(args.draws, *originals.shape)
+    return draws, [f"{value:.3g}" for value in values.tolist()]
 
 
 def _write(path: pathlib.Path, columns: list, titles: list[str], rows: list[str]) -> None:

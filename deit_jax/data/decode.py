@@ -36,7 +36,8 @@ def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> 
             height, width, components = frame(record)
             if components == 4:
                 return decode_cmyk(record, _decode_jpeg)
-            return _decode_jpeg(record, _ratio(max(height, width), at_least))
+            fits = lambda ratio: at_least and max(height, width) >= ratio * at_least
+            return _decode_jpeg(record, next(filter(fits, (8, 4, 2)), 1))
         if record[:8] == b"\x89PNG\r\n\x1a\n":
             return _decode_png(record)
         if record[:4] == b"RIFF" and record[8:12] == b"WEBP":
@@ -47,12 +48,6 @@ def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> 
     except tf.errors.OpError as error:
         raise CorruptImage(_reason(error)) from error
     raise CorruptImage("not JPEG, PNG, BMP or WebP" if record else "no content")
-
-
-def _ratio(longest: int, at_least: int | None) -> int:
-    if at_least is None:
-        return 1
-    return next((ratio for ratio in (8, 4, 2) if longest >= ratio * at_least), 1)
 
 
 def _decode_jpeg(record: bytes, ratio: int = 1) -> np.ndarray:

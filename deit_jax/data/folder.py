@@ -1,5 +1,6 @@
 """Image folders: `path/train/<class>/*.jpg`, `path/val/<class>/*.jpg`."""
 
+import itertools
 import os
 import pathlib
 
@@ -24,10 +25,7 @@ class FolderSource(Source):
         return len(self._files)
 
     def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        images = []
-        for index in indices:
-            with open(self._files[index], "rb") as file:
-                images.append(file.read())
+        images = [pathlib.Path(self._files[index]).read_bytes() for index in indices]
         return images, self._labels[np.asarray(indices)]
 
     def record_name(self, index: int) -> str:
@@ -99,19 +97,15 @@ def _class_names(split: pathlib.Path) -> list[str]:
 
 
 def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) -> FolderSource:
-    files, labels, empty = [], [], []
-    for label, name in enumerate(names):
-        images = _images(split / name)
-        files += images
-        labels += [label] * len(images)
-        if not images:
-            empty.append(name)
-    if empty and all_classes or not files:
+    images = [_images(split / name) for name in names]
+    empty = [name for name, files in zip(names, images, strict=True) if not files]
+    if empty and (all_classes or len(empty) == len(names)):
         raise ConfigError(
             f"{len(empty)} class folder(s) of {split} have no images: {', '.join(empty[:5])}; "
             f"image files end in {', '.join(EXTENSIONS)}"
         )
-    return FolderSource(files, np.array(labels, np.int64))
+    labels = np.repeat(np.arange(len(names)), [len(files) for files in images])
+    return FolderSource(list(itertools.chain(*images)), labels)
 
 
 def _images(folder: pathlib.Path) -> list[str]:

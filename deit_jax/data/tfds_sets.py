@@ -56,14 +56,12 @@ class TfdsSource(Source):
         start = int(self._ends[shard]) - self.shard_lengths[shard]
         return shard, int(index) - start + int(self._skip[shard])
 
-    def _payload(self, index: int) -> bytes:
-        return self._reader.read(*self._locate(index))
-
     def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         images, labels = [], np.zeros(len(indices), np.int64)
         for i, index in enumerate(indices):
+            payload = self._reader.read(*self._locate(index))
             try:
-                image, labels[i] = example.image_and_label(self._payload(index), *self._keys)
+                image, labels[i] = example.image_and_label(payload, *self._keys)
             except ValueError:
                 # Damaged around the image: no image, so counted as corrupt when decoded.
                 image = b""
@@ -73,7 +71,7 @@ class TfdsSource(Source):
 
     def integers(self, index: int, key: str) -> np.ndarray:
         """All values of the integer feature `key` of a record, int64 [k]."""
-        return example.integers(self._payload(index), key)
+        return example.integers(self._reader.read(*self._locate(index)), key)
 
     def hint(self, indices: np.ndarray) -> None:
         self._reader.hint(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())

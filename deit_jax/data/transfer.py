@@ -13,15 +13,14 @@ _POLL_SECONDS = 0.1
 
 
 class prefetch_to_device(Iterator[Any]):
-    """Iterator of `put_fn(batch)`, at most `depth` finished transfers ahead.
+    """Iterator of `put_fn(batch)`, at most two finished transfers ahead.
 
-    With depth 2 the next batch is on the device when a step ends. The thread waits for the
-    transfer, so the caller waits only when the data path is too slow.
+    The next batch is on the device when a step ends. The thread waits for the transfer, so
+    the caller waits only when the data path is too slow.
 
     Args:
         batches: host batches; closed with this iterator when it has `close`.
         put_fn: starts the transfer of one batch and returns device arrays.
-        depth: finished transfers that are ready.
 
     Attributes:
         health: of the host batches, `batches.Health`, counting those transferred ahead too;
@@ -30,9 +29,10 @@ class prefetch_to_device(Iterator[Any]):
     Raises (from `next`): whatever `batches` or `put_fn` raised, in its place in the order.
     """
 
-    def __init__(self, batches: Iterator[Any], put_fn: Callable[[Any], Any], *, depth: int = 2):
+    def __init__(self, batches: Iterator[Any], put_fn: Callable[[Any], Any]):
         self.health: Any = getattr(batches, "health", None)
-        self._queue: queue.Queue = queue.Queue(maxsize=max(depth - 1, 1))
+        # One in the queue, one in the hands of the thread.
+        self._queue: queue.Queue = queue.Queue(maxsize=1)
         self._closed = threading.Event()
         self._thread = threading.Thread(
             target=_transfer,

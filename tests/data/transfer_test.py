@@ -40,7 +40,7 @@ def test_order_is_kept_and_arrays_are_on_the_device():
 
 def test_two_batches_ahead_and_no_more():
     batches = Counting(n=100)
-    with data.prefetch_to_device(batches, jax.device_put, depth=2) as ahead:
+    with data.prefetch_to_device(batches, jax.device_put) as ahead:
         next(ahead)
         deadline = time.monotonic() + 5
         while batches.taken < 3 and time.monotonic() < deadline:
