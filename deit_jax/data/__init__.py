@@ -11,14 +11,14 @@
     pipeline.py  batches.py  transfer.py
                       canvases, the threads that fill them, the transfer to the device
 
-A new data format is a class and a function, in a module of their own, and one line:
+A new data format is a class and a function, in a new module, and one line:
 
 1. a subclass of `Source` with `__len__`, `get(indices) -> (records, labels)`, safe to call from
    several threads, and `record_name(index)`; a record is an encoded image (bytes) or uint8
    [h, w, 3];
 2. a function that returns `Data`, whose keyword-only parameters are its options and whose
    docstring begins with what it is; `check_labels` checks labels;
-3. its line in `SOURCES`: `"mine": open_mine`. A config then says `data.source = "mine"`.
+3. its line in `SOURCES`: `"mine": open_mine`. A config then sets `data.source = "mine"`.
 
 A new file format of prepared data sets is a class, see `readers.FILE_FORMATS`, and its line there.
 

@@ -35,6 +35,6 @@ def tensorflow() -> types.ModuleType:
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_visible_devices([], "TPU")
     except RuntimeError:
-        # Already initialized by the caller's own program, with the devices it chose.
+        # Already initialized by the caller's program, with the devices it chose.
         pass
     return tf

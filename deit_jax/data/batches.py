@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import ctypes
 import dataclasses
+import itertools
 import logging
 import os
 import threading
@@ -19,7 +20,7 @@ from deit_jax.data.source import Record, Source
 from deit_jax.errors import ConfigError
 
 Batch = dict[str, np.ndarray]
-# Why records cannot be decoded, by their number.
+# Record number -> why the record cannot be decoded.
 Reasons = dict[int, str]
 _LOG = logging.getLogger(__name__)
 _CHUNK = 8
@@ -51,7 +52,7 @@ class Health:
     """Counts over all batches returned so far; they only grow.
 
     Attributes:
-        images: images read, a record counted each time.
+        images: images read; a record counts each time that it is read.
         shrunk: of these, those that were larger than the canvas.
         corrupt_names: record number -> name of the records that could not be decoded.
     """
@@ -207,13 +208,8 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def _submit(self) -> None:
-        if self._reader.closed.is_set():
-            return
-        while len(self._pending) < self._depth:
-            job = next(self._jobs, None)
-            if job is None:
-                return
-            batch, rows, records = job
+        missing = 0 if self._reader.closed.is_set() else self._depth - len(self._pending)
+        for batch, rows, records in itertools.islice(self._jobs, missing):
             futures = [
                 self._pool.submit(
                     self._reader.fill, batch, rows[i : i + _CHUNK], records[i : i + _CHUNK]

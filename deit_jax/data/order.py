@@ -6,8 +6,8 @@ and a checkpoint needs no iterator state.
 An epoch e has S = n_records // B steps. Its order is
 `numpy.random.RandomState([seed, e]).permutation(n_records)`, a stream that NumPy
 promises never to change (NEP 19). At step (e, s) the stream positions are
-q = s * B + p for p in 0..B-1; with R repeats, position q shows record
-perm_e[q // R]: an epoch shows the first S * B / R images of the permutation R
+q = s * B + p for p in 0..B-1; with R repeats, position q is record
+perm_e[q // R]: an epoch contains the first S * B / R images of the permutation R
 times each (DeiT, arXiv 2012.12877, section 5.6; 427,008 distinct images per epoch
 for ImageNet at batch 1,024 and 3 repeats).
 """
@@ -27,7 +27,7 @@ class BatchIndex(NamedTuple):
     Attributes:
         record: int64 [n], record number of every canvas row, -1 for padding.
         canvas_index: int32 [B], canvas row of every global batch row; None without repeats,
-            where row i shows canvas i.
+            where row i is canvas i.
     """
 
     record: np.ndarray
@@ -61,7 +61,7 @@ def distinct_images_per_epoch(n_records: int, batch_size: int, repeats: int = 1)
 def canvas_count(batch_size: int, repeats: int, device_count: int = 1) -> int:
     """Number of canvases n of a global batch, the same at every step.
 
-    Without repeats n = B. With R repeats a step touches at most
+    Without repeats n = B. With R repeats a step uses at most
     ceil((B + R - 1) / R) images; n is that, rounded up to a multiple of the devices.
     """
     if repeats < 1:

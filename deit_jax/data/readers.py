@@ -57,7 +57,7 @@ class WholeFiles:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._files: collections.OrderedDict = collections.OrderedDict()
-        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "read-window-ahead")
 
     def _future(self, shard: int) -> tuple[concurrent.futures.Future, bool]:
         """The content of a file, now or later, and whether the caller is to read it."""
@@ -86,8 +86,6 @@ class WholeFiles:
 
     def hint(self, shards: Iterable[int]) -> None:
         """Start reading, on a thread, those of these files that are not in memory yet."""
-        if self._pool is None:
-            self._pool = concurrent.futures.ThreadPoolExecutor(1, "read-window-ahead")
         for shard in shards:
             future, mine = self._future(shard)
             if mine:

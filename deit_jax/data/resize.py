@@ -14,14 +14,13 @@ import numpy as np
 from deit_jax.cubic import cubic_kernel
 
 _BITS = 22
-_SUPPORT = 2.0
 
 
 def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Source positions int32 and weights float64 of each output, both [new_size, taps]."""
     scale = size / new_size
     widen = max(scale, 1.0)
-    support = _SUPPORT * widen
+    support = 2.0 * widen
     center = (np.arange(new_size) + 0.5) * scale
     first = np.maximum((center - support + 0.5).astype(np.int64), 0)
     last = np.minimum((center + support + 0.5).astype(np.int64), size)
@@ -91,7 +90,7 @@ def fit_within(image: np.ndarray, canvas: int) -> np.ndarray:
     columns = _weights(old_width, width, channels, np.float32) @ np.ascontiguousarray(rows.T)
     columns += 0.5
     np.clip(columns, 0, 255, out=columns)
-    # Left transposed in memory: the copy into the canvas turns it.
+    # Left transposed in memory; the copy into the canvas undoes it.
     return columns.astype(np.uint8).T.reshape(height, width, channels)
 
 
@@ -105,9 +104,9 @@ def resized_shape(height: int, width: int, short: int) -> tuple[int, int]:
 def evaluation_square(image: np.ndarray, *, short: int, image_size: int) -> np.ndarray:
     """The part of an image larger than the canvas that evaluation needs, uint8 [short, short, 3].
 
-    Resized as Pillow does, then cut along the long side so that the center crop of
+    Resized as Pillow does, then cropped along the long side so that the center crop of
     `image_size` pixels out of this square is the center crop of the whole image
-    (torchvision rounds its offset half to even, so the cut is not always central).
+    (torchvision rounds its offset half to even, so the crop is not always central).
     """
     height, width = resized_shape(image.shape[0], image.shape[1], short)
     image = resize_bicubic(image, height, width)

@@ -63,7 +63,7 @@ class TfdsSource(Source):
             try:
                 image, labels[i] = example.image_and_label(payload, *self._keys)
             except ValueError:
-                # Damaged around the image: no image, so counted as corrupt when decoded.
+                # The record itself is damaged: without an image it counts as corrupt.
                 image = b""
             images.append(image)
             check_labels(labels[i : i + 1], self._num_classes, self.record_name(index))
@@ -154,7 +154,7 @@ def _shards(builder, split: str, prepare: str) -> list:
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:
-    """The command with which a user prepares a missing set; tfds's default is ours too."""
+    """The command that prepares a missing set; without data_dir in tfds's default folder."""
     command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
     if re.split("[/:]", name)[0] == "imagenet2012":
         command += (
@@ -204,7 +204,7 @@ def find_prepared(name: str, data_dir: str | None) -> str:
 
 
 def _how_to_get(name: str, data_dir: str | None) -> str:
-    """The command that prepares a set, or the near names when tfds knows no such set."""
+    """The command that prepares a set, or near names when tfds has no set of that name."""
     import tensorflow_datasets as tfds
 
     base = re.split("[/:]", name)[0]

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import pathlib
-import struct
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -19,7 +18,6 @@ import numpy as np
 
 from deit_jax.errors import ConfigError
 
-_HEADER = struct.Struct("<Q")
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _MOST_OPEN_FILES = 128
 _LOG = logging.getLogger(__name__)
@@ -44,11 +42,11 @@ def split_records(content: bytes, path: str) -> list[bytes]:
 
 
 def _spans(read: Callable[[int, int], bytes], size: int, path: str) -> Iterator[tuple[int, int]]:
-    """(start, length) of each payload; `read(count, position)` gives bytes of the file."""
+    """(start, length) of each payload; `read(count, position)` returns bytes of the file."""
     position = 0
     while position < size:
         header = read(_HEADER_BYTES, position)
-        length = _HEADER.unpack(header[:8])[0] if len(header) == _HEADER_BYTES else size
+        length = int.from_bytes(header[:8], "little") if len(header) == _HEADER_BYTES else size
         end = position + _HEADER_BYTES + length + _FOOTER_BYTES
         if end > size:
             raise ConfigError(
@@ -83,7 +81,7 @@ def _cache_file(paths: list[str]) -> pathlib.Path:
     for path in paths:
         stat = os.stat(path)
         digest.update(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(root) / "deit_jax" / "tfrecord_index" / f"{digest.hexdigest()[:32]}.npz"
 
 

@@ -1,4 +1,4 @@
-"""Host batches to the device on a thread of their own, ahead of the step that needs them."""
+"""Transfers host batches to the device on a thread, ahead of the step that needs them."""
 
 import queue
 import threading
@@ -22,15 +22,10 @@ class prefetch_to_device(Iterator[Any]):
         batches: host batches; closed with this iterator when it has `close`.
         put_fn: starts the transfer of one batch and returns device arrays.
 
-    Attributes:
-        health: of the host batches, `batches.Health`, counting those transferred ahead too;
-            None where they keep no counts.
-
     Raises (from `next`): whatever `batches` or `put_fn` raised, in its place in the order.
     """
 
     def __init__(self, batches: Iterator[Any], put_fn: Callable[[Any], Any]):
-        self.health: Any = getattr(batches, "health", None)
         # One in the queue, one in the hands of the thread.
         self._queue: queue.Queue = queue.Queue(maxsize=1)
         self._closed = threading.Event()

@@ -1,4 +1,4 @@
-"""`deit-jax augmentations`: the sheets are written and show what they should."""
+"""`deit-jax augmentations`: the sheets are written and contain what they should."""
 
 import numpy as np
 import pytest
@@ -30,15 +30,15 @@ def test_sheets_of_the_recipe_and_of_an_operation(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments,says",
+    "arguments,message",
     [
         (["--operation", "Rotat"], "Rotate"),
         (["--images=3"], "even"),
         (["--config.augment.mixupp=0"], "mixup"),
     ],
 )
-def test_mistakes_are_named(arguments, says, capsys, tmp_path):
+def test_mistakes_are_named(arguments, message, capsys, tmp_path):
     pytest.importorskip("sklearn")
     output = f"--output={tmp_path / 'x.png'}"
     assert cli.main(["augmentations", QUICKSTART, output, *arguments]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err

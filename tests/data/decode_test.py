@@ -190,7 +190,7 @@ def center_crop(image, size):
 
 
 def test_tensorflow_prints_nothing():
-    """In a process of its own: it prints, if at all, when it is first imported."""
+    """In a new process: it prints, if at all, when it is first imported."""
     program = "from deit_jax.data._tensorflow import tensorflow; tensorflow()"
     plain = {name: text for name, text in os.environ.items() if not name.startswith("TF_")}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A data format of one's own: a class, a function and one line in the table of sources."""
+"""A user's data format: a class, a function and one line in the table of sources."""
 
 import sys
 import textwrap
@@ -48,7 +48,7 @@ def open_stripes(*, count: int = 40, side: int = 12) -> data.Data:
 
 @pytest.fixture
 def stripes(tmp_path, monkeypatch):
-    """The format's module, imported from a file of its own and entered in the table."""
+    """The format's module, imported from a new file and entered in the table."""
     (tmp_path / "stripes.py").write_text(textwrap.dedent(FORMAT))
     monkeypatch.syspath_prepend(tmp_path)
     import stripes as module

@@ -58,7 +58,7 @@ def test_repeats_are_in_one_batch_and_in_different_groups(batch_size, mix_group,
         groups = rows.reshape(-1, mix_group)
         assert all(len(set(group)) == mix_group for group in groups), "copies in one mix group"
         counts = np.unique(rows, return_counts=True)[1]
-        # Only the images cut by the ends of the batch may have fewer copies in it.
+        # Only the images at the ends of the batch may have fewer copies in it.
         assert (counts == repeats).sum() >= len(counts) - 2 and counts.max() == repeats
 
 
@@ -69,7 +69,7 @@ def test_an_epoch_has_a_third_of_the_images_three_times():
     assert len(records) == data.distinct_images_per_epoch(300, 60, 3) == 100
     assert (counts == 3).all()
     assert set(records) == set(order_lib.epoch_permutation(300, 7, 0)[:100])
-    assert not set(record_of_rows(order(5))) <= set(records), "every epoch has an order of its own"
+    assert not set(record_of_rows(order(5))) <= set(records), "each epoch has a different order"
 
 
 def test_without_repeats_an_epoch_has_every_image_once():

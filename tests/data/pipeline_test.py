@@ -29,7 +29,7 @@ def jpeg(index, width=20, height=30):
 
 
 class Encoded:
-    """Records in memory; every tenth is larger than the canvas, `damaged` ones are cut."""
+    """Records in memory; every tenth is larger than the canvas, `damaged` ones are truncated."""
 
     shard_lengths = (25, 25, 30)
 

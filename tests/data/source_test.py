@@ -58,7 +58,7 @@ def photos(tfds_dir):
 
 
 def test_tfds_records_are_those_that_tfds_reads(tfds_dir, photos):
-    """Every validation record, in tfds's own order, against tf.data."""
+    """Every validation record, in tfds's order, against tf.data."""
     import tensorflow as tf
 
     paths = sorted(map(str, (tfds_dir / "imagenet2012/5.1.0").glob("*validation*")))
@@ -80,7 +80,7 @@ def test_tfds_names_sizes_and_slices(tfds_dir, photos):
         train_split="train[30%:]+validation",
         eval_split="train[:30%]",
     )
-    # The cut is inside a file.
+    # The slice ends inside a file.
     assert (len(part.train), len(part.eval)) == (380, 120)
     joined = part.eval.get(np.arange(120))[0] + part.train.get(np.arange(280))[0]
     assert joined == photos.train.get(np.arange(400))[0]
@@ -313,7 +313,7 @@ def test_files_that_are_not_npz(tmp_path):
 
 
 def test_digits_and_arrays_need_no_tensorflow():
-    """Also: what needs it says so."""
+    """What does need it raises an error that names the package to install."""
     program = """
 import sys
 for name in ("tensorflow", "tensorflow_datasets"):
