@@ -3,12 +3,12 @@
     python benchmarks/augment_device.py --output=augment_device.json
     python benchmarks/augment_device.py --data_dir=DIR       # photos instead of noise
 
-Stages: crop and flip (with the gathering of repeated canvases), operations (RandAugment or
-what the recipe has), normalize and erase, mix. Each is a program of its own that reads and
-writes device memory; `whole` is the program that a training step contains, on one device.
-Every case is warmed up, then measured in interleaved rounds with a new key at each call;
-reported are medians and spread over the rounds. DIR is a tfds data_dir with imagenet2012
-(needs TensorFlow); without one the canvases hold noise of the sizes that ImageNet has.
+Stages: crop and flip (including the gather of repeated canvases), operations (RandAugment or
+the recipe's other policy), normalize and erase, mix. Each is compiled as a separate program that
+reads and writes device memory; `whole` is the whole augmentation as a training step contains it,
+on one device. Every case is warmed up, then measured in interleaved rounds with a new key per
+call; the report has medians and spreads over the rounds. DIR is a tfds data_dir with imagenet2012
+(needs TensorFlow); without it the canvases are filled with noise, in sizes typical of ImageNet.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DISTINCT = 64
 
 
 def noise_canvases(count: int, canvas: int) -> dict[str, np.ndarray]:
-    """Canvases uint8 [count, C, C, 3] of noise: short sides of 0.6 C to 0.98 C, either way up."""
+    """Canvases uint8 [count, C, C, 3] of noise; one side is 0.98 C, the other 0.6 C to 0.98 C."""
     draw = np.random.RandomState(0)
     canvases = np.zeros((min(count, DISTINCT), canvas, canvas, 3), np.uint8)
     sizes = draw.randint(int(0.6 * canvas), int(0.98 * canvas), (len(canvases), 2))
@@ -44,7 +44,7 @@ def noise_canvases(count: int, canvas: int) -> dict[str, np.ndarray]:
 
 
 def photo_canvases(data_dir: str, count: int, canvas: int) -> dict[str, np.ndarray]:
-    """The same of photos, as training gets them."""
+    """The same with photos, read as for training."""
     photos = data.open_data(name="imagenet2012", data_dir=data_dir).train
     with data.train_batches(photos, batch_size=count, canvas=canvas) as batches:
         batch = next(batches)
@@ -52,7 +52,7 @@ def photo_canvases(data_dir: str, count: int, canvas: int) -> dict[str, np.ndarr
 
 
 def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
-    """A training batch on the device, `canvas_index` included when images are repeated."""
+    """A training batch on the device, with `canvas_index` if images are repeated."""
     rows = flags.batch_size
     count = data.canvas_count(rows, repeats)
     if flags.data_dir:
@@ -66,8 +66,8 @@ def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
 
 
 def row_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]:
-    """What is done to each row: functions of (call number, batch or pixels)."""
-    made = {
+    """The stages that treat every row alone: functions of (call number, batch or pixels)."""
+    built = {
         name: builders.bind(make, options)(supplied)
         for name, make in (pipeline.ENDS | pipeline.PIXEL_STAGES | pipeline.IMAGE_STAGES).items()
     }
@@ -80,14 +80,14 @@ def row_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]
         canvas, size = batch["canvas"], batch["size"]
         if "canvas_index" in batch:
             canvas, size = canvas[batch["canvas_index"]], size[batch["canvas_index"]]
-        return made["crop"](draw(number), canvas, size)
+        return built["crop"](draw(number), canvas, size)
 
     def operations(number, pixels):
-        return made["color"](draw(number), pixels) if made["color"] else pixels
+        return built["color"](draw(number), pixels) if built["color"] else pixels
 
     def normalize_and_erase(number, pixels):
-        image = made["normalize"](pixels)
-        return made["erasing"](draw(number), image) if made["erasing"] else image
+        image = built["normalize"](pixels)
+        return built["erasing"](draw(number), image) if built["erasing"] else image
 
     return {
         "crop and flip": crop_and_flip,
@@ -97,7 +97,7 @@ def row_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]
 
 
 def batch_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]:
-    """The mix, a function of (call number, image, label), if any, and all of it of (.., batch)."""
+    """`mix` (call number, image, label), unless it is off, and `whole` (call number, batch)."""
     target = builders.bind(pipeline.ENDS["target"], options)(supplied)
     mix = builders.bind(pipeline.BATCH_STAGES["mix"], options)(supplied)
     augment_fn = augment.make_augment(supplied, **options)
@@ -115,7 +115,7 @@ def batch_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callabl
 def make_stages(
     supplied: augment.Supplied, options: dict, batch: dict
 ) -> dict[str, tuple[Callable, tuple]]:
-    """Jitted stages, each with the arrays that it works on."""
+    """Jitted stages, each with its arguments after the call number."""
     rows = supplied.batch_size
     shape = (rows, supplied.image_size, supplied.image_size, 3)
     pixels = jax.random.bits(jax.random.key(2), shape, jnp.uint8)
@@ -132,7 +132,7 @@ def make_stages(
 
 
 def run(stage: Callable, arrays: tuple, first: int, calls: int) -> float:
-    """Seconds of `calls` calls with the numbers from `first` on."""
+    """Seconds for `calls` calls, numbered from `first`."""
     start = time.perf_counter()
     for number in range(first, first + calls):
         out = stage(number, *arrays)
@@ -154,7 +154,7 @@ def measure(options: dict, flags: argparse.Namespace, repeats: int) -> dict:
         cases[name] = lambda stage=stage, arrays=arrays, calls=calls, scale=scale: (
             scale * run(stage, arrays, next(calls), flags.calls)
         )
-    rounds = common.in_turns(cases, flags.rounds)
+    rounds = common.interleave(cases, flags.rounds)
     return {
         "canvases": len(batch["label"]),
         "mix_group": builders.bind(augment.resolve_mix_group, options)(flags.batch_size, repeats),
@@ -166,13 +166,13 @@ def measure(options: dict, flags: argparse.Namespace, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", default=str(common.ROOT / "configs" / "deit.py") + ":b")
-    parser.add_argument("--data_dir", help="tfds data_dir with imagenet2012; noise without")
+    parser.add_argument("--data_dir", help="tfds data_dir with imagenet2012; default: noise")
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--canvas", type=int, default=512)
     parser.add_argument("--repeats", default="3,1")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=20, help="calls of a round")
+    parser.add_argument("--calls", type=int, default=20, help="calls per round")
     parser.add_argument("--warmup", type=int, default=10, help="calls before the rounds")
     parser.add_argument("--output", help="JSON file")
     flags, overrides = parser.parse_known_args()

@@ -2,10 +2,11 @@
 
     python benchmarks/augment_parity.py --data_dir=DIR --reference_python=PYTHON
 
-DIR is a tfds data_dir with imagenet2012, PYTHON one that has torch, torchvision and timm. All
-photos of the splits train and validation are compared at 224 pixels; crops use what timm drew.
-Prints and writes, per operation, the share of values that differ, the share that differ by
-more than one level and the largest difference; exits with 1 if a limit is broken.
+DIR is a tfds data_dir with imagenet2012, PYTHON an interpreter with torch, torchvision, timm and
+Pillow < 13. All photos of the splits train and validation are compared at 224 pixels, with the
+random numbers that timm drew. Prints and writes, per operation, the share of values that differ,
+the share that differ by more than one level and the largest difference; exits with status 1 if
+one of them is over its limit.
 """
 
 import argparse
@@ -48,7 +49,7 @@ LIMITS |= {"whole policy": AFFINE, "gray": EXACT, "solarize at 128": EXACT, "jit
 
 
 class Tally:
-    """Counts of differences per operation."""
+    """Counts of differing values per operation."""
 
     def __init__(self):
         self.counts: dict[str, np.ndarray] = {}
@@ -56,8 +57,8 @@ class Tally:
 
     def add(self, name: str, got: np.ndarray, expected: np.ndarray) -> None:
         difference = np.abs(np.asarray(got).astype(int) - expected)
-        found = np.array([difference.size, (difference > 0).sum(), (difference > 1).sum()])
-        self.counts[name] = self.counts.get(name, 0) + found
+        counts = np.array([difference.size, (difference > 0).sum(), (difference > 1).sum()])
+        self.counts[name] = self.counts.get(name, 0) + counts
         self.worst[name] = max(self.worst.get(name, 0), int(difference.max()))
 
     def table(self) -> dict[str, dict]:
@@ -86,7 +87,7 @@ def run_layer(pixels, operation, value):
 
 
 def make_crop_functions(matmul: str):
-    """Jitted (canvas, size, drawn) -> levels for crop, evaluation and simple crop of one photo."""
+    """Jitted (canvas, size, box or offset) -> levels, for the three crops of one photo."""
     to_levels = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
     transform = make_eval_transform(image_size=SIZE, crop_ratio=0.875, matmul=matmul, **to_levels)
 
@@ -121,7 +122,7 @@ def compare_crops(tally: Tally, photo: np.ndarray, expected: dict, functions: di
 
 
 def compare_operations(tally: Tally, chunk: list[dict]) -> None:
-    """The fifteen operations, all in one batch as in training, and the policy layer by layer."""
+    """The fifteen operations in one batch, as in training, and the policy layer by layer."""
     images = np.stack([photo["crop_out"] for photo in chunk])
     drawn = np.stack([photo["operation"] for photo in chunk])
     operation, value = drawn[..., 0].astype(np.int32), drawn[..., 1].astype(np.float32)
@@ -140,12 +141,12 @@ def compare_operations(tally: Tally, chunk: list[dict]) -> None:
 
 @jax.jit
 def run_three(pixels, sigma, bases, factors):
-    numbers = color.neutral(len(pixels))
-    gray = numbers._replace(base=numbers.base * 0 + color.GRAY, factor=numbers.factor * 0)
-    solarized = numbers._replace(threshold=numbers.threshold * 0 + 128)
+    neutral = color.neutral(len(pixels))
+    gray = neutral._replace(base=neutral.base * 0 + color.GRAY, factor=neutral.factor * 0)
+    solarized = neutral._replace(threshold=neutral.threshold * 0 + 128)
     jittered = pixels
     for i in range(3):
-        step = numbers._replace(base=bases[:, i], factor=factors[:, i])
+        step = neutral._replace(base=bases[:, i], factor=factors[:, i])
         jittered = color.pointwise(jittered, step)
     return {
         "blur": three_augment.gaussian_blur(pixels, sigma),
@@ -171,7 +172,7 @@ def compare_three(tally: Tally, chunk: list[dict]) -> None:
 
 
 def chunks(paths: list[pathlib.Path]) -> Iterator[list[pathlib.Path]]:
-    """Whole chunks only, the last ones overlapping: one compiled shape."""
+    """Full chunks only, so that one shape is compiled; the last two may overlap."""
     for start in range(0, len(paths), CHUNK):
         yield paths[min(start, max(len(paths) - CHUNK, 0)) :][:CHUNK]
 

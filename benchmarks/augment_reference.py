@@ -2,8 +2,8 @@
 
     PYTHON benchmarks/augment_reference.py PHOTOS OUT
 
-PHOTOS holds uint8 [h, w, 3] arrays as .npy. For every photo OUT gets an .npz: what was drawn
-and what came of it. PYTHON is one that has torch, torchvision and timm.
+PHOTOS has uint8 [h, w, 3] arrays as .npy. For every photo an .npz in OUT gets the random numbers
+drawn and the images that came out. PYTHON is an interpreter with torch, torchvision and timm.
 """
 
 import json
@@ -34,7 +34,7 @@ BICUBIC = InterpolationMode.BICUBIC
 
 
 def recording_policy() -> tuple[auto_augment.RandAugment, list]:
-    """timm's policy with its draws written to a list as (operation, argument)."""
+    """timm's policy, and a list to which it appends (operation, argument) of every draw."""
     hparams = {"img_mean": FILL, "interpolation": Image.BICUBIC}
     policy = auto_augment.rand_augment_transform(POLICY, hparams)
     log: list[tuple[int, float]] = []
@@ -42,7 +42,7 @@ def recording_policy() -> tuple[auto_augment.RandAugment, list]:
         index = NAMES.index(op.name)
 
         def record(image, *args, number=index, run=op.aug_fn, **kwargs):
-            # The device works with float32 arguments.
+            # On the device, arguments are float32.
             args = tuple(float(np.float32(a)) if isinstance(a, float) else a for a in args)
             log.append((number, args[0] if args else 0.0))
             return run(image, *args, **kwargs)
@@ -52,7 +52,7 @@ def recording_policy() -> tuple[auto_augment.RandAugment, list]:
 
 
 def operations(image: Image.Image, policy, log: list) -> dict[str, np.ndarray]:
-    """Every operation at a drawn magnitude, and the whole policy."""
+    """Every operation at a random magnitude, and the whole policy."""
     outputs, arguments = [], []
     for op in policy.ops:
         op.prob = 1.0
@@ -112,7 +112,9 @@ def crops(photo: Image.Image) -> dict[str, np.ndarray]:
 def main() -> None:
     photos, out = (pathlib.Path(path) for path in sys.argv[1:3])
     if int(PIL.__version__.split(".")[0]) >= 13:
-        raise SystemExit(f"Pillow {PIL.__version__} resizes in another order; use one below 13")
+        raise SystemExit(
+            f"Pillow {PIL.__version__} resizes in another order; install Pillow below 13"
+        )
     random.seed(0)
     np.random.seed(0)
     policy, log = recording_policy()

@@ -1,6 +1,6 @@
-"""What the device benchmarks share: rounds in turns, worker processes, hardware and versions.
+"""Shared by the benchmarks: interleaved rounds, worker processes, hardware and versions.
 
-Needs nothing but the standard library until `environment` is called.
+Only `environment` needs more than the standard library.
 """
 
 import importlib.metadata
@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm", "triton")
 
 
-def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """`rounds` results of every case, one of each after the other (A B A B ...).
+def interleave(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """`rounds` results of every case, in the order A B A B ...
 
-    A machine that slows down or is shared then slows all of them.
+    If the machine slows down meanwhile, all cases slow down alike.
     """
     results: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
@@ -32,7 +32,7 @@ def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def summary(values: list[float]) -> dict:
-    """Median, range, and the range as a percentage of the median, of one case's rounds."""
+    """Median, minimum and maximum, and their distance in percent of the median."""
     median = statistics.median(values)
     spread = 100 * (max(values) - min(values)) / median if median else 0.0
     return {
@@ -49,18 +49,18 @@ def _rounded(value: float) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that this interpreter has installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of those of `PACKAGES` that are installed."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def environment() -> dict:
-    """Hardware, versions and the settings that speed depends on."""
+    """Hardware, versions, XLA flags and commit."""
     import jax
 
     return {
@@ -91,27 +91,27 @@ def _processor() -> str:
 
 
 def report(result: dict, output: str | None) -> None:
-    """Prints the result as JSON and writes it to `output`, when there is one."""
+    """Prints the result as JSON and, if `output` is set, writes it there."""
     print(json.dumps(result, indent=1))
     if output:
         write(result, output)
 
 
 def write(result: dict, output: str) -> None:
-    """The result as JSON in the file `output`."""
+    """Writes the result as JSON to the file `output`."""
     path = pathlib.Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 class WorkerFailed(RuntimeError):
-    """A worker process ended or told an error; the message is its own."""
+    """A worker process ended or reported an error, which is the message."""
 
 
 class Worker:
-    """A process that answers requests: one JSON object a line, in and out.
+    """A subprocess that answers requests, one JSON object per line in both directions.
 
-    The command's last argument is its case as JSON; its first answer tells that it is ready.
+    The case is passed as JSON in the last argument; the first answer means that it is ready.
     """
 
     def __init__(self, command: list[str], case: dict, environment: dict[str, str]):
@@ -123,20 +123,20 @@ class Worker:
             env=os.environ | environment,
         )
         try:
-            self.ready = self._answer()
+            self.ready = self._read_answer()
         except WorkerFailed:
             self.close()
             raise
 
-    def ask(self, **request: int | str) -> dict:
-        """The worker's answer to one request."""
+    def request(self, **request: int | str) -> dict:
+        """Sends one request and returns the answer."""
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
         except BrokenPipeError:
-            raise WorkerFailed(f"the worker ended with status {self._process.wait()}") from None
-        return self._answer()
+            raise WorkerFailed(f"the worker exited with status {self._process.wait()}") from None
+        return self._read_answer()
 
-    def _answer(self) -> dict:
+    def _read_answer(self) -> dict:
         for line in self._process.stdout:
             # Libraries may print to the same stream.
             if line.startswith("{"):
@@ -144,14 +144,14 @@ class Worker:
                 if "error" in answer:
                     raise WorkerFailed(answer["error"])
                 return answer
-        raise WorkerFailed(f"the worker ended with status {self._process.wait()}")
+        raise WorkerFailed(f"the worker exited with status {self._process.wait()}")
 
     def close(self) -> None:
-        """Ends the process and waits for it: its memory is free then."""
+        """Ends the process and waits until it has exited, so that its memory is free."""
         try:
             self._process.stdin.close()
         except BrokenPipeError:
-            pass  # it has ended
+            pass  # it has exited already
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -161,9 +161,9 @@ class Worker:
 
 
 def serve(open_case: Callable[[dict], tuple[dict, Mapping[str, Callable[..., dict]]]]) -> None:
-    """The worker's side: `open_case(case)` gives the first answer and what answers requests.
+    """The worker's side: `open_case(case)` returns the first answer and the request handlers.
 
-    A request is `{"do": name, ...}`; the rest are keywords of the function of that name.
+    A request is `{"do": name, ...}`; its other entries are keyword arguments of handler `name`.
     """
     try:
         ready, handlers = open_case(json.loads(sys.argv[-1]))

@@ -2,11 +2,11 @@
 
     python benchmarks/compare_models.py [--reference-python=PYTHON] [PATTERN ...]
 
-For each model: the reference makes weights, logits of both heads and the output of every
-block in f32; we read its file, compare, write it back as timm's and Hugging Face's files, and
-the reference loads those strictly and answers again. Prints one line a model and fails
-above --tolerance (maximum difference over the largest value). torch, timm and
-transformers may live in an environment of their own, named by --reference-python.
+For each model, the reference writes random weights, the logits of all heads and the output of
+every block in f32. This library loads the weights, compares, and converts them back to the same
+format; the reference loads that file strictly and compares its logits with the first ones. Prints
+one line per model and fails above --tolerance (maximum difference over the largest value).
+--reference-python is an interpreter with torch, timm and transformers; default: this one.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from deit_jax.pretrained.formats.torch_file import read_torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SERVER = ROOT / "tests" / "reference" / "serve_models.py"
-# 1.2 and 2.5 GB of weights each: only when asked for by name or with --all.
+# 0.6 to 2.5 GB of weights each: only when named or with --all.
 LARGE = ("deit3_large", "deit3_huge", "regnety_320")
 
 sys.path.insert(0, str(SERVER.parent))
@@ -36,20 +36,20 @@ from random_weights import random_image
 
 
 class Reference:
-    """The process that holds torch."""
+    """The process that runs torch."""
 
     def __init__(self, python: str):
         self.process = subprocess.Popen(
             [python, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, **request) -> dict:
+    def request(self, **request) -> dict:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(
-                f"{SERVER.name} ended; does its Python have torch, timm, transformers?"
+                f"{SERVER.name} exited; does its Python have torch, timm, transformers?"
             )
         answer = json.loads(line)
         if "error" in answer:
@@ -60,17 +60,20 @@ class Reference:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "patterns", nargs="*", metavar="PATTERN", help="of model names; default: all"
+        "patterns",
+        nargs="*",
+        metavar="PATTERN",
+        help="of model names; default: all but the largest",
     )
     parser.add_argument("--reference-python", default=sys.executable)
     parser.add_argument("--tolerance", type=float, default=1e-4)
-    parser.add_argument("--all", action="store_true", help="the largest ones too")
-    parser.add_argument("--json", type=pathlib.Path, help="write the results there")
+    parser.add_argument("--all", action="store_true", help="include the largest models")
+    parser.add_argument("--json", type=pathlib.Path, help="JSON file for the results")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
     reference = Reference(args.reference_python)
     rows = []
-    for name in _chosen(args.patterns, args.all):
+    for name in _select(args.patterns, args.all):
         for kind in ("timm", "hf") if _has_hf(name) else ("timm",):
             rows.append(compare(reference, kind, name))
             print(_line(rows[-1]), flush=True)
@@ -81,10 +84,10 @@ def main() -> int:
     return 0 if worst <= args.tolerance and all(row["round_trips"] for row in rows) else 1
 
 
-def _chosen(patterns: list[str], everything: bool) -> list[str]:
+def _select(patterns: list[str], include_large: bool) -> list[str]:
     if patterns:
         return sorted({name for pattern in patterns for name in models.list_models(pattern)})
-    return [n for n in models.list_models() if everything or not n.startswith(LARGE)]
+    return [n for n in models.list_models() if include_large or not n.startswith(LARGE)]
 
 
 def _has_hf(name: str) -> bool:
@@ -96,24 +99,24 @@ def _has_hf(name: str) -> bool:
 
 
 def compare(reference: Reference, kind: str, name: str) -> dict:
-    """One model under one naming: largest relative differences; are round trips exact?"""
+    """One model in one format: largest relative differences, and whether round trips are exact."""
     start = time.monotonic()
     model = models.create_model(name)
     size = model.image_size[0]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         common = {"kind": kind, "model": name, "folder": str(folder), "size": size}
-        reference.ask(do="make", **common)
+        reference.request(do="make", **common)
         source = folder / ("weights.pth" if kind == "timm" else "weights")
         loaded = pretrained.load_checkpoint(source)
         if loaded.model != name:
-            raise ConfigError(f"{name} was taken for {loaded.model}")
+            raise ConfigError(f"{name} was read as {loaded.model}")
         differences = _differences(loaded, read_torch(folder / "answers.pth"), size)
         ours = folder / ("ours.safetensors" if kind == "timm" else "ours")
         convert(source, ours, to=kind)
-        again = pretrained.load_checkpoint(ours)
-        same = jax.tree.map(np.array_equal, loaded.variables, again.variables)
-        back = reference.ask(do="check", path=str(ours), **common)
+        reloaded = pretrained.load_checkpoint(ours)
+        same = jax.tree.map(np.array_equal, loaded.variables, reloaded.variables)
+        back = reference.request(do="check", path=str(ours), **common)
     heads = {key: value for key, value in differences.items() if "logits" in key}
     blocks = {key: value for key, value in differences.items() if "logits" not in key}
     return {
@@ -134,14 +137,16 @@ def _differences(loaded, answers: dict[str, np.ndarray], size: int) -> dict[str,
     model = loaded.create_model()
     forward = jax.jit(lambda v, x: models.apply(model, v, x, capture=True))
     output, features = forward(loaded.variables, random_image(size, size))
-    found = jax.device_get(features | {k: v for k, v in output._asdict().items() if v is not None})
-    if not set(answers) <= set(found):
-        raise ConfigError(f"no {sorted(set(answers) - set(found))} among our answers")
-    return {key: _relative(found[key], value) for key, value in answers.items()}
+    results = jax.device_get(
+        features | {k: v for k, v in output._asdict().items() if v is not None}
+    )
+    if not set(answers) <= set(results):
+        raise ConfigError(f"our outputs lack {sorted(set(answers) - set(results))}")
+    return {key: _relative(results[key], value) for key, value in answers.items()}
 
 
 def _folded(loaded, size: int) -> float | None:
-    """How far folding BatchNorm moves the logits; None for transformers."""
+    """Change of the logits when BatchNorm is folded; None for models without BatchNorm."""
     if "batch_stats" not in loaded.variables:
         return None
     image = random_image(size, size)
@@ -153,8 +158,8 @@ def _folded(loaded, size: int) -> float | None:
     return _relative(logits[1], logits[0])
 
 
-def _relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def _relative(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def _line(row: dict) -> str:

@@ -1,17 +1,18 @@
-"""What the data path costs on the host, and that its sequence is always the same.
+"""Host CPU time and memory of the data pipeline, and whether its batches are reproducible.
 
-    python benchmarks/host_data.py --data_dir=DIR --timm_python=PYTHON     # all of it
+    python benchmarks/host_data.py --data_dir=DIR --timm_python=PYTHON     # everything
     python benchmarks/host_data.py --data_dir=DIR --what=cost,memory,sequence
 
 cost: CPU-seconds (user and system, all threads) per augmented sample on one core, at repeats 3
 and 1, against timm's `create_transform` on the same photos and core, in interleaved rounds; the
-ratio of the medians is the figure. Ours ends with the uint8 canvas, the rest of the
-augmentation runs on the device. Beside it the same canvases made by tf.data, per image.
-memory: resident size along 50,000 samples.
-sequence: the hash of the batches for 1, 2 and 8 threads, 1 and 2 processes, and after a start
-at a random step.
+result is the ratio of the medians. This library's host work ends with the uint8 canvas; the rest
+of the augmentation runs on the device. For comparison, the same canvases made by tf.data, per
+image.
+memory: resident set size over 50,000 samples.
+sequence: the hash of the batches with 1, 2 and 8 threads, with 1 and 2 processes, and started at
+a random step.
 
-Each measurement is a process of its own. Results go to --output as JSON.
+Each measurement runs in a separate process. Results are written to --output as JSON.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def measure_cost(data_dir: str, repeats: int, samples: int) -> float:
     with data.train_batches(
         photos, batch_size=batch_size, repeats=repeats, canvas=CANVAS, threads=1
     ) as batches:
-        # Past the decoder's import, the first sight of each image size, the prefetch queue.
+        # Warm-up: the decoder's import, the first image of each size, the prefetch queue.
         for _ in range(6 * repeats):
             next(batches)
         steps = -(-samples // batch_size)
@@ -56,7 +57,7 @@ def measure_cost(data_dir: str, repeats: int, samples: int) -> float:
 
 
 def measure_tf_data(data_dir: str, samples: int) -> float:
-    """CPU milliseconds per image of canvases made by tf.data, large images cut, not shrunk."""
+    """CPU milliseconds per image of canvases made by tf.data, which crops large images."""
     data, photos = open_photos(data_dir)
     from deit_jax.data._tensorflow import tensorflow
 
@@ -90,7 +91,7 @@ def resident_mib() -> float:
 
 
 def measure_memory(data_dir: str, samples: int) -> dict:
-    """Resident MiB after every tenth of the samples, and its slope."""
+    """Resident MiB after every tenth of the samples, and the slope."""
     data, photos = open_photos(data_dir)
     batch_size = 96
     points = []
@@ -109,8 +110,8 @@ def measure_memory(data_dir: str, samples: int) -> dict:
     }
 
 
-def measure_digest(data_dir: str, threads: int, start: int, steps: int, part: str) -> list[str]:
-    """One hash a batch. `part` i/n: only the rows of process i of n, one hash a row."""
+def measure_digests(data_dir: str, threads: int, start: int, steps: int, part: str) -> list[str]:
+    """One hash per canvas of the batches of `steps` steps; `part` i/n: process i of n."""
     data, photos = open_photos(data_dir)
     sizes = {"batch_size": 96, "repeats": 3, "mix_group": 32, "canvas": CANVAS, "seed": 1}
     i, n = map(int, part.split("/"))
@@ -129,8 +130,8 @@ def measure_digest(data_dir: str, threads: int, start: int, steps: int, part: st
     return digests
 
 
-def child(arguments, core: int | None = None) -> object:
-    """The JSON that a process of its own prints, pinned to `core`."""
+def run_process(arguments: list[str], core: int | None = None) -> object:
+    """The JSON that a command prints on its last line; with `core`, pinned to that core."""
     pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(
@@ -139,7 +140,8 @@ def child(arguments, core: int | None = None) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ours(*call) -> list[str]:
+def own_command(*call) -> list[str]:
+    """The command that calls a function of this file."""
     return [sys.executable, __file__, "--child", json.dumps(call)]
 
 
@@ -156,29 +158,31 @@ def cost(data_dir: str, timm_python: str | None, rounds: int, samples: int, core
             pathlib.Path(folder, f"{i:04d}.jpg").write_bytes(image)
         for _ in range(rounds):
             for repeats in (3, 1):
-                spent = child(ours("measure_cost", data_dir, repeats, samples), core)
-                rows[f"ours repeats {repeats}"].append(round(spent, 3))
-            spent = child(ours("measure_tf_data", data_dir, samples // 3), core)
-            rows["tf.data canvases"].append(round(spent, 3))
+                ms = run_process(own_command("measure_cost", data_dir, repeats, samples), core)
+                rows[f"ours repeats {repeats}"].append(round(ms, 3))
+            ms = run_process(own_command("measure_tf_data", data_dir, samples // 3), core)
+            rows["tf.data canvases"].append(round(ms, 3))
             if timm_python:
                 script = str(HERE / "host_data_timm.py")
-                answer = child([timm_python, script, folder, str(samples)], core)
+                answer = run_process([timm_python, script, folder, str(samples)], core)
                 rows["timm"].append(round(answer.pop("cpu_ms_per_sample"), 3))
                 versions = answer
     result = {"cpu_ms_per_sample": rows, "reference": versions, "photos": len(photos)}
     if timm_python:
         timm = statistics.median(rows["timm"])
         for repeats in (3, 1):
-            mine = statistics.median(rows[f"ours repeats {repeats}"])
-            result[f"times_cheaper_at_repeats_{repeats}"] = round(timm / mine, 2)
+            ours = statistics.median(rows[f"ours repeats {repeats}"])
+            result[f"times_cheaper_at_repeats_{repeats}"] = round(timm / ours, 2)
     return result
 
 
 def sequence(data_dir: str, steps: int) -> dict:
-    """Hash of the batches of `steps` steps, and whether other ways to make them agree."""
+    """Hash of the batches of `steps` steps, and whether they are always the same."""
 
     def digests(threads: int, start: int = 0, part: str = "0/1"):
-        return child(ours("measure_digest", data_dir, threads, start, steps - start, part))
+        return run_process(
+            own_command("measure_digests", data_dir, threads, start, steps - start, part)
+        )
 
     base = digests(1)
     per_step = len(base) // steps
@@ -202,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--data_dir", default=os.environ.get("DEIT_JAX_TFDS"))
-    parser.add_argument("--timm_python", help="interpreter with torch, timm, Pillow < 13")
+    parser.add_argument("--timm_python", help="interpreter with torch, timm and Pillow < 13")
     parser.add_argument("--what", default="cost,memory,sequence")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1152)
@@ -216,17 +220,19 @@ def main() -> None:
         print(json.dumps(globals()[name](*call)))
         return
     if not flags.data_dir:
-        parser.error("--data_dir (or DEIT_JAX_TFDS) must name a tfds data_dir with imagenet2012")
+        parser.error("--data_dir (or $DEIT_JAX_TFDS) must be a tfds data_dir with imagenet2012")
     result = {}
     if "cost" in flags.what:
         result["cost"] = cost(
             flags.data_dir, flags.timm_python, flags.rounds, flags.samples, flags.core
         )
     if "memory" in flags.what:
-        result["memory"] = child(ours("measure_memory", flags.data_dir, flags.memory_samples))
+        result["memory"] = run_process(
+            own_command("measure_memory", flags.data_dir, flags.memory_samples)
+        )
     if "sequence" in flags.what:
         result["sequence"] = sequence(flags.data_dir, flags.steps)
-    # Last: jax starts threads, after which processes should not fork.
+    # Last, because jax starts threads, and a process with threads should not fork.
     common.report({"environment": common.environment()} | result, flags.output)
 
 

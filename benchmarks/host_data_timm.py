@@ -4,8 +4,8 @@ Run by `host_data.py` in an environment that has torch, timm and Pillow < 13:
 
     python benchmarks/host_data_timm.py FOLDER_OF_JPEGS SAMPLES
 
-Prints one JSON object. Each sample is decoded and augmented, as the reference's loader does
-also for repeated augmentation; collating into batches is not counted.
+Prints one JSON object. Every sample is decoded and augmented, as in the reference's loader, which
+decodes an image again for each repeat; collating into batches is not included.
 """
 
 import io
@@ -57,11 +57,11 @@ def main() -> None:
     run(20)
     start = time.process_time()
     run(samples)
-    spent = time.process_time() - start
+    seconds = time.process_time() - start
     print(
         json.dumps(
             {
-                "cpu_ms_per_sample": 1e3 * spent / samples,
+                "cpu_ms_per_sample": 1e3 * seconds / samples,
                 "samples": samples,
                 "timm": version,
                 "torch": torch.__version__,

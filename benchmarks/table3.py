@@ -1,15 +1,14 @@
-"""Table 3 of the paper in small: all rows over several seeds, on CIFAR-10 (configs/cifar10.py).
+"""A small Table 3 of the paper: all rows over several seeds, on CIFAR-10 (configs/cifar10.py).
 
     python benchmarks/table3.py --runs=runs/table3 --form=short --seeds=0,1 \
         --config.data.data_dir=DIR
 
-Trains one teacher, then every row of `--rows` with every seed, by calling train.py; what is
-done already is not done again, and what was stopped goes on. `--jobs=2` trains two at a time
-(small models leave a second core idle) and sends what they print to a file each. Further
-`--config.a.b=c` are handed to every run. Writes `table3.{md,json}` into `--runs`:
-top-1 on the test images after the last step, mean and spread (standard deviation, n - 1) over
-the seeds, hardware, versions and minutes. The row of the token gives three lines: its heads
-and their mean.
+Trains one teacher, then every row of `--rows` with every seed, by calling train.py. Finished runs
+are skipped and interrupted ones resumed. `--jobs=2` trains two at a time (small models leave a
+second core idle), each with its output in a log file. Further `--config.a.b=c` are passed to
+every run. Writes `table3.{md,json}` into `--runs`: top-1 on the test images after the last step,
+mean and spread (standard deviation, n - 1) over the seeds, hardware, versions and minutes. Row
+`token` has three lines: both heads, and the mean of their logits.
 """
 
 import argparse
@@ -29,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 ROWS = ("none", "soft", "hard", "token")
-# Lines of the table: (row, head that is read, words of the paper).
+# Lines of the table: (row, head, name in the paper).
 LINES = (
     ("none", "class", "no distillation"),
     ("soft", "class", "usual (soft) distillation, class token"),
@@ -42,12 +41,14 @@ LINES = (
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
-    parser.add_argument("--runs", type=pathlib.Path, required=True, help="folder of all runs")
+    parser.add_argument(
+        "--runs", type=pathlib.Path, required=True, help="parent folder of the runs"
+    )
     parser.add_argument("--form", choices=("full", "short"), default="full")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--teacher", help="a trained one (workdir); default: trained first")
+    parser.add_argument("--jobs", type=int, default=1, help="number of concurrent runs")
+    parser.add_argument("--teacher", help="workdir of a trained teacher; default: trains one")
     args, overrides = parser.parse_known_args(argv)
     wrong = [text for text in overrides if not text.startswith("--config.")]
     unknown = [row for row in args.rows.split(",") if row not in ROWS]
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.teacher:
         train(f"teacher{suffix}", args.runs / "teacher", overrides)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        begun = []
+        futures = []
         for seed in args.seeds.split(","):
             for row in args.rows.split(","):
                 extra = [f"--config.seed={seed}"]
@@ -66,13 +67,13 @@ def main(argv: list[str] | None = None) -> int:
                     extra.append(f"--config.teacher.init={teacher}")
                 workdir = args.runs / f"{row}_{seed}"
                 log = workdir.with_suffix(".log") if args.jobs > 1 else None
-                begun.append(
+                futures.append(
                     pool.submit(train, f"{row}{suffix}", workdir, [*overrides, *extra], log=log)
                 )
-        for run in concurrent.futures.as_completed(begun):
-            if run.exception():
+        for future in concurrent.futures.as_completed(futures):
+            if future.exception():
                 pool.shutdown(cancel_futures=True)
-            run.result()
+            future.result()
             write(args.runs, report(args, teacher))
     return 0
 
@@ -80,13 +81,13 @@ def main(argv: list[str] | None = None) -> int:
 def train(
     variant: str, workdir: pathlib.Path, overrides: list[str], *, log: pathlib.Path | None = None
 ) -> None:
-    """One run to its end, its minutes written beside it; exits with its status if it fails."""
+    """Trains one run and records its minutes; exits with its status if it fails."""
     record = workdir / "minutes.json"
     if record.is_file():
-        print(f"{workdir}: done already", flush=True)
+        print(f"{workdir}: already finished", flush=True)
         return
     print(f"== {variant} in {workdir}", flush=True)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -100,12 +101,12 @@ def train(
     status = done.returncode
     if status:
         sys.exit(status)
-    minutes = (time.perf_counter() - begun) / 60
+    minutes = (time.perf_counter() - start) / 60
     record.write_text(json.dumps({"minutes": minutes}) + "\n")
 
 
 def report(args: argparse.Namespace, teacher: str) -> dict:
-    """What has been run so far: per line the top-1 of every seed, in percent."""
+    """Results of the runs that are finished: per line the top-1 of every seed, in percent."""
     from deit_jax.evaluation.results import last_evaluation
 
     lines, minutes = [], {}
@@ -138,40 +139,43 @@ def _teacher_top1(workdir: pathlib.Path) -> float | None:
 
 
 def hardware() -> str:
-    """Devices that jax finds and processor cores; asked in a process of its own, which ends."""
-    ask = "import jax; d = jax.devices(); print(len(d), d[0].device_kind)"
-    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    """JAX devices, listed in a subprocess so that none stays in use, and processor cores."""
+    code = "import jax; d = jax.devices(); print(len(d), d[0].device_kind)"
+    listed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{found.stdout.strip()}, {cores} {platform.machine()} cores"
+    return f"{listed.stdout.strip()}, {cores} {platform.machine()} cores"
 
 
-def table(told: dict) -> str:
+def table(results: dict) -> str:
     """The report as Markdown."""
-    seeds = sorted({seed for line in told["lines"] for seed in line["top1"]})
+    seeds = sorted({seed for line in results["lines"] for seed in line["top1"]})
     head = ["row of Table 3", *(f"seed {seed}" for seed in seeds), "mean", "spread"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for line in told["lines"]:
+    for line in results["lines"]:
         values = list(line["top1"].values())
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
         cells = [f"{line['top1'][s]:.2f}" if s in line["top1"] else "" for s in seeds]
         rows.append([line["words"], *cells, f"{statistics.mean(values):.2f}", spread])
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    top1 = told["teacher"]["top1"]
-    teacher = "not a run of ours" if top1 is None else f"{top1:.2f} %"
-    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    top1 = results["teacher"]["top1"]
+    teacher = "unknown" if top1 is None else f"{top1:.2f} %"
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
-        f"{text}\n\nCIFAR-10, configs/cifar10.py ({told['form']} form), top-1 in % on the test "
-        f"images. Teacher: {teacher}. {told['hardware']}; {versions}; "
-        f"{sum(told['minutes'].values()):.0f} minutes in all for the {len(told['minutes'])} runs, "
-        f"{told['jobs']} at a time.\n"
+        f"{text}\n\nCIFAR-10, configs/cifar10.py ({results['form']} form), top-1 in % on the test "
+        f"images. Teacher: {teacher}. {results['hardware']}; {versions}; "
+        f"{sum(results['minutes'].values()):.0f} minutes in all for the "
+        f"{len(results['minutes'])} runs, "
+        f"{results['jobs']} at a time.\n"
     )
 
 
-def write(folder: pathlib.Path, told: dict) -> None:
-    """The results as JSON, and as a table that is also printed."""
-    (folder / "table3.json").write_text(json.dumps(told, indent=2) + "\n")
-    (folder / "table3.md").write_text(table(told))
-    print(table(told), flush=True)
+def write(folder: pathlib.Path, results: dict) -> None:
+    """Writes the results as JSON and as a table, and prints the table."""
+    (folder / "table3.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "table3.md").write_text(table(results))
+    print(table(results), flush=True)
 
 
 if __name__ == "__main__":

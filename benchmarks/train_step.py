@@ -1,19 +1,20 @@
-"""Training steps of DeiT: images/s, share of peak, memory, time to the first step; and timm's.
+"""Training steps of DeiT, here and in timm: images/s, MFU, memory, time to the first step.
 
     python benchmarks/train_step.py --output=train_step.json
     python benchmarks/train_step.py --cases=b:224:256 --timm_python=PYTHON --ema=0
     python benchmarks/train_step.py --cases=b:224:256 --teacher=regnety_160 --timm_python=PYTHON
     python benchmarks/train_step.py --cases=b:224:256 --input=recipe    # with augmentation
 
-A case is size:pixels:batch. Protocol: random uint8 images on the device, normalised inside the
+A case is size:pixels:batch. Protocol: random uint8 images on the device, normalized inside the
 step; bf16 compute, f32 parameters; soft-target cross-entropy, AdamW, stochastic depth 0.1,
-without and with EMA. Each side (this library with XLA's and with cuDNN's attention; timm under
-torch.compile where PYTHON has torch and timm) is a process of its own, started once with an
-empty compilation cache (cold), and again with the filled one (warm), which is measured:
-warm-up steps, then rounds in turns, in each a matmul of 8192 x 8192 in bf16 and the timed
-steps, waited for once. Where all sides do not fit into memory together, --one_at_a_time gives
-each its rounds alone. Memory per image is what a side needs beyond parameters, optimizer state
-and average, over the batch.
+without and with EMA. The implementations (this library with XLA's and with cuDNN's attention;
+timm under torch.compile, if PYTHON has torch and timm) run in separate processes. Each process is
+started once with an empty compilation cache (cold) and once more with the cache filled (warm).
+The warm one is measured: warm-up steps, then rounds interleaved with those of the others; a round
+is a number of 8192 x 8192 bf16 matmuls, then the timed steps with one synchronization at the end.
+If the processes do not fit into memory together, --one_at_a_time runs them one after the other.
+Memory per image is what the step needs beyond parameters, optimizer state, EMA and teacher,
+divided by the batch size.
 """
 
 import argparse
@@ -30,7 +31,7 @@ CASES = "ti:224:256,ti:224:1024,s:224:256,s:224:1024,b:224:256,b:224:1024,s:384:
 
 
 def read_cases(flags: argparse.Namespace) -> list[dict]:
-    """Every case with and without EMA, as the workers take it."""
+    """Every case with and without EMA, in the form that the workers read."""
     cases = []
     for text, ema in itertools.product(flags.cases.split(","), flags.ema.split(",")):
         size, image_size, batch_size = text.split(":")
@@ -50,26 +51,26 @@ def read_cases(flags: argparse.Namespace) -> list[dict]:
     return cases
 
 
-def sides(flags: argparse.Namespace, case: dict) -> dict[str, tuple[list[str], dict]]:
-    """Command and case of every side."""
-    found = {}
+def worker_commands(flags: argparse.Namespace, case: dict) -> dict[str, tuple[list[str], dict]]:
+    """Command and case of every implementation."""
+    commands = {}
     for attention in flags.attention.split(","):
         command = [sys.executable, str(HERE / "train_step_jax.py")]
-        found[f"ours {attention}"] = command, case | {"attention": attention}
+        commands[f"ours {attention}"] = command, case | {"attention": attention}
     if flags.timm_python and flags.input == "image":
-        found["timm"] = [flags.timm_python, str(HERE / "train_step_timm.py")], case
-    return found
+        commands["timm"] = [flags.timm_python, str(HERE / "train_step_timm.py")], case
+    return commands
 
 
 def start(
     command: list[str], case: dict, cache: pathlib.Path, warm: bool
 ) -> tuple[common.Worker, dict]:
-    """A worker that is ready, and its starting times; `warm` starts it twice."""
+    """A worker that is ready, and its start-up times; `warm` starts it twice."""
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
-        # Memory is taken as it is needed: the sides share the device.
+        # The processes share the device, so none may reserve its memory in advance.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     times = {}
@@ -82,13 +83,15 @@ def start(
 
 
 def measure_round(worker: common.Worker, flags: argparse.Namespace) -> tuple[float, float]:
-    """(seconds a step, FLOP/s of the matmul)."""
-    matmul = worker.ask(do="calibrate", side=flags.matmul_side, count=flags.matmuls)["flops"]
-    return worker.ask(do="run", steps=flags.steps)["seconds"] / flags.steps, matmul
+    """(seconds per step, FLOP/s of the matmul)."""
+    matmul = worker.request(do="calibrate", side=flags.matmul_side, count=flags.matmuls)["flops"]
+    return worker.request(do="run", steps=flags.steps)["seconds"] / flags.steps, matmul
 
 
-def told(rounds: list[tuple], case: dict, ready: dict, memory: dict, flops: float | None) -> dict:
-    """What one side's rounds say."""
+def summarize(
+    rounds: list[tuple], case: dict, ready: dict, memory: dict, flops: float | None
+) -> dict:
+    """Throughput, memory and utilization of one implementation, from its rounds."""
     batch = case["batch_size"]
     seconds = common.summary([second for second, _ in rounds])
     result = {
@@ -98,9 +101,9 @@ def told(rounds: list[tuple], case: dict, ready: dict, memory: dict, flops: floa
         "loss_of_first_step": ready["loss"],
         "memory": memory,
     }
-    most = memory["peak_gib"] or memory["program_gib"]
-    if most:
-        result["mib_per_image"] = round(1024 * (most - memory["state_gib"]) / batch, 3)
+    peak = memory["peak_gib"] or memory["program_gib"]
+    if peak:
+        result["mib_per_image"] = round(1024 * (peak - memory["state_gib"]) / batch, 3)
     if flops:
         shares = common.summary([flops / second / matmul for second, matmul in rounds])
         result["tflops"] = round(flops / seconds["median"] / 1e12, 2)
@@ -111,42 +114,42 @@ def told(rounds: list[tuple], case: dict, ready: dict, memory: dict, flops: floa
 
 
 def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dict:
-    """All sides of one case. A side that fails is told with its error; the others go on.
+    """Measures all implementations of one case; one that fails is reported with its error.
 
-    scratch: an empty folder, for the compilation caches.
+    scratch: an empty folder for the compilation caches.
     """
     results: dict[str, dict] = {}
     workers: dict[str, common.Worker] = {}
     rounds: dict[str, list[tuple[float, float]]] = {}
     flops = None
-    commands = sides(flags, case)
-    waves = [[name] for name in commands] if flags.one_at_a_time else [list(commands)]
-    for wave in waves:
-        for name in wave:
+    commands = worker_commands(flags, case)
+    groups = [[name] for name in commands] if flags.one_at_a_time else [list(commands)]
+    for group in groups:
+        for name in group:
             try:
                 cache = scratch / name.replace(" ", "_")
                 workers[name], times = start(*commands[name], cache, flags.warm_start)
                 results[name] = {"first_step": times}
-                workers[name].ask(do="run", steps=flags.warmup)
+                workers[name].request(do="run", steps=flags.warmup)
                 flops = flops or workers[name].ready.get("flops_per_step")
                 rounds[name] = []
             except common.WorkerFailed as error:
                 results[name] = {"error": str(error)}
-        for name in [*wave] * flags.rounds:
+        for name in [*group] * flags.rounds:
             if "error" in results[name]:
                 continue
             try:
                 rounds[name].append(measure_round(workers[name], flags))
             except common.WorkerFailed as error:
                 results[name] = {"error": str(error)}
-        for name in wave:
+        for name in group:
             worker = workers.get(name)
             if worker is None:
                 continue
             try:
                 if "error" not in results[name]:
-                    memory = worker.ask(do="memory")
-                    results[name] |= told(rounds[name], case, worker.ready, memory, flops)
+                    memory = worker.request(do="memory")
+                    results[name] |= summarize(rounds[name], case, worker.ready, memory, flops)
                     results[name] |= {
                         key: worker.ready[key]
                         for key in ("versions", "environment", "device")
@@ -158,20 +161,20 @@ def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dic
     return {"case": case, "flops_per_step": flops, "sides": results}
 
 
-def line(case: dict, name: str, side: dict) -> str:
-    """One row for the terminal."""
+def line(case: dict, name: str, result: dict) -> str:
+    """One line of terminal output."""
     label = (
         f"{case['size']}:{case['image_size']}:{case['batch_size']} ema {int(case['ema'])} {name}"
     )
-    if "error" in side:
-        return f"{label:36s} {side['error'][:120]}"
-    share = side.get("share_of_peak")
+    if "error" in result:
+        return f"{label:36s} {result['error'][:120]}"
+    share = result.get("share_of_peak")
     return (
-        f"{label:36s} {side['images_per_s']['median']:>9.1f} images/s"
-        f"  {side.get('tflops', 0):>7.2f} TFLOP/s"
+        f"{label:36s} {result['images_per_s']['median']:>9.1f} images/s"
+        f"  {result.get('tflops', 0):>7.2f} TFLOP/s"
         f"  of peak {'-' if share is None else f'{share:.1%}'}"
-        f"  of matmul {side.get('share_of_matmul', 0):.1%}"
-        f"  MiB/image {side.get('mib_per_image', '-')}"
+        f"  of matmul {result.get('share_of_matmul', 0):.1%}"
+        f"  MiB/image {result.get('mib_per_image', '-')}"
     )
 
 
@@ -179,18 +182,18 @@ def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", default=CASES, help="size:pixels:batch, comma separated")
     parser.add_argument("--attention", default="xla,cudnn")
-    parser.add_argument("--ema", default="0,1", help="0 without, 1 with averaged weights")
-    parser.add_argument("--teacher", default="", help="distil from it, such as regnety_160")
+    parser.add_argument("--ema", default="0,1", help="0: without EMA, 1: with EMA")
+    parser.add_argument("--teacher", default="", help="model to distill from, such as regnety_160")
     parser.add_argument("--input", default="image", choices=["image", "recipe"])
-    parser.add_argument("--canvas", type=int, default=512, help="of --input=recipe")
+    parser.add_argument("--canvas", type=int, default=512, help="canvas side with --input=recipe")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--timm_python", help="interpreter with torch and timm")
     parser.add_argument("--timm_compile", default="default", help="torch.compile's mode, or none")
     parser.add_argument("--warmup", type=int, default=20, help="steps before the rounds")
-    parser.add_argument("--steps", type=int, default=50, help="timed steps of a round")
+    parser.add_argument("--steps", type=int, default=50, help="timed steps per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--matmul_side", type=int, default=8192)
-    parser.add_argument("--matmuls", type=int, default=50, help="products of a round")
+    parser.add_argument("--matmuls", type=int, default=50, help="matmuls per round")
     parser.add_argument("--warm_start", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--one_at_a_time", action="store_true")
     parser.add_argument("--output", help="JSON file")
@@ -204,9 +207,9 @@ def main() -> None:
     for case in read_cases(flags):
         with tempfile.TemporaryDirectory() as scratch:
             measured.append(measure(case, flags, pathlib.Path(scratch)))
-        for name, side in measured[-1]["sides"].items():
-            print(line(case, name, side), file=sys.stderr, flush=True)
-        # What is done stays, should a later case end the program.
+        for name, result in measured[-1]["sides"].items():
+            print(line(case, name, result), file=sys.stderr, flush=True)
+        # Written after every case, in case a later one ends the program.
         result = {"what": "training steps", "settings": vars(flags), "cases": measured}
         if flags.output:
             common.write(result, flags.output)

@@ -1,9 +1,9 @@
-"""This library's side of train_step.py: one case's training step in a process of its own.
+"""This library's worker of train_step.py: the training step of one case.
 
-The step is the one that a run of configs/deit.py or configs/deit_distilled.py executes; only
-the input differs: random uint8 images that are normalized on the device, with smoothed labels
-(`input` "image"), or noise canvases for the recipe's whole augmentation ("recipe"). A teacher
-has random weights.
+The step is that of a run of configs/deit.py or configs/deit_distilled.py with another input:
+random uint8 images that are normalized on the device, with smoothed labels (`input` "image"), or
+canvases of noise that go through the recipe's augmentation ("recipe"). The teacher has random
+weights.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ from deit_jax import data, losses, models, rng, sharding
 from deit_jax.augment import mix, normalize
 from deit_jax.recipe import hardware
 from deit_jax.teacher import Teacher
-from deit_jax.train import experiment, schema
+from deit_jax.train import experiment as experiment_lib
+from deit_jax.train import schema
 from deit_jax.train import step as step_lib
 
 CLASSES = 1000
@@ -55,7 +56,7 @@ def load_recipe(case: dict, folder: str) -> tuple[Any, dict]:
 
 
 def random_teacher(case: dict) -> tuple[Teacher, models.Model]:
-    """The named model with random weights and BatchNorm folded, as a run has it."""
+    """The named model with random weights and BatchNorm folded, as in a run."""
     model = models.create_model(
         case["teacher"], num_classes=CLASSES, image_size=case["image_size"], dtype=case["dtype"]
     )
@@ -79,7 +80,7 @@ def plain_input(options: Any) -> Any:
 
 
 def make_batch(case: dict, devices: int) -> dict[str, np.ndarray]:
-    """Host arrays of one batch of `input` "image" or "recipe"."""
+    """Host arrays of one batch, for `input` "image" or "recipe"."""
     rows, side = case["batch_size"], case["image_size"]
     draw = np.random.RandomState(0)
     if case["input"] == "image":
@@ -93,41 +94,47 @@ def make_batch(case: dict, devices: int) -> dict[str, np.ndarray]:
     return batch | {"canvas_index": (np.arange(rows) % count).astype(np.int32)}
 
 
-def build(case: dict) -> tuple[experiment.Experiment, models.Model | None]:
+def build(case: dict) -> tuple[experiment_lib.Experiment, models.Model | None]:
     """The experiment with the case's input and teacher, and the teacher's model."""
     with tempfile.TemporaryDirectory() as folder:
         resolved, loss = load_recipe(case, folder)
-        built = experiment.build(resolved)
+        experiment = experiment_lib.build(resolved)
     teacher, teacher_model = random_teacher(case) if case["teacher"] else (None, None)
     if teacher is not None:
-        built = dataclasses.replace(built, teacher=teacher, loss_fn=losses.make_loss(**loss))
+        experiment = dataclasses.replace(
+            experiment, teacher=teacher, loss_fn=losses.make_loss(**loss)
+        )
     if case["input"] == "image":
-        built = dataclasses.replace(built, augment_fn=plain_input(resolved.augment))
-    return built, teacher_model
+        experiment = dataclasses.replace(experiment, augment_fn=plain_input(resolved.augment))
+    return experiment, teacher_model
 
 
-def first_state(built: experiment.Experiment, ema: bool) -> Any:
+def first_state(experiment: experiment_lib.Experiment, ema: bool) -> Any:
     """Random weights and optimizer state, on the mesh."""
-    init = lambda key: step_lib.init_state(built.recipe.model, built.recipe.tx, key, ema=ema)
+    init = lambda key: step_lib.init_state(
+        experiment.recipe.model, experiment.recipe.tx, key, ema=ema
+    )
     key = rng.base_key(0)
-    where = sharding.tree_shardings(built.mesh, jax.eval_shape(init, key))
+    where = sharding.tree_shardings(experiment.mesh, jax.eval_shape(init, key))
     return jax.jit(init, out_shardings=where)(key)
 
 
 class Case:
-    """A compiled step, its state and its batch; the methods answer requests."""
+    """A compiled step, its state and its batch; the methods are request handlers."""
 
     def __init__(self, case: dict):
-        self.built, teacher_model = build(case)
-        self.state = first_state(self.built, case["ema"])
-        teacher = self.built.teacher
-        whole = sharding.replicated(self.built.mesh)
-        self.teacher = jax.device_put(teacher.variables if teacher else {}, whole)
-        self.batch = sharding.to_global(self.built.mesh, make_batch(case, self.built.mesh.size))
+        self.experiment, teacher_model = build(case)
+        self.state = first_state(self.experiment, case["ema"])
+        teacher = self.experiment.teacher
+        replicated = sharding.replicated(self.experiment.mesh)
+        self.teacher = jax.device_put(teacher.variables if teacher else {}, replicated)
+        self.batch = sharding.to_global(
+            self.experiment.mesh, make_batch(case, self.experiment.mesh.size)
+        )
         size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
         self.state_bytes = size((self.state, self.teacher))
         jax.block_until_ready((self.state, self.batch))
-        step = self.built.make_train_step()
+        step = self.experiment.make_train_step()
         start = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.teacher, self.batch)
         traced = time.perf_counter()
@@ -137,7 +144,7 @@ class Case:
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss is {metrics['loss']}")
         flops = hardware.step_flops(
-            self.built.recipe.model, batch_size=case["batch_size"], teacher=teacher_model
+            self.experiment.recipe.model, batch_size=case["batch_size"], teacher=teacher_model
         )
         self.ready = {
             "trace_s": round(traced - start, 2),
@@ -154,7 +161,7 @@ class Case:
         if case["dtype"] != "bfloat16":
             return None
         peak = hardware.peak_flops(jax.devices()[0])
-        return peak and peak * self.built.mesh.size
+        return peak and peak * self.experiment.mesh.size
 
     def _run(self, count: int) -> dict:
         for _ in range(count):
@@ -162,13 +169,13 @@ class Case:
         return jax.device_get(metrics)
 
     def run(self, steps: int) -> dict:
-        """Seconds of `steps` steps, waited for once."""
+        """Seconds for `steps` steps with one synchronization at the end."""
         start = time.perf_counter()
         self._run(steps)
         return {"seconds": time.perf_counter() - start}
 
     def memory(self) -> dict:
-        """GiB: what the device counted at most, what the program needs, and the state alone."""
+        """GiB: peak of the device, need of the compiled program, and size of the state alone."""
         planned = self.step.memory_analysis()
         program = None
         if planned is not None:

@@ -1,11 +1,12 @@
-"""timm's side of train_step.py: the same step in torch, in a process of its own.
+"""timm's worker of train_step.py: the same training step in torch.
 
-Run by train_step.py in an environment that has torch and timm. uint8 images are normalised on
+Run by train_step.py in an environment that has torch and timm. uint8 images are normalized on
 the device, bf16 autocast over f32 parameters, soft-target cross-entropy with smoothing 0.1,
 fused AdamW with timm's decay groups, stochastic depth 0.1; with EMA an averaged copy of every
-parameter is moved each step. Forward pass and loss are compiled by torch.compile (`compile`:
+parameter is updated each step. Forward pass and loss are compiled by torch.compile (`compile`:
 default, max-autotune, ..., or none); attention is torch's scaled_dot_product_attention. With a
-teacher the student is the distilled one, labels are the teacher's choice, channels_last.
+teacher the student is the distilled model, and the teacher's argmax is its label; the teacher is
+channels_last.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if CUDA:
         torch.cuda.synchronize()
 
@@ -76,16 +77,16 @@ def make_loss(model: torch.nn.Module, teacher: torch.nn.Module | None, dtype: to
                 return soft_cross_entropy(output, target)
             with torch.no_grad():
                 channels_last = image.contiguous(memory_format=torch.channels_last)
-                choice = teacher(channels_last).argmax(-1)
+                teacher_label = teacher(channels_last).argmax(-1)
         logits, dist_logits = output
-        distilled = torch.nn.functional.cross_entropy(dist_logits.float(), choice)
+        distilled = torch.nn.functional.cross_entropy(dist_logits.float(), teacher_label)
         return (soft_cross_entropy(logits, target) + distilled) / 2
 
     return loss
 
 
 class Case:
-    """A step, its state and its batch; the methods answer requests."""
+    """A step, its state and its batch; the methods are request handlers."""
 
     def __init__(self, case: dict):
         torch.manual_seed(0)
@@ -101,22 +102,23 @@ class Case:
             model, 0.05, no_weight_decay_list=model.no_weight_decay()
         )
         self.optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.999), fused=CUDA)
-        self.average = [p.detach().clone() for p in self.parameters] if case["ema"] else None
+        self.ema = [p.detach().clone() for p in self.parameters] if case["ema"] else None
         shape = (case["batch_size"], case["image_size"], case["image_size"], 3)
         self.image = torch.randint(0, 256, shape, dtype=torch.uint8, device=DEVICE)
         self.label = torch.randint(0, CLASSES, shape[:1], device=DEVICE)
         self.loss = make_loss(model, teacher, self.dtype)
         if case["compile"] != "none":
             self.loss = torch.compile(self.loss, mode=case["compile"])
-        synchronise()
+        synchronize()
         start = time.perf_counter()
         loss = self._step().item()
-        synchronise()
+        synchronize()
         end = time.perf_counter()
-        kept = 1 + 2 + (self.average is not None)
+        # Parameters, two moments and the EMA.
+        copies = 1 + 2 + (self.ema is not None)
         teachers = sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0
         count = sum(p.numel() for p in self.parameters)
-        self.state_bytes = 4 * (kept * count + teachers)
+        self.state_bytes = 4 * (copies * count + teachers)
         self.ready = {
             "first_step_s": round(end - start, 2),
             "process_to_first_step_s": round(end - START, 2),
@@ -130,20 +132,20 @@ class Case:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - EMA_DECAY)
+        if self.ema is not None:
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - EMA_DECAY)
         return loss.detach()
 
     def run(self, steps: int) -> dict:
-        """Seconds of `steps` steps, waited for once."""
+        """Seconds for `steps` steps with one synchronization at the end."""
         start = time.perf_counter()
         for _ in range(steps):
             self._step()
-        synchronise()
+        synchronize()
         return {"seconds": time.perf_counter() - start}
 
     def memory(self) -> dict:
-        """GiB: what torch had allocated at most, and parameters, moments, average and teacher."""
+        """GiB: peak of torch's allocator; parameters, moments, EMA and teacher."""
         peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA else None
         return {"peak_gib": peak, "program_gib": None, "state_gib": self.state_bytes / 2**30}
 
@@ -152,11 +154,11 @@ def calibrate(side: int, count: int) -> dict:
     """FLOP/s of bf16 products of random [side, side] matrices."""
     a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     a @ b
-    synchronise()
+    synchronize()
     start = time.perf_counter()
     for _ in range(count):
         a @ b
-    synchronise()
+    synchronize()
     return {"flops": 2 * side**3 * count / (time.perf_counter() - start)}
 
 

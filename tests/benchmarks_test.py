@@ -1,4 +1,4 @@
-"""What the device benchmarks share: turns, summaries, worker processes that answer or fail."""
+"""Shared code of the benchmarks: interleaving, summaries, worker processes."""
 
 import importlib
 import pathlib
@@ -14,7 +14,7 @@ sys.path.insert(0, sys.argv[1])
 import common
 
 def open_case(case):
-    print("a library says something")
+    print("output of a library")
     if case["bad"]:
         raise ValueError("does not fit")
     return {"ready_s": case["start"]}, {"double": lambda x: {"twice": 2 * x}}
@@ -35,28 +35,28 @@ def worker(common, **case):
     return common.Worker(command, {"bad": False, "start": 3} | case, {})
 
 
-def test_cases_take_turns(load):
+def test_cases_are_interleaved(load):
     calls = []
 
     def case(name):
         return lambda: calls.append(name) or len(calls)
 
-    rounds = load("common").in_turns({"a": case("a"), "b": case("b")}, 2)
+    rounds = load("common").interleave({"a": case("a"), "b": case("b")}, 2)
     assert calls == ["a", "b", "a", "b"]
     assert rounds == {"a": [1, 3], "b": [2, 4]}
 
 
 def test_a_summary_has_median_and_spread(load):
-    told = load("common").summary([4.0, 1.0, 2.0])
-    assert (told["median"], told["least"], told["most"]) == (2, 1, 4)
-    assert told["spread_percent"] == 150
-    assert told["rounds"] == [4, 1, 2]
+    result = load("common").summary([4.0, 1.0, 2.0])
+    assert (result["median"], result["least"], result["most"]) == (2, 1, 4)
+    assert result["spread_percent"] == 150
+    assert result["rounds"] == [4, 1, 2]
 
 
 def test_a_worker_answers_until_it_is_closed(load):
     opened = worker(load("common"))
     assert opened.ready == {"ready_s": 3}
-    assert opened.ask(do="double", x=21) == {"twice": 42}
+    assert opened.request(do="double", x=21) == {"twice": 42}
     opened.close()
 
 
@@ -66,9 +66,9 @@ def test_a_worker_that_fails_says_why(load):
         worker(common, bad=True)
     opened = worker(common)
     with pytest.raises(common.WorkerFailed, match="halve"):
-        opened.ask(do="halve", x=2)
+        opened.request(do="halve", x=2)
     with pytest.raises(common.WorkerFailed, match="status 1"):
-        opened.ask(do="double", x=2)
+        opened.request(do="double", x=2)
     opened.close()
 
 
@@ -84,17 +84,19 @@ def test_every_case_is_measured_without_and_with_ema(load, monkeypatch):
         ("b", 384, 64, False),
         ("b", 384, 64, True),
     ]
-    assert set(train_step.sides(flags, cases[0])) == {"ours xla", "ours cudnn"}
+    assert set(train_step.worker_commands(flags, cases[0])) == {"ours xla", "ours cudnn"}
     flags.timm_python = sys.executable
-    assert "timm" in train_step.sides(flags, cases[0])
+    assert "timm" in train_step.worker_commands(flags, cases[0])
 
 
-def test_shares_and_memory_of_a_side(load):
+def test_utilization_and_memory_of_an_implementation(load):
     train_step = load("train_step")
     memory = {"peak_gib": 3.0, "program_gib": 2.0, "state_gib": 1.0}
     ready = {"loss": 7.0, "peak_flops": 1e12}
-    told = train_step.told([(0.5, 4e11), (0.5, 4e11)], {"batch_size": 64}, ready, memory, 1e11)
-    assert told["images_per_s"]["median"] == 128
-    assert told["mib_per_image"] == 32
-    assert told["share_of_peak"] == 0.2
-    assert told["share_of_matmul"] == 0.5
+    result = train_step.summarize(
+        [(0.5, 4e11), (0.5, 4e11)], {"batch_size": 64}, ready, memory, 1e11
+    )
+    assert result["images_per_s"]["median"] == 128
+    assert result["mib_per_image"] == 32
+    assert result["share_of_peak"] == 0.2
+    assert result["share_of_matmul"] == 0.5
