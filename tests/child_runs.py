@@ -115,7 +115,7 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
 
     import jax
 
-    from deit_jax import data, rng, sharding
+    from deit_jax import rng, sharding
     from deit_jax.checkpoint.digest import digest_tree
     from deit_jax.train import experiment as experiment_lib
     from deit_jax.train import schema
@@ -123,16 +123,10 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
     resolved = schema.load(CONFIG, overrides)
     experiment = experiment_lib.build(resolved)
     augment_fn = jax.jit(experiment.augment_fn)
-    batch_sharding = sharding.batch_sharding(experiment.mesh)
-    canvases = data.canvas_count(
-        experiment.recipe.durations.batch_size, resolved.input.repeats, experiment.mesh.size
-    )
-    host = experiment.train_batches(
-        start_step=0, rows=sharding.local_rows(batch_sharding, canvases)
-    )
+    host = experiment.train_batches()
     digests = []
     for step, batch in enumerate(itertools.islice(host, count)):
-        placed = sharding.to_global(batch_sharding, batch)
+        placed = sharding.to_global(experiment.batch_sharding, batch)
         key = rng.step_key(rng.base_key(resolved.seed), rng.Purpose.AUGMENT, step)
         digests.append(digest_tree({"host": placed, "augmented": augment_fn(key, placed)}))
     if jax.process_index() == 0:

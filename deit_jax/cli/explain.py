@@ -68,7 +68,7 @@ def describe_model(name: str) -> str:
     from deit_jax.pretrained import hub
 
     model = models.create_model(name)
-    parameters, macs = models.count(model)
+    parameters, macs = model.count()
     size = "x".join(map(str, model.image_size))
     lines = [
         f"{name}: {parameters:,} parameters, {macs / 1e9:.3f} G multiply-accumulates at {size}"

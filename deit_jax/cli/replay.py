@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     from deit_jax.train import replay
 
     folder = pathlib.Path(args.dump)
-    for line in replay.describe(replay.replay(folder, config.split_overrides(args.overrides))):
-        print(line)
+    _, lines = replay.replay(folder, config.split_overrides(args.overrides))
+    print(*lines, sep="\n")
     return 0

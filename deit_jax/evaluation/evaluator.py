@@ -72,7 +72,7 @@ class Evaluator:
         self.facts = {
             "checkpoint": info.label,
             "model": info.model,
-            "parameters": models.count(model).parameters,
+            "parameters": model.count().parameters,
             "image_size": evaluation.image_size,
             "crop_ratio": evaluation.crop_ratio,
             "dtype": model.dtype,

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deit_jax.models.count import Size, count
+from deit_jax.models.count import Size
 from deit_jax.models.deit import VisionTransformer
-from deit_jax.models.model import Model
-from deit_jax.models.output import Output
+from deit_jax.models.model import Model, Output
 from deit_jax.models.registry import create_model, list_models
 from deit_jax.models.regnet import RegNet
 
@@ -29,7 +28,6 @@ __all__ = [
     "VisionTransformer",
     "abstract_variables",
     "apply",
-    "count",
     "create_model",
     "init_variables",
     "list_models",

@@ -38,26 +38,18 @@ class Trace(NamedTuple):
     collections: frozenset[str]
 
 
-def _once(function: Callable) -> Callable:
-    """`function`, called once per model: flax modules are hashable, but not by their types."""
-    return functools.lru_cache(function)
-
-
-@_once
-def count(model: Any) -> Size:
-    """Parameters and multiply-accumulates of a model; nothing is computed."""
-    return model.count()
-
-
-@_once
-def trace(model: Any) -> Trace:
-    """Traces a flax module that takes images; nothing is computed."""
+def _trace(model: Any) -> Trace:
     image = jnp.zeros((1, *model.image_size, 3), jnp.float32)
     # Initialization runs the model once, so one trace gives both.
     jaxpr, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), image)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     macs, outputs = _products(jaxpr.jaxpr)
     return Trace(Size(parameters, macs), outputs, frozenset(variables))
+
+
+# Of a flax module that takes images; computes nothing. Remembered, as modules are hashable, which
+# their types do not say.
+trace: Callable[[Any], Trace] = functools.cache(_trace)
 
 
 def _products(jaxpr: Any) -> tuple[int, int]:

@@ -18,8 +18,7 @@ from deit_jax.errors import ConfigError, unknown
 from deit_jax.models import initializers, layers
 from deit_jax.models.block import Block
 from deit_jax.models.count import Size, trace
-from deit_jax.models.model import Model
-from deit_jax.models.output import Output
+from deit_jax.models.model import Model, Output
 from deit_jax.models.position import resize_position
 
 _normal = initializers.normal(0.02)
@@ -36,7 +35,6 @@ DROP_PATH_SCHEDULES = ("linear", "constant")
 _SAVED_PER_BLOCK = {"none": (28.0, 34.0), "dots": (9.0, 9.0), "full": (1.0, 1.0)}
 
 _STEM = ("cls_token", "dist_token", "pos_embed", "patch_embed")
-_HEADS = ("head", "head_dist")
 
 
 class VisionTransformer(Model, kw_only=True):
@@ -59,6 +57,8 @@ class VisionTransformer(Model, kw_only=True):
       remat: none | full | dots: recompute nothing, whole blocks, or all but matrix products in the
         backward pass.
     """
+
+    head_params = ("head", "head_dist")
 
     patch_size: int
     embed_dim: int
@@ -106,12 +106,12 @@ class VisionTransformer(Model, kw_only=True):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The class token's head, and the distillation token's."""
+        """See `Model`."""
         return ("class", "dist") if self.distilled and self.dist_head else ("class",)
 
     @property
     def num_layers(self) -> int:
-        """The number of the heads, one above the last block's."""
+        """See `Model`; one above the last block."""
         return self.depth + 1
 
     def layer_of(self, path: str) -> int | None:
@@ -119,8 +119,8 @@ class VisionTransformer(Model, kw_only=True):
         first = path.split("/")[0]
         if first.startswith("blocks_"):
             return 1 + int(first.removeprefix("blocks_"))
-        layers_by_name = dict.fromkeys(_STEM, 0) | dict.fromkeys(_HEADS, self.num_layers)
-        return (layers_by_name | {"norm": self.depth}).get(first)
+        numbers = dict.fromkeys(_STEM, 0) | dict.fromkeys(self.head_params, self.num_layers)
+        return (numbers | {"norm": self.depth}).get(first)
 
     def count(self) -> Size:
         """See `Model.count`."""
@@ -144,17 +144,12 @@ class VisionTransformer(Model, kw_only=True):
 
     @property
     def recomputed_passes(self) -> int:
-        """1 with remat='full', which saves only the inputs of the blocks."""
+        """See `Model`; remat='full' saves only the inputs of the blocks."""
         return int(self.remat == "full")
 
     @property
-    def head_params(self) -> tuple[str, ...]:
-        """The heads of both tokens."""
-        return _HEADS
-
-    @property
     def optional_params(self) -> tuple[str, ...]:
-        """The distillation token and its head."""
+        """See `Model`."""
         return ("dist_token", "head_dist") if self.distilled else ()
 
     def fit_param(
@@ -165,18 +160,14 @@ class VisionTransformer(Model, kw_only=True):
         The rows of the class and distillation tokens are copied; the row of a distillation
         token that `old` lacks comes from `fresh`.
         """
-        if (
-            path != "pos_embed"
-            or not isinstance(old, VisionTransformer)
-            or old.class_position != self.class_position
-        ):
+        if path != "pos_embed" or not isinstance(old, VisionTransformer):
             return value, ""
-        prefix = old.prefix_tokens if old.class_position else 0
-        value = np.asarray(value)
-        rows, patches = value[:, :prefix], value[:, prefix:]
-        if old.class_position and old.distilled and not self.distilled:
-            rows = rows[:, :1]
-        elif old.class_position and self.distilled and not old.distilled:
+        if old.class_position != self.class_position:
+            return value, ""
+        tokens = old.prefix_tokens if old.class_position else 0
+        rows, patches = np.split(np.asarray(value), [tokens], axis=1)
+        rows = rows[:, : self.prefix_tokens]
+        if self.class_position and self.prefix_tokens > old.prefix_tokens:
             if fresh is None:
                 raise ConfigError("a distilled model needs a template to start from a plain one")
             rows = np.concatenate([rows, np.asarray(fresh)[:, 1:2]], axis=1)
@@ -199,7 +190,7 @@ class VisionTransformer(Model, kw_only=True):
         keys: jax.Array | None = None,
         capture: bool = False,
     ) -> tuple[Output, dict[str, jax.Array]]:
-        """See `deit_jax.models.apply`; in evaluation `keys` are ignored."""
+        """See `Model`."""
         if image.shape[1:3] != tuple(self.image_size):
             raise ValueError(
                 f"image is {image.shape[1]}x{image.shape[2]}, the model takes "
@@ -214,7 +205,7 @@ class VisionTransformer(Model, kw_only=True):
             features["norm"] = x
         # Heads in f32: bf16 logits would carry only three digits into the loss.
         logits = layers.Dense(self.num_classes, jnp.float32, name="head")(x[:, 0])
-        if not (self.distilled and self.dist_head):
+        if "dist" not in self.heads:
             return Output(logits, None), features
         dist_head = layers.Dense(self.num_classes, jnp.float32, name="head_dist")
         return Output(logits, dist_head(x[:, 1])), features
@@ -242,15 +233,8 @@ class VisionTransformer(Model, kw_only=True):
         return layers.drop_draws(keys, self.depth, 2) if self.drop_path_rate else None
 
     def _block_kwargs(self) -> dict[str, Any]:
-        return {
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "layer_scale_init": self.layer_scale_init,
-            "dropout_rate": self.dropout_rate,
-            "epsilon": self.epsilon,
-            "dtype": self.dtype,
-            "attention": self.attention,
-        }
+        shared = ("num_heads", "mlp_ratio", "layer_scale_init", "dropout_rate", "epsilon", "dtype")
+        return {name: getattr(self, name) for name in (*shared, "attention")}
 
     def _blocks(
         self, x: jax.Array, keys: jax.Array | None, features: dict[str, Any] | None

@@ -1,6 +1,6 @@
 """What the library asks of a model. A new family inherits an answer to every question."""
 
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,10 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.models.count import Size, trace
-from deit_jax.models.output import Output
 
 # The output of a layer is saved before and after its normalization and after the activation.
 _SAVED_PER_OUTPUT = 3.0
+
+
+class Output(NamedTuple):
+    """What every model returns: logits of its heads, f32 [B, K].
+
+    Attributes:
+      logits: of the class token's head, or of the only head.
+      dist_logits: of the distillation token's head; None where there is none.
+    """
+
+    logits: jax.Array
+    dist_logits: jax.Array | None
 
 
 class Model(nn.Module, kw_only=True):
@@ -25,7 +36,28 @@ class Model(nn.Module, kw_only=True):
       num_classes: K.
       image_size: (height, width) in pixels.
       dtype: compute type; parameters, statistics and logits are f32.
+
+    A family overrides as class attributes or properties:
+      heads: whose logits `Output` holds: `class`, and `dist` for `dist_logits`.
+      head_params: parameters of the heads, by first name: what a model for other classes
+        starts afresh.
+      optional_params: parameters that not every model of the family has, by first name. A
+        checkpoint's are dropped where the new model has none, and started afresh where only
+        the new model has them.
+      no_weight_decay: last names of own parameters without weight decay, besides biases,
+        scales and tokens.
+      num_layers: number that `layer_of` gives to the head, the last layer; 0: layers have no
+        numbers.
+      recomputed_passes: forward passes (0 or 1) that the backward pass recomputes to save
+        memory.
     """
+
+    heads: ClassVar[tuple[str, ...]] = ("class",)
+    head_params: ClassVar[tuple[str, ...]] = ("head",)
+    optional_params: ClassVar[tuple[str, ...]] = ()
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    num_layers: ClassVar[int] = 0
+    recomputed_passes: ClassVar[int] = 0
 
     num_classes: int
     image_size: tuple[int, int]
@@ -59,31 +91,6 @@ class Model(nn.Module, kw_only=True):
         """Whether there are running statistics (BatchNorm), which training updates."""
         return "batch_stats" in trace(self).collections
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Heads whose logits `Output` holds: `class`, and `dist` for `dist_logits`."""
-        return ("class",)
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Patches (down, across) of a sequence model; None for others."""
-        return None
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens in front of the patches."""
-        return 0
-
-    @property
-    def no_weight_decay(self) -> tuple[str, ...]:
-        """Last names of own parameters without weight decay, besides biases, scales and tokens."""
-        return ()
-
-    @property
-    def num_layers(self) -> int:
-        """Number that `layer_of` gives to the head, the last layer; 0: layers have no numbers."""
-        return 0
-
     def layer_of(self, path: str) -> int | None:
         """timm's layer number of a parameter, for layer decay: embedding 0, blocks from 1.
 
@@ -92,43 +99,19 @@ class Model(nn.Module, kw_only=True):
         return None
 
     def count(self) -> Size:
-        """Parameters and multiply-accumulates; `models.count` remembers the answer."""
+        """Parameters and multiply-accumulates; nothing is computed."""
         return trace(self).size
 
     def saved_bytes(self) -> float:
         """Bytes that one image's forward pass saves for the backward pass (upper estimate)."""
-        itemsize = jnp.dtype(self.dtype).itemsize
-        return _SAVED_PER_OUTPUT * trace(self).outputs * itemsize
-
-    @property
-    def recomputed_passes(self) -> int:
-        """Forward passes that the backward pass recomputes to save memory: 0 or 1."""
-        return 0
-
-    @property
-    def head_params(self) -> tuple[str, ...]:
-        """Parameters of the heads, by first name: what a model for other classes starts afresh."""
-        return ("head",)
-
-    @property
-    def optional_params(self) -> tuple[str, ...]:
-        """Parameters that not every model of the family has, by first name.
-
-        A checkpoint's are dropped where the new model has none, and started afresh where only
-        the new model has them.
-        """
-        return ()
+        return _SAVED_PER_OUTPUT * trace(self).outputs * jnp.dtype(self.dtype).itemsize
 
     def fit_param(
         self, path: str, value: np.ndarray, old: "Model", fresh: np.ndarray | None
     ) -> tuple[np.ndarray, str]:
-        """Parameter `path` of the model `old` as this model has it.
+        """Parameter `path` of the model `old` as this model has it, and how it was resized or ''.
 
-        Args:
-          fresh: this model's own initial value; None without one.
-
-        Returns:
-          (the array, how it was resized, or '').
+        `fresh` is this model's own initial value, None without one.
         """
         return value, ""
 
@@ -139,6 +122,6 @@ class Model(nn.Module, kw_only=True):
     def fold_batch_norm(self, variables: dict[str, Any]) -> tuple["Model", dict[str, Any]]:
         """(model, variables) of the same function with BatchNorm folded into other layers.
 
-        For frozen teachers. A model that cannot do that is returned as it is.
+        For frozen teachers. A model that cannot do that is returned unchanged.
         """
         return self, variables

@@ -22,30 +22,16 @@ _MEDIUM = {"embed_dim": 512, "depth": 12, "num_heads": 8}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+_DEIT3 = {"class_position": False, "layer_scale_init": 1e-4, "drop_path_schedule": "constant"}
 
 
-def _deit(size: dict[str, int], *, image_size: int = 224, distilled: bool = False) -> Architecture:
-    attributes = {
-        "image_size": image_size,
-        "patch_size": 16,
-        "distilled": distilled,
-        "drop_path_rate": 0.1,
-    }
-    return VisionTransformer, attributes | size
+def _deit(size: dict[str, Any], **own: Any) -> Architecture:
+    published = {"image_size": 224, "patch_size": 16, "drop_path_rate": 0.1}
+    return VisionTransformer, published | size | own
 
 
-def _deit3(
-    size: dict[str, int], *, image_size: int = 224, patch_size: int = 16, drop_path_rate: float
-) -> Architecture:
-    attributes = {
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "class_position": False,
-        "layer_scale_init": 1e-4,
-        "drop_path_rate": drop_path_rate,
-        "drop_path_schedule": "constant",
-    }
-    return VisionTransformer, attributes | size
+def _deit3(size: dict[str, Any], *, drop_path_rate: float, **own: Any) -> Architecture:
+    return _deit(_DEIT3 | size, drop_path_rate=drop_path_rate, **own)
 
 
 def _regnety(w0: int, wa: float, wm: float, group_size: int, depth: int) -> Architecture:
@@ -111,9 +97,8 @@ def create_model(
       TypeError: an attribute that the class does not have.
     """
     cls, published = builders.choose(ARCHITECTURES, name, "model")
-    known = ["num_classes", *(key for key in options({"name": name}) if key != "name")]
-    extra = sorted(set(attributes) - set(known))
-    if extra:
+    known = ["num_classes", *list(options({"name": name}))[1:]]
+    if extra := sorted(attributes.keys() - set(known)):
         raise TypeError(f"model {name} takes no {', '.join(extra)}; known: {', '.join(known)}")
     given = published | attributes | {"num_classes": num_classes}
     size = image_size or given["image_size"]

@@ -4,6 +4,7 @@ A stem convolution, then stages of bottleneck blocks: 1x1, grouped 3x3,
 squeeze-and-excitation, 1x1, shortcut. Names and numbers are timm's.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -14,8 +15,7 @@ import numpy as np
 
 from deit_jax.errors import ConfigError
 from deit_jax.models import initializers, layers
-from deit_jax.models.model import Model
-from deit_jax.models.output import Output
+from deit_jax.models.model import Model, Output
 
 
 def stage_design(
@@ -31,15 +31,10 @@ def stage_design(
     exponent = np.round(np.log(line / np.float32(w0)) / np.float32(math.log(wm)))
     widths = np.round(w0 * np.power(np.float32(wm), exponent) / 8) * 8
     stages, depths = np.unique(widths.astype(int), return_counts=True)
-    groups = [min(group_size, width) for width in stages.tolist()]
-    rounded = [
-        round(width / group) * group for width, group in zip(stages.tolist(), groups, strict=True)
-    ]
-    return {
-        "widths": tuple(rounded),
-        "depths": tuple(depths.tolist()),
-        "group_sizes": tuple(groups),
-    }
+    groups = np.minimum(stages, group_size)
+    widths = np.round(stages / groups).astype(int) * groups
+    design = {"widths": widths, "depths": depths, "group_sizes": groups}
+    return {name: tuple(values.tolist()) for name, values in design.items()}
 
 
 class Conv(nn.Module):
@@ -137,21 +132,16 @@ class Bottleneck(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, draw: jax.Array | None, drop_rate: float
     ) -> jax.Array:
-        kwargs = {"dtype": self.dtype, "folded": self.folded}
+        conv = functools.partial(ConvNorm, self.features, dtype=self.dtype, folded=self.folded)
         groups = self.features // self.group_size
         shortcut = x
-        y = nn.relu(ConvNorm(self.features, 1, name="conv1", **kwargs)(x, train))
-        y = ConvNorm(self.features, 3, stride=self.stride, groups=groups, name="conv2", **kwargs)(
-            y, train
-        )
-        y = nn.relu(y)
+        y = nn.relu(conv(1, name="conv1")(x, train))
+        y = nn.relu(conv(3, stride=self.stride, groups=groups, name="conv2")(y, train))
         # The reduced width follows the block's input, not its own width.
         y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.dtype, name="se")(y)
-        y = ConvNorm(self.features, 1, zero_scale=True, name="conv3", **kwargs)(y, train)
+        y = conv(1, zero_scale=True, name="conv3")(y, train)
         if x.shape[-1] != self.features or self.stride != 1:
-            shortcut = ConvNorm(self.features, 1, stride=self.stride, name="downsample", **kwargs)(
-                x, train
-            )
+            shortcut = conv(1, stride=self.stride, name="downsample")(x, train)
         return nn.relu(layers.drop_path(y, draw, drop_rate) + shortcut)
 
 
@@ -182,10 +172,8 @@ class RegNet(Model, kw_only=True):
 
     def check(self) -> None:
         """Raises ConfigError when the attributes do not fit together."""
-        lengths = {
-            name: len(getattr(self, name))
-            for name in ("widths", "depths", "group_sizes", "strides")
-        }
+        stages = ("widths", "depths", "group_sizes", "strides")
+        lengths = {name: len(getattr(self, name)) for name in stages}
         if len(set(lengths.values())) != 1:
             raise ConfigError(
                 f"widths, depths, group_sizes and strides need one entry per stage, not {lengths}"
@@ -231,7 +219,7 @@ class RegNet(Model, kw_only=True):
         keys: jax.Array | None = None,
         capture: bool = False,
     ) -> tuple[Output, dict[str, jax.Array]]:
-        """See `deit_jax.models.apply`; in evaluation `keys` are ignored."""
+        """See `Model`."""
         if train and self.folded:
             raise ValueError("a model with folded BatchNorm cannot be trained")
         draws = layers.drop_draws(keys if train else None, sum(self.depths), 1)

@@ -42,9 +42,9 @@ def step_macs(
     as one more if `recomputed`; augmentation and optimizer are not counted.
     """
     passes = 3 + (model.recomputed_passes if recomputed else 0)
-    macs = {"student": float(passes * models.count(model).macs * batch_size)}
+    macs = {"student": float(passes * model.count().macs * batch_size)}
     if teacher is not None:
-        macs["teacher"] = float(models.count(teacher).macs * batch_size)
+        macs["teacher"] = float(teacher.count().macs * batch_size)
     return macs
 
 
@@ -62,7 +62,7 @@ def step_memory(recipe: Recipe) -> Memory:
         "gradients": params,
         "optimizer state": _state_bytes(optimizer, config.mesh.fsdp),
         "EMA": params if config.step.ema_decay else 0,
-        "teacher": 4 * models.count(teacher).parameters if teacher else 0,
+        "teacher": 4 * teacher.count().parameters if teacher else 0,
         "canvases and images": _CANVAS_BATCHES * canvases * config.input.canvas**2 * 3
         + rows * math.prod(model.image_size) * 3 * 4,
         "activations": rows * model.saved_bytes(),

@@ -6,7 +6,7 @@ What was chosen from a table is described by the first line of its docstring.
 import math
 from typing import Any
 
-from deit_jax import augment, builders, data, losses, models, optim
+from deit_jax import augment, builders, data, losses, optim
 from deit_jax.optim.optimizers import OPTIMIZERS
 from deit_jax.optim.param_groups import Masks
 from deit_jax.optim.schedules import SCHEDULES
@@ -54,7 +54,7 @@ def _run(recipe: Recipe) -> list[str]:
     epochs = durations.epoch(durations.total_steps)
     pairs = {
         "model": f"{config.model.name} at {'x'.join(map(str, model.image_size))}, "
-        f"{models.count(model).parameters:,} parameters, {model.dtype}",
+        f"{model.count().parameters:,} parameters, {model.dtype}",
         "start from": config.init or "random weights",
         "data": f"{recipe.records:,} images, {recipe.num_classes:,} classes",
         "batch": batch,

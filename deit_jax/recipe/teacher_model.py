@@ -89,5 +89,5 @@ def resolve_dtype(dtype: str) -> str:
 
 def describe(model: models.Model, source: str) -> str:
     """One line for the terminal; `source` says what it is and where it comes from."""
-    size = models.count(model).parameters
+    size = model.count().parameters
     return f"{source}, {size:,} parameters, at {model.image_size[0]} px in {model.dtype}"

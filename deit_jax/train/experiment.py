@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import ml_collections
 
-from deit_jax import augment, builders, data, models, pretrained, rng, sharding
+from deit_jax import augment, builders, checkpoint, data, models, pretrained, rng, sharding
 from deit_jax.data import BatchIterator
-from deit_jax.errors import Problems
+from deit_jax.errors import ConfigError, Problems, unknown
+from deit_jax.evaluation import heads
 from deit_jax.evaluation.evaluate import Evaluation, make_eval_step, make_evaluation
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Teacher, make_teacher
@@ -32,6 +33,8 @@ class Experiment:
       start: the weights that config.init names, adapted to the model; None for random ones.
       augment_fn: see `augment.make_augment`.
       evaluation: see `Evaluation`.
+      checkpointing: the options of `checkpoint.Checkpointer`.
+      max_nonfinite: see `nonfinite.make_limit`.
     """
 
     recipe: Recipe
@@ -41,13 +44,19 @@ class Experiment:
     start: pretrained.Adapted | None
     augment_fn: Callable
     evaluation: Evaluation
+    checkpointing: dict[str, Any]
+    max_nonfinite: int
 
     @property
-    def canvases(self) -> int:
-        """Rows of the host batch over all processes; fewer than the batch when images repeat."""
-        return data.canvas_count(
-            self.recipe.durations.batch_size, self.recipe.config.input.repeats, self.mesh.size
-        )
+    def batch_sharding(self) -> jax.sharding.NamedSharding:
+        """Rows of batches over all devices."""
+        return sharding.batch_sharding(self.mesh)
+
+    def place_teacher(self) -> Any:
+        """The teacher's variables, whole on every device; None for a run without one."""
+        if self.teacher is None:
+            return None
+        return jax.device_put(self.teacher.variables, sharding.replicated(self.mesh))
 
     def make_train_step(self) -> Callable:
         """`step(state, teacher variables, batch) -> (state, metrics)`, see `train.step`."""
@@ -60,40 +69,39 @@ class Experiment:
             recipe.schedule,
             rng.base_key(recipe.config.seed),
             self.teacher.fn if self.teacher else None,
-            nonfinite.make_limit(**recipe.config.nonfinite),
+            self.max_nonfinite,
             **recipe.config.step,
         )
 
     def make_eval_step(self) -> Callable:
         """`step(variables, teacher variables, batch) -> sums`, see `evaluation.evaluate`."""
+        e, statistics = self.evaluation, self.recipe.config.augment
         transform = augment.make_eval_transform(
-            image_size=self.evaluation.image_size,
-            crop_ratio=self.evaluation.crop_ratio,
-            mean=self.recipe.config.augment.mean,
-            std=self.recipe.config.augment.std,
+            image_size=e.image_size,
+            crop_ratio=e.crop_ratio,
+            mean=statistics.mean,
+            std=statistics.std,
         )
-        teacher = self.teacher if self.evaluation.agreement else None
-        return make_eval_step(
-            model=self.recipe.model,
-            transform=transform,
-            teacher_fn=teacher.fn if teacher else None,
-        )
+        teacher_fn = self.teacher.fn if self.teacher and e.agreement else None
+        return make_eval_step(model=self.recipe.model, transform=transform, teacher_fn=teacher_fn)
 
-    def train_batches(self, *, start_step: int = 0, rows: Any = None) -> BatchIterator:
+    def train_batches(self, *, start_step: int = 0) -> BatchIterator:
         """Host batches from `start_step` on, the canvas rows of this process."""
         recipe = self.recipe
+        batch_size, devices = recipe.durations.batch_size, self.mesh.size
+        canvases = data.canvas_count(batch_size, recipe.config.input.repeats, devices)
         return data.train_batches(
             self.data.train,
-            batch_size=recipe.durations.batch_size,
+            batch_size=batch_size,
             mix_group=recipe.mix_group,
             seed=recipe.config.seed,
             start_step=start_step,
-            device_count=self.mesh.size,
-            rows=rows,
+            device_count=devices,
+            rows=sharding.local_rows(self.batch_sharding, canvases),
             **recipe.config.input,
         )
 
-    def eval_batches(self, *, rows: Any = None) -> BatchIterator:
+    def eval_batches(self) -> BatchIterator:
         """Host batches of the evaluation split, the rows of this process."""
         e = self.evaluation
         make = builders.bind(data.eval_batches, self.recipe.config.input)
@@ -103,7 +111,7 @@ class Experiment:
             canvas=e.canvas,
             image_size=e.image_size,
             crop_ratio=e.crop_ratio,
-            rows=rows,
+            rows=sharding.local_rows(self.batch_sharding, e.batch_size),
         )
 
 
@@ -116,8 +124,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     problems = Problems(config)
     opened: Any = None
     mesh: Any = None
-    evaluation: Any = None
-    teacher = start = None
+    parts: dict[str, Any] = {}
     with problems.section("data"):
         opened = data.open_data(**config.data)
     with problems.section("mesh"):
@@ -130,24 +137,22 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         problems=problems,
     )
     with problems.section("eval"):
-        evaluation = make_evaluation(recipe.image_size if recipe else 224, **config.eval)
+        side = recipe.image_size if recipe else 224
+        parts["evaluation"] = make_evaluation(side, **config.eval)
+    with problems.section("nonfinite"):
+        parts["max_nonfinite"] = nonfinite.make_limit(**config.nonfinite)
     if mesh:
         _check_divisible(problems, config, mesh)
     if recipe:
         with problems.section("teacher"):
-            teacher = _load_teacher(recipe)
+            parts["teacher"] = _load_teacher(recipe)
         with problems.section("init"):
-            start = _start_weights(recipe)
+            parts["start"] = _start_weights(recipe)
+        with problems.section("checkpoint"):
+            parts["checkpointing"] = _checkpointing(recipe)
     problems.raise_any()
-    experiment = Experiment(
-        recipe=recipe,
-        data=opened,
-        mesh=mesh,
-        teacher=teacher,
-        start=start,
-        augment_fn=augment.make_augment(recipe.supplied(mesh), **config.augment),
-        evaluation=evaluation,
-    )
+    augment_fn = augment.make_augment(recipe.supplied(mesh), **config.augment)
+    experiment = Experiment(recipe=recipe, data=opened, mesh=mesh, augment_fn=augment_fn, **parts)
     # Both check their options when made, and read nothing before the first batch is taken.
     with problems.section("input"):
         experiment.train_batches().close()
@@ -155,11 +160,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         experiment.eval_batches().close()
     problems.raise_any()
     return experiment
-
-
-def model_kwargs(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What `create_model` takes beside the name and the number of classes, as plain values."""
-    return {key: value for key, value in config.model.to_dict().items() if key != "name"}
 
 
 def _load_teacher(recipe: Recipe) -> Teacher | None:
@@ -178,6 +178,32 @@ def _start_weights(recipe: Recipe) -> pretrained.Adapted | None:
     key = rng.step_key(rng.base_key(config.seed), rng.Purpose.INIT, 0)
     template = models.init_variables(recipe.model, key)
     return pretrained.adapt(loaded, template, model=recipe.model, drop_head=config.init_drop_head)
+
+
+def _checkpointing(recipe: Recipe) -> dict[str, Any]:
+    """The `checkpoint` section, with a default for the metric that selects the best.
+
+    Raises:
+      ConfigError: numbers that would keep nothing, a metric that evaluation does not give,
+        or one by which the worst would be kept.
+    """
+    options = recipe.config.checkpoint.to_dict()
+    names = heads.head_names(distilled="dist" in recipe.model.heads)
+    if options["best_metric"] is None:
+        options["best_metric"] = f"eval/{heads.main_head(names)}/top1"
+    metric = options["best_metric"]
+    weights = ("eval", "eval_ema") if recipe.config.step.ema_decay else ("eval",)
+    values = ("top1", "top5", "loss")
+    known = [f"{which}/{head}/{value}" for value in values for which in weights for head in names]
+    if metric not in known:
+        raise unknown("best_metric", metric, known)
+    if metric.endswith("loss") == options["higher_is_better"]:
+        raise ConfigError(
+            f"higher_is_better must be {not options['higher_is_better']} for best_metric="
+            f"{metric!r}, or the worst checkpoint would be kept"
+        )
+    builders.bind(checkpoint.Retention, options)()
+    return options
 
 
 def _check_divisible(

@@ -19,7 +19,8 @@ start begins a new interval.
 
 import collections
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import pathlib
+from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
@@ -62,26 +63,32 @@ def train(
       Interrupted: stopped by a signal; the state is saved.
     """
     with preemption.Preemption() as guard, startup.StartClock() as clock:
-        return _Run(setup_lib.prepare(config, workdir, force_resume, guard, clock)).run()
+        return _Run(*setup_lib.prepare(config, workdir, force_resume), guard, clock).run()
 
 
 class _Run:
     """One start of a run: the state on the devices, and where results are written."""
 
-    def __init__(self, setup: setup_lib.Setup):
-        self.setup, self.workdir = setup, setup.workdir
-        self.experiment = experiment = setup.experiment
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: pathlib.Path,
+        profile: profiler.Span | None,
+        guard: preemption.Preemption,
+        clock: startup.StartClock,
+    ):
+        self.experiment, self.workdir, self.guard, self.clock = experiment, workdir, guard, clock
         self.durations = experiment.recipe.durations
-        self.batch_sharding = sharding.batch_sharding(experiment.mesh)
+        self.batch_sharding = experiment.batch_sharding
         self.checkpointer = checkpoint.Checkpointer(
-            self.workdir / "checkpoints", **init_lib.checkpoint_options(experiment)
+            workdir / "checkpoints", **experiment.checkpointing
         )
-        self.state = init_lib.first_state(experiment, self.checkpointer, setup.max_nonfinite)
+        self.state = init_lib.first_state(experiment, self.checkpointer)
         self.metadata = init_lib.metadata(experiment)
         self.start = start = int(self.state.step)
         self.skipped_steps = int(self.state.nonfinite_steps)
         self.writer = writers.MetricsWriter(
-            self.workdir, start, experiment.recipe.config.to_dict(), **experiment.recipe.config.log
+            workdir, start, experiment.recipe.config.to_dict(), **experiment.recipe.config.log
         )
         self.progress = progress.Progress(
             total_steps=self.durations.total_steps,
@@ -92,12 +99,9 @@ class _Run:
             enabled=jax.process_index() == 0,
         )
         self.profiler = profiler.Profiler(
-            setup.profile, folder=self.workdir / "profile", start_step=start, print_line=_print
+            profile, folder=workdir / "profile", start_step=start, print_line=_print
         )
-        replicated = sharding.replicated(experiment.mesh)
-        self.teacher = experiment.teacher and jax.device_put(
-            experiment.teacher.variables, replicated
-        )
+        self.teacher = experiment.place_teacher()
         self.train_step = step_lib.jit(experiment.make_train_step(), self.batch_sharding)
         self.eval_step = jax.jit(sharding.on_rows(experiment.make_eval_step(), self.batch_sharding))
         # (step, its metrics, not waited for)
@@ -117,8 +121,10 @@ class _Run:
             return self.results
         if start:
             _print(f"resuming after step {start:,} of {self.durations.total_steps:,}")
+        host_batches = self.experiment.train_batches(start_step=start)
+        self.health = host_batches.health
         try:
-            with self.writer, self.checkpointer, self._train_batches() as batches:
+            with self.writer, self.checkpointer, self._prefetch(host_batches) as batches:
                 for step in range(start + 1, stop + 1):
                     with self.progress.waiting():
                         batch = next(batches)
@@ -137,13 +143,7 @@ class _Run:
         self._finish()
         return self.results
 
-    def _train_batches(self) -> data.prefetch_to_device:
-        rows = sharding.local_rows(self.batch_sharding, self.experiment.canvases)
-        host_batches = self.experiment.train_batches(start_step=self.start, rows=rows)
-        self.health = host_batches.health
-        return self._prefetch(host_batches)
-
-    def _prefetch(self, host_batches: Iterator) -> data.prefetch_to_device:
+    def _prefetch(self, host_batches: data.BatchIterator) -> data.prefetch_to_device:
         to_global = functools.partial(sharding.to_global, self.batch_sharding)
         return data.prefetch_to_device(host_batches, to_global)
 
@@ -157,7 +157,7 @@ class _Run:
     def _first_step(self, step: int, batch: Mapping[str, jax.Array]) -> None:
         """Compiles and runs the first step, timed apart from the others."""
         with self.progress.paused(steps=1):
-            times = self.setup.clock.first_step(lambda: self._dispatch(step, batch))
+            times = self.clock.first_step(lambda: self._dispatch(step, batch))
         _print(startup.describe(times))
         self.start_times = {f"start/{key}": value for key, value in times.items()}
 
@@ -185,8 +185,8 @@ class _Run:
     def _record_nonfinite(self, step: int, metrics: dict[str, float], in_a_row: int) -> None:
         """Notes a skipped update, or ends the run with a dump of the state before it."""
         self.averages.skip()
-        counts = {"in_a_row": in_a_row, "limit": self.setup.max_nonfinite}
-        if in_a_row < self.setup.max_nonfinite:
+        counts = {"in_a_row": in_a_row, "limit": self.experiment.max_nonfinite}
+        if in_a_row < self.experiment.max_nonfinite:
             _print(nonfinite.skip_message(step, metrics, total=self.skipped_steps, **counts))
             return
         with self.progress.paused():
@@ -230,7 +230,7 @@ class _Run:
         durations = self.durations
         last = step == durations.stop_at
         # Every process asks at every step; at the last one there is nothing left to cut short.
-        stopping = self.setup.preemption.requested(step) and not last
+        stopping = self.guard.requested(step) and not last
         evaluating = not stopping and (last or durations.is_due(durations.eval_every, step))
         saving = stopping or evaluating or durations.is_due(durations.checkpoint_every, step)
         if not saving:
@@ -252,15 +252,14 @@ class _Run:
             raise Interrupted(
                 f"signal received, step {step:,} saved in {self.workdir}; rerun the same command "
                 "to resume",
-                self.setup.preemption.exit_code,
+                self.guard.exit_code,
             )
 
     def _evaluate(self, step: int) -> None:
         candidates = {"eval": self.state.variables()}
         if self.state.ema_params is not None:
             candidates["eval_ema"] = self.state.variables(ema=True)
-        rows = sharding.local_rows(self.batch_sharding, self.experiment.evaluation.batch_size)
-        with self._prefetch(self.experiment.eval_batches(rows=rows)) as batches:
+        with self._prefetch(self.experiment.eval_batches()) as batches:
             results = evaluate.evaluate(self.eval_step, candidates, self.teacher, batches)
         self.results = {
             f"{name}/{key}": value for name, sums in results.items() for key, value in sums.items()

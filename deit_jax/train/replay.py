@@ -1,6 +1,5 @@
 """Repeats one step from its dump, with the same state, batch and draws, and inspects it."""
 
-import dataclasses
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from deit_jax import checkpoint, errors, rng, sharding, trees
+from deit_jax import builders, checkpoint, errors, rng, sharding, trees
 from deit_jax.checkpoint import layout
 from deit_jax.tracking import startup
 from deit_jax.train import dump, schema
@@ -20,31 +19,11 @@ from deit_jax.train import step as step_lib
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Replay:
-    """The outcome of a repeated step.
-
-    Attributes:
-      step: its number, counted from 1.
-      then: its metrics in the run.
-      now: the same metrics in the repetition.
-      finite: whether the repetition was finite.
-      parameters, gradients: name -> (non-finite values, all values), of the arrays that
-        have any.
-      largest: (name, magnitude) of the largest finite parameter.
-    """
-
-    step: int
-    then: dict[str, float]
-    now: dict[str, float]
-    finite: bool
-    parameters: dict[str, tuple[int, int]]
-    gradients: dict[str, tuple[int, int]]
-    largest: tuple[str, float]
-
-
-def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
+def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> tuple[bool, list[str]]:
     """Repeats the step of a dump, with `section.key=value` overrides of the run's config.
+
+    Returns:
+      (whether the repetition was finite, the lines of `deit-jax replay`).
 
     Raises:
       ConfigError: the folder is not a dump, is damaged, or does not fit the overrides.
@@ -58,29 +37,38 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> Replay:
         restored = saver.restore(init_lib.abstract_state(experiment))
     if restored is None:
         raise errors.ConfigError(f"{folder} contains no checkpoint of step {step - 1}")
-    state = restored.state
-    batch_sharding = sharding.batch_sharding(experiment.mesh)
-    batch = _batch(experiment, step, batch_sharding)
-    replicated = sharding.replicated(experiment.mesh)
-    teacher = experiment.teacher and jax.device_put(experiment.teacher.variables, replicated)
-    parameters, largest = not_finite(state.params), largest_value(state.params)
+    state, teacher = restored.state, experiment.place_teacher()
+    with experiment.train_batches(start_step=step - 1) as batches:
+        batch = sharding.to_global(experiment.batch_sharding, next(batches))
+    name, value = largest_value(state.params)
+    bad = {"parameters": not_finite(state.params)}
 
     # The step does not return its gradients, so they are computed apart.
-    gradients = jax.jit(sharding.on_rows(_gradients(experiment), batch_sharding))
-    *_, grads = gradients(state, teacher, batch)
-    # The run's own program, which donates the state.
-    train_step = step_lib.jit(experiment.make_train_step(), batch_sharding)
-    _, metrics = train_step(state, teacher, batch)
-    metrics = {key: float(value) for key, value in jax.device_get(metrics).items()}
-    return Replay(
-        step=step,
-        then=then,
-        now={key: metrics[key] for key in then},
-        finite=bool(metrics["finite"]),
-        parameters=parameters,
-        gradients=not_finite(grads),
-        largest=largest,
+    gradients = builders.bind(step_lib.make_gradients, resolved.step)(
+        experiment.recipe.model,
+        experiment.augment_fn,
+        experiment.recipe.loss_fn,
+        rng.base_key(resolved.seed),
+        experiment.teacher.fn if experiment.teacher else None,
     )
+    gradients = jax.jit(sharding.on_rows(gradients, experiment.batch_sharding))
+    bad["gradients"] = not_finite(gradients(state, teacher, batch)[-1])
+    # The run's own program, which donates the state.
+    train_step = step_lib.jit(experiment.make_train_step(), experiment.batch_sharding)
+    _, metrics = train_step(state, teacher, batch)
+    now = {key: float(value) for key, value in jax.device_get(metrics).items()}
+
+    finite = bool(now["finite"])
+    lines = [
+        f"step {step}: loss {now['loss']}, gradient norm {now['grad_norm']}: "
+        + ("finite" if finite else "not finite, as in the run"),
+        f"in the run: loss {then['loss']}, gradient norm {then['grad_norm']}",
+        f"largest parameter: {value:.3g} in {name}",
+    ]
+    for kind, counts in bad.items():
+        lines.append(f"{kind} that are not finite: {len(counts) or 'none'}")
+        lines += [f"  {name}: {some:,} of {size:,} values" for name, (some, size) in counts.items()]
+    return finite, lines
 
 
 def not_finite(tree: PyTree) -> dict[str, tuple[int, int]]:
@@ -99,45 +87,8 @@ def largest_value(tree: PyTree) -> tuple[str, float]:
     return name, float(value)
 
 
-def describe(result: Replay) -> list[str]:
-    """The lines of `deit-jax replay`."""
-    now, then = result.now, result.then
-    lines = [
-        f"step {result.step}: loss {now['loss']}, gradient norm {now['grad_norm']}: "
-        + ("finite" if result.finite else "not finite, as in the run"),
-        f"in the run: loss {then['loss']}, gradient norm {then['grad_norm']}",
-        f"largest parameter: {result.largest[1]:.3g} in {result.largest[0]}",
-    ]
-    for kind, counts in (("parameters", result.parameters), ("gradients", result.gradients)):
-        lines.append(f"{kind} that are not finite: {len(counts) or 'none'}")
-        lines += [f"  {name}: {bad:,} of {size:,} values" for name, (bad, size) in counts.items()]
-    return lines
-
-
 def _tuples(value: Any) -> Any:
     """JSON has lists where a config has tuples."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
-
-
-def _batch(
-    experiment: experiment_lib.Experiment, step: int, batch_sharding: jax.sharding.NamedSharding
-) -> PyTree:
-    rows = sharding.local_rows(batch_sharding, experiment.canvases)
-    with experiment.train_batches(start_step=step - 1, rows=rows) as batches:
-        return sharding.to_global(batch_sharding, next(batches))
-
-
-def _gradients(experiment: experiment_lib.Experiment):
-    options = {
-        key: value for key, value in experiment.recipe.config.step.items() if key != "ema_decay"
-    }
-    return step_lib.make_gradients(
-        experiment.recipe.model,
-        experiment.augment_fn,
-        experiment.recipe.loss_fn,
-        rng.base_key(experiment.recipe.config.seed),
-        experiment.teacher.fn if experiment.teacher else None,
-        **options,
-    )

@@ -1,73 +1,82 @@
 """Everything that is checked and printed before a run starts."""
 
-import dataclasses
 import pathlib
 import sys
+import textwrap
+from typing import Any
 
 import jax
 import ml_collections
 
+from deit_jax import config as config_lib
 from deit_jax.errors import Problems
+from deit_jax.recipe import checks, summary
 from deit_jax.tracking import profiler, startup
 from deit_jax.train import experiment as experiment_lib
-from deit_jax.train import init as init_lib
-from deit_jax.train import nonfinite, preemption, report
 from deit_jax.train import workdir as workdir_lib
 from deit_jax.train.experiment import Experiment
 
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What one start of a run is made with.
-
-    Attributes:
-      experiment: see `experiment.build`.
-      workdir: exists, and can be written.
-      max_nonfinite: see `nonfinite.make_limit`.
-      profile: steps to profile, if any.
-      preemption: entered; asked after every step.
-      clock: measures the time to the first step.
-    """
-
-    experiment: Experiment
-    workdir: pathlib.Path
-    max_nonfinite: int
-    profile: profiler.Span | None
-    preemption: preemption.Preemption
-    clock: startup.StartClock
+_WIDTH = 110
 
 
 def prepare(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    force_resume: bool,
-    guard: preemption.Preemption,
-    clock: startup.StartClock,
-) -> Setup:
+    config: ml_collections.ConfigDict, workdir: str, force_resume: bool
+) -> tuple[Experiment, pathlib.Path, profiler.Span | None]:
     """Checks everything, prints what will run, and claims the workdir.
+
+    Returns:
+      (the experiment, the workdir, which can be written, and the steps to profile, if any).
 
     Raises:
       ConfigError: all mistakes together.
     """
     problems = Problems(config)
-    experiment = limit = span = opened = None
+    experiment = span = opened = None
     with problems.section(""):
         experiment = experiment_lib.build(config)
-    with problems.section("nonfinite"):
-        limit = nonfinite.make_limit(**config.nonfinite)
     with problems.section("profile"):
         steps = experiment.recipe.durations.total_steps if experiment else sys.maxsize
         span = profiler.parse_span(config.profile, total_steps=steps)
-    with problems.section("checkpoint"):
-        if experiment:
-            init_lib.checkpoint_options(experiment)
     with problems.section(""):
         opened = workdir_lib.open_workdir(workdir, config, force_resume=force_resume)
     problems.raise_any()
     folder, notices = opened
     if jax.process_index() == 0:
-        print(report.parameter_table(experiment.recipe.params))
-        print(report.resolved_recipe(experiment), *notices, sep="\n", flush=True)
+        from clu import parameter_overview
+
+        params = experiment.recipe.params
+        print(parameter_overview.get_parameter_overview(params, include_stats=False))
+        print(*_describe(experiment), *notices, sep="\n", flush=True)
         workdir_lib.store_config(folder, config)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)
-    return Setup(experiment, folder, limit, span, guard, clock)
+    return experiment, folder, span
+
+
+def _describe(e: Experiment) -> list[str]:
+    """The recipe in words, what is questionable about it, and every option of the config."""
+    devices = jax.devices()
+    shape = " x ".join(f"{axis}={size}" for axis, size in e.mesh.shape.items())
+    lines = [
+        f"devices: {len(devices)} {devices[0].device_kind} in {jax.process_count()} process(es), "
+        f"mesh {shape}",
+        f"data: {e.data.description}",
+    ]
+    if e.teacher:
+        lines.append(f"teacher: {e.teacher.description}")
+    if e.start:
+        lines.append(f"start: {e.start.report}")
+    lines += ["", summary.describe(e.recipe), ""]
+    lines += [f"warning: {text}" for text in checks.recipe_warnings(e.recipe)]
+    return [*lines, "config", *_sections(e.recipe.config)]
+
+
+def _sections(config: Any) -> list[str]:
+    lines = []
+    top = {k: v for k, v in config.items() if not hasattr(v, "items")}
+    for name, section in [("", top), *((k, v) for k, v in config.items() if k not in top)]:
+        flat = config_lib.flatten(section)
+        body = ", ".join(f"{key}={value!r}" for key, value in flat.items() if value is not None)
+        lines += textwrap.wrap(
+            f"{name or 'run'}: {body}", _WIDTH, initial_indent="  ", subsequent_indent="      "
+        )
+    return lines

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deit_jax import models, rng, sharding
+from deit_jax import builders, models, rng, sharding
+from deit_jax.losses import LossFn
 from deit_jax.train_state import TrainState
 
 PyTree = Any
@@ -44,10 +45,70 @@ def init_state(
     )
 
 
+def make_gradients(
+    model: Any,
+    augment_fn: AugmentFn,
+    loss_fn: LossFn,
+    base_key: jax.Array,
+    teacher_fn: TeacherFn | None = None,
+    *,
+    accum_steps: int = 1,
+    train_mode: bool = True,
+) -> Callable[[TrainState, PyTree, PyTree], tuple[jax.Array, PyTree, Metrics, PyTree]]:
+    """Builds `f(state, teacher_variables, batch) -> (loss, batch_stats, terms, gradients)`.
+
+    The part of a training step that comes before the optimizer. Gradients are f32 and shaped
+    as the parameters.
+
+    Args:
+      model: student, see `models.create_model`.
+      augment_fn: `(key, host batch) -> image [B, h, w, 3], target [B, K]`.
+      loss_fn: see `losses.make_loss`.
+      base_key: key of the run; everything random is derived from it and the step.
+      teacher_fn: `(teacher variables, image) -> logits [B, K]`, without gradient. It
+        sees exactly the student's tensor (Touvron et al. 2021, section 4).
+      accum_steps: split the batch into this many micro-batches, with the same result as
+        for the whole batch (except with BatchNorm: its statistics are per micro-batch).
+      train_mode: False switches stochastic depth and BatchNorm updates off, as the
+        published fine-tuning at 384 did; with labels alone it also trained a distilled
+        student on the mean of its heads, see `label_on` of `losses.make_loss`.
+    """
+
+    def loss_and_stats(params, stats, inputs):
+        variables = {"params": params, "batch_stats": stats} if stats else {"params": params}
+        if train_mode:
+            output, stats = models.apply(
+                model, variables, inputs["image"], train=True, keys=inputs["keys"]
+            )
+        else:
+            output = models.apply(model, variables, inputs["image"])
+        loss, terms = loss_fn(output, inputs["target"], inputs.get("teacher"))
+        if "teacher" in inputs:
+            terms = terms | _agreement(output, inputs["teacher"])
+        return loss, (stats, terms)
+
+    grad_fn = jax.value_and_grad(loss_and_stats, has_aux=True)
+
+    def gradients(state: TrainState, teacher_variables: PyTree, batch: PyTree):
+        inputs = augment_fn(rng.step_key(base_key, rng.Purpose.AUGMENT, state.step), batch)
+        rows = inputs["image"].shape[0]
+        inputs["keys"] = rng.row_keys(rng.step_key(base_key, rng.Purpose.DROP, state.step), rows)
+        if teacher_fn is not None:
+            logits = teacher_fn(teacher_variables, inputs["image"])
+            inputs["teacher"] = jax.lax.stop_gradient(logits.astype(jnp.float32))
+        (loss, (stats, terms)), grads = _accumulate(
+            grad_fn, state.params, state.batch_stats, inputs, accum_steps
+        )
+        return loss, stats, terms, grads
+
+    return gradients
+
+
+@builders.composes({"gradients": make_gradients})
 def make_train_step(
     model: Any,
     augment_fn: AugmentFn,
-    loss_fn: Callable[..., tuple[jax.Array, Metrics]],
+    loss_fn: LossFn,
     tx: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     base_key: jax.Array,
@@ -55,46 +116,28 @@ def make_train_step(
     max_nonfinite: int = 1,
     *,
     ema_decay: float = 0.0,
-    accum_steps: int = 1,
-    train_mode: bool = True,
+    **options: Any,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]:
     """Builds `step(state, teacher_variables, batch) -> (state, metrics)`, ready for `jax.jit`.
 
     Args:
-      model: student, see `models.create_model`.
-      augment_fn: `(key, host batch) -> image [B, h, w, 3], target [B, K]`.
-      loss_fn: see `losses.make_loss`.
+      model, augment_fn, loss_fn, base_key, teacher_fn: see `make_gradients`.
       tx: optimizer; `schedule` is its learning rate, for the metrics. The rate follows
         `state.step`; Adam's bias correction counts the updates that were made.
-      base_key: key of the run; everything random is derived from it and the step.
-      teacher_fn: `(teacher variables, image) -> logits [B, K]`, without gradient. It
-        sees exactly the student's tensor (Touvron et al. 2021, section 4).
       max_nonfinite: steps in a row with a non-finite loss or gradient that halt the
         training, see `nonfinite`.
       ema_decay: decay of the EMA of the weights, per step; 0 for none.
-      accum_steps: split the batch into this many micro-batches, with the same result as
-        for the whole batch (except with BatchNorm: its statistics are per micro-batch).
-      train_mode: False switches stochastic depth and BatchNorm updates off, as the
-        published fine-tuning at 384 did; with labels alone it also trained a distilled
-        student on the mean of its heads, see `label_on` of `losses.make_loss`.
+      options: of `make_gradients`.
 
     Returns metrics as f32 scalars: `loss`, the terms of the loss, `learning_rate`,
     `grad_norm`, `param_norm`, with a teacher the share of the batch on which student and
     teacher agree, `finite` (1 or 0), and the new state's `nonfinite_steps` and
     `nonfinite_in_a_row`. When loss or gradient is not finite, parameters, statistics, EMA
     and optimizer state keep their values; `state.step` still increases, so that the next
-    step has draws of its own. After `max_nonfinite` such steps in a row the state, its step
+    step has different draws. After `max_nonfinite` such steps in a row the state, its step
     number included, never changes again.
     """
-    gradients = make_gradients(
-        model,
-        augment_fn,
-        loss_fn,
-        base_key,
-        teacher_fn,
-        accum_steps=accum_steps,
-        train_mode=train_mode,
-    )
+    gradients = make_gradients(model, augment_fn, loss_fn, base_key, teacher_fn, **options)
 
     def step(state: TrainState, teacher_variables: PyTree, batch: PyTree):
         loss, stats, terms, grads = gradients(state, teacher_variables, batch)
@@ -127,52 +170,6 @@ def make_train_step(
 def jit(step: Callable, batch_sharding: jax.sharding.NamedSharding) -> Callable:
     """`step` compiled when first called, the batch sharded by rows, the state donated."""
     return jax.jit(sharding.on_rows(step, batch_sharding), donate_argnums=0)
-
-
-def make_gradients(
-    model: Any,
-    augment_fn: AugmentFn,
-    loss_fn: Callable[..., tuple[jax.Array, Metrics]],
-    base_key: jax.Array,
-    teacher_fn: TeacherFn | None = None,
-    *,
-    accum_steps: int = 1,
-    train_mode: bool = True,
-) -> Callable[[TrainState, PyTree, PyTree], tuple[jax.Array, PyTree, Metrics, PyTree]]:
-    """Builds `f(state, teacher_variables, batch) -> (loss, batch_stats, terms, gradients)`.
-
-    The part of a training step that comes before the optimizer; arguments as in
-    `make_train_step`. Gradients are f32 and shaped as the parameters.
-    """
-
-    def loss_and_stats(params, stats, inputs):
-        variables = {"params": params, "batch_stats": stats} if stats else {"params": params}
-        if train_mode:
-            output, stats = models.apply(
-                model, variables, inputs["image"], train=True, keys=inputs["keys"]
-            )
-        else:
-            output = models.apply(model, variables, inputs["image"])
-        loss, terms = loss_fn(output, inputs["target"], inputs.get("teacher"))
-        if "teacher" in inputs:
-            terms = terms | _agreement(output, inputs["teacher"])
-        return loss, (stats, terms)
-
-    grad_fn = jax.value_and_grad(loss_and_stats, has_aux=True)
-
-    def gradients(state: TrainState, teacher_variables: PyTree, batch: PyTree):
-        inputs = augment_fn(rng.step_key(base_key, rng.Purpose.AUGMENT, state.step), batch)
-        rows = inputs["image"].shape[0]
-        inputs["keys"] = rng.row_keys(rng.step_key(base_key, rng.Purpose.DROP, state.step), rows)
-        if teacher_fn is not None:
-            logits = teacher_fn(teacher_variables, inputs["image"])
-            inputs["teacher"] = jax.lax.stop_gradient(logits.astype(jnp.float32))
-        (loss, (stats, terms)), grads = _accumulate(
-            grad_fn, state.params, state.batch_stats, inputs, accum_steps
-        )
-        return loss, stats, terms, grads
-
-    return gradients
 
 
 def _updated(

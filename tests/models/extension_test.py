@@ -69,7 +69,7 @@ def test_it_is_registered_counted_and_costed(mixer):
     assert NAME in models.list_models("mixer*")
     embed, tokens, channels, head = 192 * 16 + 16, 16 * 16 + 16, 16 * 16 + 16, 16 * 10 + 10
     macs = 16 * 192 * 16 + 2 * 16 * 16 * 16 + 16 * 10
-    assert models.count(mixer) == (embed + 2 * 16 + tokens + channels + head, macs)
+    assert mixer.count() == (embed + 2 * 16 + tokens + channels + head, macs)
     # At least what the three layers in f32 give, at most some copies of it.
     assert 1 <= mixer.saved_bytes() / (4 * (3 * 16 * 16 + 10)) <= 4
     assert mixer.clone(dtype="bfloat16").saved_bytes() == mixer.saved_bytes() / 2
@@ -99,7 +99,7 @@ def test_it_is_explained_trained_evaluated_saved_and_resumed(
     assert cli.main(["explain", f"--config={spec}", *arguments]) == 0
     lines = capsys.readouterr().out
     assert f"{NAME} at 32x32" in lines
-    assert f"{models.count(mixer).parameters:,} parameters" in lines
+    assert f"{mixer.count().parameters:,} parameters" in lines
 
     workdir = tmp_path / "run"
     first = tiny_runs.train(schema.load(spec, [*options, "train.stop_at_step=1"]), workdir)

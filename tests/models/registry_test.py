@@ -38,7 +38,7 @@ SIZES = {
 
 def test_sizes_of_all_registered_models():
     assert set(SIZES) == set(models.list_models()), "every registered model has its line in SIZES"
-    found = {name: tuple(models.count(models.create_model(name))) for name in SIZES}
+    found = {name: tuple(models.create_model(name).count()) for name in SIZES}
     assert found == SIZES
 
 
@@ -48,7 +48,7 @@ def test_macs_follow_from_the_architecture():
     dim, patches = 384, 400
     tokens = patches + 2
     block = tokens * dim * dim * (3 + 1 + 8) + 2 * tokens * tokens * dim
-    assert models.count(model).macs == patches * 768 * dim + 12 * block + 2 * dim * 1000
+    assert model.count().macs == patches * 768 * dim + 12 * block + 2 * dim * 1000
 
 
 def test_list_models_takes_patterns():
