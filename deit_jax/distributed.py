@@ -1,37 +1,29 @@
 """Connects the processes of a run: automatically on TPU pods, Slurm and MPI, else by address."""
 
 import os
-from collections.abc import Mapping
 
 import jax
 
 from deit_jax.errors import ConfigError
 
-# Set by the clusters that jax recognizes. A single process must not initialize
-# jax.distributed: SIGTERM would no longer end it.
-_SLURM_TASKS = "SLURM_NTASKS"
-_SLURM_NODES = "SLURM_NNODES"
-_SLURM_GPUS = "SLURM_GPUS_ON_NODE"
-_MPI_TASKS = "OMPI_COMM_WORLD_SIZE"
-_TPU_WORKERS = "TPU_WORKER_HOSTNAMES"
+
+def is_cluster() -> bool:
+    """Whether this process is one of several, by the variables of the clusters that jax recognizes.
+
+    A single process must not initialize jax.distributed: SIGTERM would no longer end it.
+    """
+    tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
+    return int(tasks) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
-def is_cluster(environment: dict[str, str] | None = None) -> bool:
-    """Whether the environment is that of one process among several."""
-    env = os.environ if environment is None else environment
-    tasks = env.get(_SLURM_TASKS) or env.get(_MPI_TASKS) or "1"
-    return int(tasks) > 1 or "," in env.get(_TPU_WORKERS, "")
-
-
-def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
+def local_gpus() -> list[int] | None:
     """All GPUs of a node for its only Slurm task, where jax would take the first GPU alone.
 
     None leaves the choice to jax: one GPU per task under Slurm and MPI, everything elsewhere.
     """
-    tasks, gpus = environment.get(_SLURM_TASKS), environment.get(_SLURM_GPUS)
-    if not tasks or not gpus or tasks != environment.get(_SLURM_NODES):
-        return None
-    return list(range(int(gpus)))
+    names = ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_GPUS_ON_NODE")
+    tasks, nodes, gpus = map(os.environ.get, names)
+    return list(range(int(gpus))) if gpus and tasks and tasks == nodes else None
 
 
 def initialize(
@@ -74,6 +66,6 @@ def initialize(
         coordinator_address=coordinator,
         num_processes=num_processes,
         process_id=process_id,
-        local_device_ids=local_gpus(os.environ) if coordinator is None else None,
+        local_device_ids=local_gpus() if coordinator is None else None,
         heartbeat_timeout_seconds=heartbeat_timeout_seconds,
     )

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import builders, models, pretrained
+from deit_jax import models, pretrained
 from deit_jax.errors import ConfigError
-from deit_jax.models import registry
 from deit_jax.recipe import teacher_model
 
 PyTree = Any
@@ -79,8 +78,6 @@ def make_teacher(
     Raises:
       ConfigError: no `init`, an unreadable one, or one of another number of classes.
     """
-    if name:
-        builders.choose(registry.ARCHITECTURES, name, "model")
     if not init:
         raise ConfigError(NO_TEACHER)
     loaded = pretrained.load_checkpoint(init, ema=ema, which=which, model=name or None)
@@ -104,10 +101,8 @@ def make_teacher(
 def _input_conversion(from_size: int, to_size: int, student_stats, teacher_stats):
     """From the student's normalized image to the teacher's: statistics, then size."""
     same_stats = np.allclose(student_stats, teacher_stats)
-    (mean, std), (teacher_mean, teacher_std) = (
-        [np.asarray(x, np.float32).reshape(1, 1, 1, -1) for x in stats]
-        for stats in (student_stats, teacher_stats)
-    )
+    stats = np.asarray([*student_stats, *teacher_stats], np.float32)
+    mean, std, teacher_mean, teacher_std = stats.reshape(4, 1, 1, 1, -1)
 
     def convert(image: jax.Array) -> jax.Array:
         if not same_stats:

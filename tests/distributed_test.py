@@ -11,7 +11,7 @@ FLAGS = ["--config=configs/none.py", "--workdir=unused"]
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def calls(monkeypatch):
     """What jax.distributed would have been given."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
@@ -20,22 +20,22 @@ def asked(monkeypatch):
     return calls
 
 
-def test_one_process_stays_alone(asked):
+def test_one_process_stays_alone(calls):
     distributed.initialize()
-    assert asked == []
+    assert calls == []
 
 
 @pytest.mark.parametrize(
     "name, value",
     [("SLURM_NTASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")],
 )
-def test_a_cluster_is_recognised(asked, monkeypatch, name, value):
+def test_a_cluster_is_recognized(calls, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     distributed.initialize()
-    assert asked[0]["coordinator_address"] is None
+    assert calls[0]["coordinator_address"] is None
 
 
-def test_flags_reach_the_processes(asked, capsys):
+def test_flags_reach_the_processes(calls, capsys):
     """The config does not exist, so the run ends right after."""
     given = [
         "--coordinator=h:1",
@@ -44,7 +44,7 @@ def test_flags_reach_the_processes(asked, capsys):
         "--heartbeat_timeout_seconds=17",
     ]
     assert train.main([*FLAGS, *given]) == 2
-    assert asked == [
+    assert calls == [
         {
             "coordinator_address": "h:1",
             "num_processes": 2,
@@ -57,23 +57,23 @@ def test_flags_reach_the_processes(asked, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--process_id=1"], "must be set together"),
         (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "must be 0 to 1"),
         (["--heartbeat_timeout_seconds=0"], "at least 1"),
     ],
 )
-def test_incomplete_descriptions(asked, capsys, flags, said):
+def test_incomplete_descriptions(calls, capsys, flags, message):
     assert train.main([*FLAGS, *flags]) == 2
-    assert said in capsys.readouterr().err and not asked
+    assert message in capsys.readouterr().err and not calls
 
 
-def test_defaults_are_those_of_the_function(asked, monkeypatch):
+def test_defaults_are_those_of_the_function(calls, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     distributed.initialize()
     assert train.main(FLAGS) == 2
-    assert asked[0] == asked[1]
+    assert calls[0] == calls[1]
     with pytest.raises(ConfigError):
         distributed.initialize(process_id=0)
 
@@ -88,12 +88,14 @@ def test_defaults_are_those_of_the_function(asked, monkeypatch):
     ],
 )
 def test_the_only_slurm_task_of_a_node_takes_all_gpus(
-    tasks, nodes, gpus, expected, asked, monkeypatch
+    tasks, nodes, gpus, expected, calls, monkeypatch
 ):
-    told = {"SLURM_NTASKS": tasks, "SLURM_NNODES": nodes, "SLURM_GPUS_ON_NODE": gpus}
-    present = {name: value for name, value in told.items() if value is not None}
-    assert distributed.local_gpus(present) == expected
-    for name, value in present.items():
-        monkeypatch.setenv(name, value)
+    environment = {"SLURM_NTASKS": tasks, "SLURM_NNODES": nodes, "SLURM_GPUS_ON_NODE": gpus}
+    for name, value in environment.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert distributed.local_gpus() == expected
     distributed.initialize()
-    assert [options["local_device_ids"] for options in asked] == ([expected] if tasks else [])
+    assert [options["local_device_ids"] for options in calls] == ([expected] if tasks else [])

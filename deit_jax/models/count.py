@@ -25,13 +25,7 @@ class Size(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What one image's evaluation consists of.
-
-    Attributes:
-      size: parameters and multiply-accumulates.
-      outputs: values that matrix products and convolutions give.
-      collections: names of the variables, `params` and `batch_stats`.
-    """
+    """Size of a model, output values of its products and convolutions, collections of variables."""
 
     size: Size
     outputs: int

@@ -37,14 +37,8 @@ def write_dump(
 ) -> pathlib.Path | None:
     """Writes `<workdir>/nonfinite-step-<step>`; an older one of the same step is replaced.
 
-    Args:
-      step: the bad step, counted from 1.
-      state: the state after it, in which its update was left out; global arrays.
-      metrics: of the step.
-      metadata: of the run's checkpoints.
-
-    Returns:
-      The folder; None if it could not be written, which is logged.
+    `step` is the bad step, counted from 1, and `state` the state after it, in which its update
+    was left out. Returns the folder; None if it could not be written, which is logged.
     """
     folder = workdir / f"nonfinite-step-{step}"
     try:
@@ -56,8 +50,7 @@ def write_dump(
             saver.save(step - 1, _before(state), metadata=metadata)
         if jax.process_index() == 0:
             texts = {key: repr(value) for key, value in metrics.items()}
-            content = json.dumps({"step": step, "metrics": texts}, indent=2)
-            (folder / FILE_NAME).write_text(content + "\n")
+            (folder / FILE_NAME).write_text(json.dumps({"step": step, "metrics": texts}, indent=2))
     except (OSError, checkpoint.CheckpointError, checkpoint.SaveFailedError) as error:
         # What the run does next must not depend on whether its disk is full.
         _LOG.error("cannot dump the state before step %d: %s", step, error)
@@ -76,11 +69,7 @@ def _before(state: TrainState) -> TrainState:
 
 
 def read_dump(folder: pathlib.Path) -> tuple[int, dict[str, float]]:
-    """The number of the bad step and its metrics.
-
-    Raises:
-      ConfigError: the folder is not a dump.
-    """
+    """The number of the bad step and its metrics. Raises ConfigError if `folder` is not a dump."""
     file = folder / FILE_NAME
     try:
         content = json.loads(file.read_text())

@@ -219,8 +219,8 @@ class _Run:
         if epoch != self.noted_epoch:
             notes += _health_notes(health)
             self.noted_epoch = epoch
-        shown = {"loss": means["loss"]} if "loss" in means else {}
-        speed = self.progress.report(step, shown, notes=notes)
+        loss = {"loss": means["loss"]} if "loss" in means else {}
+        speed = self.progress.report(step, loss, notes=notes)
         values = {f"train/{key}": value for key, value in (means | speed).items()}
         self.writer.write(step, self.start_times | values)
         self.start_times = {}
@@ -229,7 +229,7 @@ class _Run:
         """Evaluates, saves and stops when it is due, with the metrics of `step` read before."""
         durations = self.durations
         last = step == durations.stop_at
-        # Every process asks at every step; at the last one there is nothing left to cut short.
+        # Every process calls this at every step; at the last one there is nothing left to stop.
         stopping = self.guard.requested(step) and not last
         evaluating = not stopping and (last or durations.is_due(durations.eval_every, step))
         saving = stopping or evaluating or durations.is_due(durations.checkpoint_every, step)
@@ -241,12 +241,8 @@ class _Run:
         with self.progress.paused():
             if evaluating:
                 self._evaluate(step)
-            self.checkpointer.save(
-                step,
-                self.state,
-                metadata=self.metadata,
-                metrics=self.results if evaluating else None,
-            )
+            metrics = self.results if evaluating else None
+            self.checkpointer.save(step, self.state, metadata=self.metadata, metrics=metrics)
         if stopping:
             self.checkpointer.wait()
             raise Interrupted(
@@ -277,7 +273,7 @@ class _Run:
 
 
 def _health_notes(health: data.Health) -> list[str]:
-    """For the log line: images that were shrunk or replaced, if any."""
+    """Of the images that were shrunk or replaced, for the log line."""
     notes = []
     if health.shrunk:
         notes.append(f"{health.shrunk / health.images:.1%} of images shrunk to the canvas")
@@ -287,12 +283,13 @@ def _health_notes(health: data.Health) -> list[str]:
 
 
 def _ideal_step_seconds(experiment: Experiment) -> float | None:
-    if experiment.recipe.config.optim.trainable != "all":
+    recipe = experiment.recipe
+    if recipe.config.optim.trainable != "all":
         # The formula counts a whole backward pass.
         return None
     return hardware.ideal_step_seconds(
-        experiment.recipe.model,
-        batch_size=experiment.recipe.durations.batch_size,
+        recipe.model,
+        batch_size=recipe.durations.batch_size,
         teacher=experiment.teacher.model if experiment.teacher else None,
         devices=list(experiment.mesh.devices.flat),
     )

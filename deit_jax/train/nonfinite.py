@@ -68,8 +68,7 @@ def stop_message(
     skip = "; config.nonfinite.action=skip skips single bad steps" if limit == 1 else ""
     return (
         f"{_describe(step, metrics)}{row}: the update was skipped and the run stops.{replay} A "
-        "lower config.schedule.base_lr, config.optim.clip_norm=1.0 or float32 may help"
-        f"{skip}."
+        f"lower config.schedule.base_lr, config.optim.clip_norm=1.0 or float32 may help{skip}."
     )
 
 

@@ -7,13 +7,11 @@ Exit codes, for launch scripts:
     143, 130 immediately   a second signal: stopped without saving
 """
 
-import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -39,7 +37,6 @@ class Preemption:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._shared = jax.process_count() > 1
-        self._cleanup = contextlib.ExitStack()
 
     @property
     def exit_code(self) -> int:
@@ -61,9 +58,7 @@ class Preemption:
         sender.setblocking(False)
         previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, _leave_to_watcher) for number in watched}
-        watcher = threading.Thread(
-            target=self._watch, args=(receiver,), name="preemption", daemon=True
-        )
+        watcher = threading.Thread(target=self._watch, args=(receiver,), daemon=True)
         watcher.start()
 
         def restore() -> None:
@@ -74,16 +69,11 @@ class Preemption:
             watcher.join()
             receiver.close()
 
-        self._cleanup.callback(restore)
+        self._restore = restore
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._cleanup.close()
+    def __exit__(self, *_: object) -> None:
+        self._restore()
 
     def _watch(self, signals: socket.socket) -> None:
         while received := signals.recv(1):

@@ -233,8 +233,7 @@ def _accumulate(grad_fn, params, stats, inputs, micro_batches: int):
 
     stacked = jax.tree.map(split, inputs)
     first = jax.tree.map(lambda x: x[0], stacked)
-    shapes = jax.eval_shape(grad_fn, params, stats, first)
-    (loss, (_, terms)), grads = shapes
+    (loss, (_, terms)), grads = jax.eval_shape(grad_fn, params, stats, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, terms, grads))
     (total, stats), _ = jax.lax.scan(body, (zeros, stats), stacked)
     loss, terms, grads = jax.tree.map(lambda x: x / micro_batches, total)

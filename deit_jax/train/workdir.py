@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 from deit_jax import config as config_lib
@@ -46,29 +45,25 @@ def open_workdir(
     """
     folder = pathlib.Path(path)
     _check_writable(folder)
-    stored_file, notices = folder / "config.json", []
-    resolved = config.to_dict()
-    if stored_file.is_file():
-        stored = _read_stored(stored_file)
-        changed = config_lib.differences(stored, resolved)
-        serious = {k: v for k, v in changed.items() if not _matches(k, HARMLESS + LENGTH)}
-        lines = [
-            f"  config.{key}: was {old!r}, now {new!r}"
-            for key, (old, new) in (serious or changed).items()
-        ]
-        if serious and not force_resume:
-            raise ConfigError(
-                f"{folder} contains a run with another config:\n"
-                + "\n".join(lines)
-                + "\nChoose another --workdir, or add --force_resume to resume with the new values"
-            )
-        if serious or any(key in LENGTH for key in changed):
-            notices = [
-                f"resuming in {folder} with changed options (the learning-rate schedule follows "
-                "them from now on):",
-                *lines,
-            ]
-    return folder, notices
+    stored_file = folder / "config.json"
+    if not stored_file.is_file():
+        return folder, []
+    changed = config_lib.differences(_read_stored(stored_file), config.to_dict())
+    serious = {k: v for k, v in changed.items() if not _matches(k, HARMLESS + LENGTH)}
+    lines = [
+        f"  config.{key}: was {old!r}, now {new!r}"
+        for key, (old, new) in (serious or changed).items()
+    ]
+    if serious and not force_resume:
+        raise ConfigError(
+            f"{folder} contains a run with another config:\n"
+            + "\n".join(lines)
+            + "\nChoose another --workdir, or add --force_resume to resume with the new values"
+        )
+    if not serious and not changed.keys() & set(LENGTH):
+        return folder, []
+    follows = "the learning-rate schedule follows them from now on"
+    return folder, [f"resuming in {folder} with changed options ({follows}):", *lines]
 
 
 def store_config(folder: pathlib.Path, config: Any) -> None:
@@ -94,7 +89,7 @@ def _check_writable(folder: pathlib.Path) -> None:
         ) from error
 
 
-def _read_stored(file: pathlib.Path) -> Mapping[str, Any]:
+def _read_stored(file: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
