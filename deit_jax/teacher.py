@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import models, pretrained
+from deit_jax import builders, models, pretrained
 from deit_jax.errors import ConfigError
+from deit_jax.models import registry
 from deit_jax.recipe import teacher_model
 
 PyTree = Any
@@ -78,6 +79,8 @@ def make_teacher(
     Raises:
       ConfigError: no `init`, an unreadable one, or one of another number of classes.
     """
+    if name:
+        builders.choose(registry.ARCHITECTURES, name, "model")
     if not init:
         raise ConfigError(NO_TEACHER)
     loaded = pretrained.load_checkpoint(init, ema=ema, which=which, model=name or None)
