@@ -1,7 +1,6 @@
 """Reading and writing one step; the only module that imports orbax."""
 
 import contextlib
-import dataclasses
 import errno
 import gc
 import logging
@@ -10,7 +9,7 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,7 @@ _MACHINE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.
 _MACHINE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")
 
 
-@dataclasses.dataclass(frozen=True)
-class Restored:
+class Restored(NamedTuple):
     """A verified state, the metadata saved with it, and its step."""
 
     state: TrainState
@@ -62,9 +60,7 @@ def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restore
     """
     described = layout.read_description(folder)
     names = named_leaves(state_parts(abstract))
-    lines = layout.structural_differences(
-        described, names, described.parts() | {name.split("/", 1)[0] for name in names}
-    )
+    lines = layout.structural_differences(described.leaves, names)
     if lines:
         raise StructureError(
             f"{folder} does not fit this config; {len(lines)} arrays differ:\n  "
@@ -75,12 +71,9 @@ def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restore
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
         for name, leaf in names.items()
     }
-    loaded = named_leaves(_load(folder, nested(wanted)))
-    bad = layout.differing_digests(described, digest_tree(nested(loaded)))
-    if bad:
-        raise DamagedCheckpointError(_changed(folder, bad))
-    state = filled(abstract, loaded)
-    return Restored(state, described.metadata, step)
+    loaded = _load(folder, nested(wanted))
+    layout.check_digests(folder, described, digest_tree(loaded))
+    return Restored(filled(abstract, named_leaves(loaded)), described.metadata, step)
 
 
 def read_variables(
@@ -107,7 +100,6 @@ def read_variables(
     quiet_orbax()
     folder = layout.select_step(path, which=which).folder
     described = _described_variables(folder, ema)
-    prefix = "ema/" if ema else ""
     parts = {"ema"} if ema else {"params", "batch_stats"} & described.parts()
     hosts = {
         name: np.broadcast_to(np.zeros((), jnp.dtype(leaf["dtype"])), leaf["shape"])
@@ -115,10 +107,10 @@ def read_variables(
         if name.split("/", 1)[0] in parts
     }
     loaded = named_leaves(_load(folder, nested(hosts)))
-    bad = layout.differing_digests(described, {name: digest_array(loaded[name]) for name in hosts})
-    if bad:
-        raise DamagedCheckpointError(_changed(folder, bad))
-    return nested({name.removeprefix(prefix): loaded[name] for name in hosts}), described.metadata
+    digests = {name: digest_array(loaded[name]) for name in hosts}
+    layout.check_digests(folder, described, digests)
+    variables = nested({name: loaded[name] for name in hosts})
+    return variables["ema"] if ema else variables, described.metadata
 
 
 def read_metadata(
@@ -135,23 +127,15 @@ def _described_variables(folder: pathlib.Path, ema: bool) -> layout.Described:
     return described
 
 
-def _changed(folder: pathlib.Path, names: list[str]) -> str:
-    first = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{folder}: values are not those that were saved: {first}"
-
-
 def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
-    loaded = {}
     # One part after another: where one fails, orbax leaves the others' coroutines unawaited.
-    for part, tree in wanted.items():
-        loaded |= _load_part(folder, part, tree)
-    return loaded
+    return {part: _load_part(folder, part, tree) for part, tree in wanted.items()}
 
 
-def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> dict[str, PyTree]:
+def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> PyTree:
     try:
         with _quiet_failure(), _context():
-            return ocp.load_checkpointables(str(folder), {part: tree})
+            return ocp.load_checkpointables(str(folder), {part: tree})[part]
     except MemoryError:
         raise
     except Exception as error:  # damage shows as a dozen kinds, from KeyError to bare Exception

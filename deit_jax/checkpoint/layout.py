@@ -10,22 +10,20 @@ A step is committed by one rename, so a folder named by a bare number is whole u
 storage damaged it later.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from deit_jax.checkpoint.retention import Retention
 from deit_jax.errors import ConfigError, RunStopped
 
 MANIFEST = "manifest"
 METADATA = "metadata"
-_JSON_FILE = "data.json"
 _DAMAGED = "damaged-"
 _DELETED = ".deleting"
 _UNFINISHED = re.compile(r"^\d+(\.orbax-checkpoint-tmp.*|\.deleting)$")
@@ -49,24 +47,22 @@ class StructureError(ConfigError):
 
 def steps_in(directory: pathlib.Path) -> list[int]:
     """Steps committed in `directory`, ascending, damaged ones included."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+    return sorted(int(name) for name in _names_in(directory) if name.isdecimal())
 
 
 def damaged_in(directory: pathlib.Path) -> list[str]:
     """Names of the folders that were set aside."""
-    if not directory.is_dir():
-        return []
-    return sorted(e.name for e in directory.iterdir() if e.name.startswith(_DAMAGED))
+    return sorted(name for name in _names_in(directory) if name.startswith(_DAMAGED))
 
 
-def remove_unfinished(directory: pathlib.Path) -> list[str]:
-    """Deletes steps that a killed run left half written or half deleted; returns the names."""
-    names = [e.name for e in directory.iterdir() if _UNFINISHED.match(e.name)]
-    for name in names:
+def _names_in(directory: pathlib.Path) -> list[str]:
+    return os.listdir(directory) if directory.is_dir() else []
+
+
+def remove_unfinished(directory: pathlib.Path) -> None:
+    """Deletes steps that a killed run left half written or half deleted."""
+    for name in filter(_UNFINISHED.match, _names_in(directory)):
         shutil.rmtree(directory / name, ignore_errors=True)
-    return names
 
 
 def remove_step(directory: pathlib.Path, step: int) -> None:
@@ -124,8 +120,7 @@ def make_manifest(
     return body | {"sha256": _sha256(body)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Described:
+class Described(NamedTuple):
     """Manifest and metadata of a step, checksums verified."""
 
     leaves: dict[str, dict[str, Any]]
@@ -144,45 +139,40 @@ def read_description(folder: pathlib.Path) -> Described:
     """
     manifest = _read_json(folder, MANIFEST)
     metadata = _read_json(folder, METADATA)
-    body = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != _sha256(body):
-        raise DamagedCheckpointError(
-            f"{folder / MANIFEST / _JSON_FILE} does not match its checksum"
-        )
-    if body["metadata_sha256"] != _sha256(metadata):
-        raise DamagedCheckpointError(
-            f"{folder / METADATA / _JSON_FILE} does not match its checksum"
-        )
-    return Described(body["leaves"], metadata)
+    checksum = manifest.pop("sha256", None)
+    for part, stored, value in (
+        (MANIFEST, checksum, manifest),
+        (METADATA, manifest.get("metadata_sha256"), metadata),
+    ):
+        if stored != _sha256(value):
+            raise DamagedCheckpointError(f"{_json_file(folder, part)} does not match its checksum")
+    return Described(manifest["leaves"], metadata)
 
 
-def differing_digests(described: Described, found: Mapping[str, int]) -> list[str]:
-    """Names of arrays whose values are not those that were saved."""
-    return [name for name, value in found.items() if described.leaves[name]["digest"] != value]
+def check_digests(folder: pathlib.Path, described: Described, found: Mapping[str, int]) -> None:
+    """Raises DamagedCheckpointError that names arrays whose values are not those saved."""
+    saved = described.leaves
+    bad = [name for name, value in found.items() if saved[name]["digest"] != value]
+    if bad:
+        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise DamagedCheckpointError(f"{folder}: values are not those that were saved: {names}")
 
 
 def structural_differences(
-    described: Described, wanted: Mapping[str, Any], parts: Iterable[str]
+    saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]
 ) -> list[str]:
     """Every missing, unexpected or differently shaped or typed array, one line each."""
-    parts = set(parts)
-    saved = {
-        name: leaf for name, leaf in described.leaves.items() if name.split("/", 1)[0] in parts
-    }
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
     lines += [f"{name}: only in the checkpoint" for name in saved if name not in wanted]
-    for name, leaf in wanted.items():
-        if name not in saved:
-            continue
+    for name in [name for name in wanted if name in saved]:
         here = f"{saved[name]['dtype']}{list(saved[name]['shape'])}"
-        there = f"{leaf.dtype}{list(leaf.shape)}"
+        there = f"{wanted[name].dtype}{list(wanted[name].shape)}"
         if here != there:
             lines.append(f"{name}: {here} in the checkpoint, {there} wanted")
     return lines
 
 
-@dataclasses.dataclass(frozen=True)
-class SelectedStep:
+class SelectedStep(NamedTuple):
     """One step's folder; `selection` names the step that `which` selected, "" for the latest."""
 
     folder: pathlib.Path
@@ -217,9 +207,8 @@ def select_step(path: str | os.PathLike, *, which: str = "latest") -> SelectedSt
         return SelectedStep(folder / str(steps[-1]), "")
     if which == "best":
         step, metric, value = _best_step(folder, steps)
-        return SelectedStep(
-            folder / str(step), f"best of {path}: step {step:,}, {metric} {value:.4g}"
-        )
+        selection = f"best of {path}: step {step:,}, {metric} {value:.4g}"
+        return SelectedStep(folder / str(step), selection)
     if not which.isdecimal():
         raise ConfigError(f"which must be latest, best or a step, not {which!r}")
     if int(which) not in steps:
@@ -240,8 +229,12 @@ def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str, float]
     return ranked[0], metric, metrics[ranked[0]][metric]
 
 
+def _json_file(folder: pathlib.Path, part: str) -> pathlib.Path:
+    return folder / part / "data.json"
+
+
 def _read_json(folder: pathlib.Path, part: str) -> dict[str, Any]:
-    file = folder / part / _JSON_FILE
+    file = _json_file(folder, part)
     try:
         value = json.loads(file.read_bytes())
     except FileNotFoundError as error:

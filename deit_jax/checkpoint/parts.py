@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from deit_jax.train_state import TrainState
-from deit_jax.trees import named_leaves, nested
+from deit_jax.trees import map_with_name, named_leaves, nested
 
 PyTree = Any
 
@@ -36,13 +34,7 @@ def _named(state: TrainState) -> dict[str, PyTree]:
 
 def filled(abstract: TrainState, leaves: Mapping[str, Any]) -> TrainState:
     """`abstract` with its leaves replaced by name."""
-    named = _named(abstract)
-    treedef = jax.tree.structure(named)
-    parts = jax.tree.unflatten(treedef, [leaves[name] for name in named_leaves(named)])
-    return TrainState(
-        params=parts["params"],
-        batch_stats=parts["batch_stats"],
-        ema_params=parts["ema"]["params"],
-        ema_batch_stats=parts["ema"]["batch_stats"],
-        **parts["train"],
-    )
+    parts = map_with_name(lambda name, _: leaves[name], _named(abstract))
+    own = {key: parts[key] for key in ("params", "batch_stats")}
+    ema = {f"ema_{key}": value for key, value in parts["ema"].items()}
+    return TrainState(**own, **ema, **parts["train"])

@@ -23,8 +23,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} arrays from {self.source}", *self.notes]
         for what in ("resized", "dropped", "initialized"):
-            paths = getattr(self, what)
-            if paths:
+            if paths := getattr(self, what):
                 lines.append(f"{what}: {', '.join(paths)}")
         return "\n".join(lines)
 
@@ -61,8 +60,7 @@ def adapt(
     Raises:
       ConfigError: lists every missing, unexpected and misshapen array.
     """
-    abstract = abstract_variables(model)
-    wanted = trees.named_leaves(abstract)
+    wanted = trees.named_leaves(abstract_variables(model))
     fresh = trees.named_leaves(template) if template is not None else {}
     have = trees.named_leaves(loaded.variables)
     old_model = loaded.create_model()
@@ -84,8 +82,10 @@ def adapt(
         if note:
             resized.append(path)
             notes.append(note)
-    missing = [path for path in absent if _first(path) not in gained | heads]
-    _check(loaded, wanted, have, missing, model.head_params)
+    problems = [f"missing {path}" for path in absent if _first(path) not in gained | heads]
+    problems += _misfits(have, wanted, model.head_params)
+    if problems:
+        raise ConfigError(f"{loaded.label} does not fit: {'; '.join(problems)}")
     if absent and template is None:
         raise ConfigError(f"{loaded.label} lacks {', '.join(absent)}, and no template was given")
     values = {path: have.get(path, fresh.get(path)) for path in wanted}
@@ -102,20 +102,11 @@ def _first(path: str) -> str:
     return name if collection == "params" else ""
 
 
-def _check(
-    loaded: LoadedCheckpoint,
-    wanted: dict,
-    have: dict,
-    missing: list[str],
-    heads: tuple[str, ...],
-) -> None:
-    """Raises ConfigError with all that does not fit."""
-    problems = [f"missing {path}" for path in missing]
-    problems += [f"unexpected {path}" for path in have if path not in wanted]
-    for path, value in have.items():
-        if path in wanted and value.shape != wanted[path].shape:
-            shapes = f"{path} is {value.shape}, the model has {wanted[path].shape}"
+def _misfits(have: dict, wanted: dict, heads: tuple[str, ...]) -> list[str]:
+    problems = [f"unexpected {path}" for path in have if path not in wanted]
+    for path in [path for path in have if path in wanted]:
+        there, here = have[path].shape, wanted[path].shape
+        if there != here:
             remedy = " (drop_head initializes it)" if _first(path) in heads else ""
-            problems.append(shapes + remedy)
-    if problems:
-        raise ConfigError(f"{loaded.label} does not fit: {'; '.join(problems)}")
+            problems.append(f"{path} is {there}, the model has {here}{remedy}")
+    return problems

@@ -32,31 +32,21 @@ def save_hf(loaded: LoadedCheckpoint, folder: pathlib.Path) -> None:
     """A folder for `from_pretrained` of transformers: DeiT (distilled), ViT (plain) and RegNet."""
     model = loaded.create_model()
     config = huggingface.model_config(model, loaded.class_names)
+    processor = huggingface.processor_config(loaded.image)
     tensors = names.write(names.entries(model, "hf"), loaded.variables)
     folder.mkdir(parents=True)
     write_safetensors(folder / "model.safetensors", tensors, _notes(loaded))
-    for name, content in (
-        ("config.json", config),
-        ("preprocessor_config.json", huggingface.processor_config(loaded.image)),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    for name, content in (("config", config), ("preprocessor_config", processor)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def save_jax(loaded: LoadedCheckpoint, folder: pathlib.Path) -> None:
     """A checkpoint folder of ours at step 0, for evaluation and as a starting point."""
     variables = jax.tree.map(jax.numpy.asarray, loaded.variables)
-    state = TrainState(
-        step=jax.numpy.zeros((), jax.numpy.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        ema_params=None,
-        ema_batch_stats=None,
-        opt_state={},
-    )
-    metadata = _notes(loaded) | {
-        "config": {},
-        "versions": {"deit_jax": deit_jax.__version__, "jax": jax.__version__},
-    }
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    state = TrainState(jax.numpy.int32(0), params, stats, None, None, opt_state={})
+    versions = {"deit_jax": deit_jax.__version__, "jax": jax.__version__}
+    metadata = _notes(loaded) | {"config": {}, "versions": versions}
     with Checkpointer(folder / "checkpoints") as checkpointer:
         checkpointer.save(0, state, metadata=metadata)
 

@@ -37,12 +37,7 @@ def load_checkpoint(
       FileNotFoundError: neither a path nor a published name.
       ConfigError: not readable, not safe, or not fitting; one line with file and reason.
     """
-    path = pathlib.Path(path_or_name)
-    if not path.exists():
-        path = hub.fetch(_published(path_or_name)[1])
-    info = _read(path, ema, which, model, model_kwargs or {}, arrays=True)
-    assert isinstance(info, LoadedCheckpoint)
-    return info
+    return LoadedCheckpoint(**_read(path_or_name, ema, which, model, model_kwargs, arrays=True))
 
 
 def describe(
@@ -61,37 +56,26 @@ def describe(
 
     Args and Raises: as `load_checkpoint`.
     """
-    path = pathlib.Path(path_or_name)
-    if not path.exists():
-        name, entry = _published(path_or_name)
-        path = hub.cached_path(entry)
-        if not path.is_file():
-            _refuse_selection(name, which)
-            return _info(
-                model or entry.model, dict(model_kwargs or {}), source=name, format="published"
-            )
-    return _read(path, ema, which, model, model_kwargs or {}, arrays=False)
-
-
-def _published(name: str | pathlib.Path) -> tuple[str, hub.Published]:
-    found = hub.find(str(name))
-    if found is None:
-        near = close_matches(str(name), hub.PUBLISHED)
-        raise FileNotFoundError(
-            f"{name}: no such file or folder, and not a published checkpoint; known: {near}"
-        )
-    return found
+    return CheckpointInfo(**_read(path_or_name, ema, which, model, model_kwargs, arrays=False))
 
 
 def _read(
-    path: pathlib.Path,
+    path_or_name: str | pathlib.Path,
     ema: bool,
     which: str,
     model: str | None,
-    model_kwargs: dict[str, Any],
+    model_kwargs: dict[str, Any] | None,
     *,
     arrays: bool,
-) -> CheckpointInfo:
+) -> dict[str, Any]:
+    """The fields of a `LoadedCheckpoint`; without `arrays` those of a `CheckpointInfo`."""
+    path, model_kwargs = pathlib.Path(path_or_name), model_kwargs or {}
+    if not path.exists():
+        name, entry = _published(str(path_or_name))
+        path = hub.fetch(entry) if arrays else hub.cached_path(entry)
+        if not path.is_file():
+            _refuse_selection(name, which)
+            return _info(model or entry.model, model_kwargs, {}, source=name, format="published")
     if path.is_dir() and not huggingface.is_folder(path):
         return _read_run(path, ema, which, model, arrays=arrays)
     _refuse_selection(str(path), which)
@@ -102,6 +86,16 @@ def _read(
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
+def _published(name: str) -> tuple[str, hub.Published]:
+    found = hub.find(name)
+    if found is None:
+        near = close_matches(name, hub.PUBLISHED)
+        raise FileNotFoundError(
+            f"{name}: no such file or folder, and not a published checkpoint; known: {near}"
+        )
+    return found
+
+
 def _refuse_selection(source: str, which: str) -> None:
     if which != "latest":
         raise ConfigError(f"{source}: which={which!r} selects a step of a run; this is not a run")
@@ -109,83 +103,70 @@ def _refuse_selection(source: str, which: str) -> None:
 
 def _read_run(
     path: pathlib.Path, ema: bool, which: str, model: str | None, *, arrays: bool
-) -> CheckpointInfo:
+) -> dict[str, Any]:
     """A checkpoint folder or workdir of a training run."""
-    step = checkpoint.select_step(path, which=which)
-    metadata = checkpoint.read_metadata(step.folder, ema=ema)
+    folder, selection = checkpoint.select_step(path, which=which)
+    metadata = checkpoint.read_metadata(folder, ema=ema)
     arguments = dict(metadata["model"])
     name = arguments.pop("name")
     arguments |= arguments.pop("kwargs", {})
     if model not in (None, name):
         raise ConfigError(f"{path} holds a {name}, not a {model}")
-    info = _info(
-        name,
-        arguments,
-        source=str(path),
-        format="deit_jax",
-        notes=metadata,
-        metadata=metadata,
-        selection=step.selection,
-    )
-    if not arrays:
-        return info
-    return _with(info, checkpoint.read_variables(step.folder, ema=ema)[0])
+    info = _info(name, arguments, metadata, source=str(path), format="deit_jax")
+    info |= {"metadata": metadata, "selection": selection}
+    if arrays:
+        info["variables"] = checkpoint.read_variables(folder, ema=ema)[0]
+    return info
 
 
 def _read_state_dict(
-    path: pathlib.Path,
-    ema: bool,
-    model: Any,
-    model_kwargs: dict[str, Any],
-    *,
-    arrays: bool,
-) -> CheckpointInfo:
+    path: pathlib.Path, ema: bool, model: Any, model_kwargs: dict[str, Any], *, arrays: bool
+) -> dict[str, Any]:
     """A file of another framework, or one of ours with timm's or Hugging Face's names."""
     file = huggingface.weights_file(path) if path.is_dir() else path
     if arrays:
         hub.check_digest(file, hub.digest_in_name(file))
     read = READERS.get(file.suffix, torch_file.read_state_dict)
     tensors, notes = read(file, ema=ema, arrays=arrays)
-    shapes = detect.shapes_of(tensors)
+    shapes = {name: array.shape for name, array in tensors.items()}
     naming = detect.naming_of(set(tensors))
     config = huggingface.read_config(file.parent) if naming.startswith("hf") else {}
     hints = huggingface.model_hints(config) | model_kwargs
     if model is not None:
         name, arguments = model, {"num_classes": detect.num_classes(shapes, default=1000)} | hints
     elif notes.get("model"):
-        arguments = dict(notes["model"]) | model_kwargs
+        arguments = notes["model"] | model_kwargs
         name = arguments.pop("name")
     else:
         name, arguments = detect.guess_model(shapes, naming, hints)
     if config and not notes.get("class_names"):
         num_classes = arguments.get("num_classes", 1000)
         notes = notes | {"class_names": huggingface.class_names(config, num_classes)}
-    info = _info(name, arguments, source=str(path), format=naming, notes=notes)
-    if not arrays:
-        return info
-    return _with(info, names.read(names.entries(info.create_model(), naming), tensors))
+    info = _info(name, arguments, notes, source=str(path), format=naming)
+    if arrays:
+        table = names.entries(create_model(name, **info["model_kwargs"]), naming)
+        info["variables"] = names.read(table, tensors)
+    return info
 
 
 def _info(
-    model: str, arguments: dict[str, Any], *, notes: dict[str, Any] | None = None, **fields: Any
-) -> CheckpointInfo:
-    """`notes` of our own files hold `class_names` and `image`; the published model is the rest."""
-    notes = notes or {}
+    model: str, arguments: dict[str, Any], notes: dict[str, Any], *, source: str, format: str
+) -> dict[str, Any]:
+    """Fields of a `CheckpointInfo`.
+
+    `notes` of our own files hold `class_names` and `image`; the published model is the rest.
+    """
     try:
         size = create_model(model, **arguments).image_size
     except TypeError as error:  # an argument that is not an attribute of the model
         raise ConfigError(str(error)) from None
-    image = {"size": tuple(size)} | hub.preparation(model) | notes.get("image", {})
-    names_of_classes = notes.get("class_names")
-    fields.setdefault("metadata", {})
-    return CheckpointInfo(
-        model=model,
-        model_kwargs={key: value for key, value in arguments.items() if key not in _COMPUTE},
-        class_names=tuple(names_of_classes) if names_of_classes else None,
-        image=image,
-        **fields,
-    )
-
-
-def _with(info: CheckpointInfo, variables: dict[str, Any]) -> LoadedCheckpoint:
-    return LoadedCheckpoint(**vars(info), variables=variables)
+    class_names = notes.get("class_names")
+    return {
+        "model": model,
+        "model_kwargs": {key: arguments[key] for key in arguments if key not in _COMPUTE},
+        "class_names": tuple(class_names) if class_names else None,
+        "source": source,
+        "format": format,
+        "image": {"size": tuple(size)} | hub.preparation(model) | notes.get("image", {}),
+        "metadata": {},
+    }

@@ -2,18 +2,17 @@
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
-
-import numpy as np
 
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, RegNet, VisionTransformer
 from deit_jax.models.registry import ARCHITECTURES
 
-# Attributes that distinguish registered architectures; the image size does not.
-_TRANSFORMER_KEYS = ("embed_dim", "depth", "patch_size", "distilled", "class_position")
-_REGNET_KEYS = ("widths", "depths", "group_sizes")
+Shapes = dict[str, tuple[int, ...]]
 
+# Attributes that do not distinguish registered architectures.
+_FREE = {"image_size", "num_classes", "dist_head", "layer_scale_init"}
 _HEADS = (
     "head.weight",
     "head.fc.weight",
@@ -21,7 +20,7 @@ _HEADS = (
     "classifier.weight",
     "classifier.1.weight",
 )
-# For each of `names.NAMINGS` a name that only it has; the first that matches is taken.
+# For each of `names.NAMINGS` a name that only it has; the first that matches is chosen.
 MARKS = {
     "hf-modules": r"(deit|vit)\.layers\.",
     "hf": r"(deit|vit|regnet)\.",
@@ -41,9 +40,7 @@ def naming_of(names: set[str]) -> str:
     )
 
 
-def guess_model(
-    shapes: dict[str, tuple[int, ...]], naming: str, hints: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
+def guess_model(shapes: Shapes, naming: str, hints: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(registered name, further arguments of `create_model`) for tensors of these `shapes`.
 
     `hints` (such as a Hugging Face config.json) give what shapes do not determine: the
@@ -51,65 +48,66 @@ def guess_model(
     Raises ConfigError when the architecture is not registered and hints do not say enough.
     """
     if _find(shapes, "stem.conv.weight", "embedder.convolution.weight") is not None:
-        return _guess_regnet(shapes, hints)
-    return _guess_transformer(shapes, naming, hints)
+        family, found = RegNet, _guess_regnet(shapes)
+    else:
+        family, found = VisionTransformer, _guess_transformer(shapes, naming, hints)
+    found["num_classes"] = num_classes(shapes)
+    return _registered(family, found, hints)
 
 
-def _find(shapes: dict[str, tuple[int, ...]], *endings: str) -> tuple[int, ...] | None:
-    for name, shape in shapes.items():
-        if name.endswith(endings):
-            return shape
-    return None
+def num_classes(shapes: Shapes, *, default: int | None = None) -> int:
+    """Rows of the classification head under any naming, `default` where there is none."""
+    head = next((name for name in _HEADS if name in shapes), None)
+    if head is not None:
+        return _need({head: shapes[head]}, 2, head)[0]
+    if default is None:
+        raise ConfigError(f"missing {' or '.join(_HEADS)}: the file has no classification head")
+    return default
 
 
-def _need(shapes: dict[str, tuple[int, ...]], ndim: int, *endings: str) -> tuple[int, ...]:
+def _find(shapes: Shapes, *endings: str) -> tuple[int, ...] | None:
+    return next((shape for name, shape in shapes.items() if name.endswith(endings)), None)
+
+
+def _need(shapes: Shapes, ndim: int, *endings: str) -> tuple[int, ...]:
     shape = _find(shapes, *endings)
     if shape is None or len(shape) != ndim or 0 in shape:
         raise ConfigError(f"missing {endings[0]}" if shape is None else f"{endings[0]} is {shape}")
     return shape
 
 
-def _classes(shapes: dict[str, tuple[int, ...]], *names: str) -> int:
-    for name in names:
-        if name in shapes:
-            return shapes[name][0]
-    raise ConfigError(f"missing {names[0]}: the file has no classification head")
-
-
-def _guess_transformer(
-    shapes: dict[str, tuple[int, ...]], naming: str, hints: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    patch = _need(shapes, 4, "patch_embed.proj.weight", "patch_embeddings.projection.weight")
+def _guess_transformer(shapes: Shapes, naming: str, hints: dict[str, Any]) -> dict[str, Any]:
+    width, _, patch_size, _ = _need(
+        shapes, 4, "patch_embed.proj.weight", "patch_embeddings.projection.weight"
+    )
     position = _need(shapes, 3, "pos_embed", "position_embeddings")
     layer = r".*\bblocks\.(\d+)\." if naming in ("timm", "facebook") else r".*\blayers?\.(\d+)\."
-    numbers = [int(match[1]) for name in shapes if (match := re.match(layer, name))]
-    _check_run(set(numbers), "block")
+    matches = (re.match(layer, name) for name in shapes)
+    depth = _length({int(match[1]) for match in matches if match}, "block")
     distilled = _find(shapes, "dist_token", "distillation_token") is not None
+    dist_head = _find(shapes, "head_dist.weight", "distillation_classifier.weight") is not None
     layer_scale = _find(shapes, ".ls1.gamma", ".gamma_1") is not None
+    # Plain ViTs with LayerScale and a position for the class token are not published.
+    class_position = not layer_scale
+    tokens = 1 + distilled if class_position else 0
     found = {
-        "embed_dim": patch[0],
-        "depth": max(numbers) + 1,
-        "patch_size": patch[2],
+        "embed_dim": width,
+        "depth": depth,
+        "patch_size": patch_size,
         "distilled": distilled,
-        # Plain ViTs with LayerScale and a position for the class token are not published.
-        "class_position": not layer_scale,
+        "class_position": class_position,
         "layer_scale_init": 1e-4 if layer_scale else None,
-        "num_classes": _classes(
-            shapes, "head.weight", "cls_classifier.weight", "classifier.weight"
-        ),
+        "image_size": _image_size(position[1] - tokens, patch_size, hints),
     }
-    if distilled and _find(shapes, "head_dist.weight", "distillation_classifier.weight") is None:
-        found["dist_head"] = False
-    tokens = (1 + distilled) if found["class_position"] else 0
-    found["image_size"] = _image_size(position[1] - tokens, found["patch_size"], hints)
-    return _registered(VisionTransformer, _TRANSFORMER_KEYS, found, hints)
+    return found | ({"dist_head": False} if distilled and not dist_head else {})
 
 
-def _check_run(numbers: set[int], what: str) -> None:
-    """Numbers must be 0 .. n - 1: a hole means missing tensors, not a smaller model."""
-    holes = [n for n in range(len(numbers) + 1) if n not in numbers]
-    if holes[0] != len(numbers) or not numbers:
-        raise ConfigError(f"missing the tensors of {what} {holes[0]}")
+def _length(numbers: Collection[int], what: str) -> int:
+    """n for the numbers 0 .. n - 1: a hole means missing tensors, not a smaller model."""
+    hole = next(n for n in range(len(numbers) + 1) if n not in numbers)
+    if hole != len(numbers) or not numbers:
+        raise ConfigError(f"missing the tensors of {what} {hole}")
+    return hole
 
 
 def _image_size(patches: int, patch_size: int, hints: dict[str, Any]) -> Any:
@@ -123,45 +121,39 @@ def _image_size(patches: int, patch_size: int, hints: dict[str, Any]) -> Any:
     return side * patch_size
 
 
-def _guess_regnet(
-    shapes: dict[str, tuple[int, ...]], hints: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    pattern = (
-        r"(?:s(\d+)\.b(\d+)\.conv2\.conv|.*stages\.(\d+)\.layers\.(\d+)\.layer\.1\.convolution)"
-    )
+def _guess_regnet(shapes: Shapes) -> dict[str, Any]:
+    # Facebook's and timm's numbers start at 1, Hugging Face's at 0.
+    pattern = r"(s|.*stages\.)(\d+)\.(?:b|layers\.)(\d+)\.(?:conv2\.conv|layer\.1\.convolution)"
     blocks: dict[int, dict[int, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         match = re.match(pattern + r"\.weight$", name)
         if match and len(shape) == 4 and 0 not in shape:
-            stage, block = (int(g) for g in match.groups() if g is not None)
-            first = 0 if name.startswith("regnet.") else 1
-            blocks.setdefault(stage - first, {})[block - first] = shape
-    _check_run(set(blocks), "stage")
-    for stage in blocks.values():
-        _check_run(set(stage), "block")
-    stages = [blocks[stage] for stage in sorted(blocks)]
-    found = {
+            first = 1 if match[1] == "s" else 0
+            blocks.setdefault(int(match[2]) - first, {})[int(match[3]) - first] = shape
+    stages = [blocks[stage] for stage in range(_length(blocks, "stage"))]
+    return {
         "widths": tuple(next(iter(stage.values()))[0] for stage in stages),
-        "depths": tuple(max(stage) + 1 for stage in stages),
+        "depths": tuple(_length(stage, "block") for stage in stages),
         "group_sizes": tuple(next(iter(stage.values()))[1] for stage in stages),
-        "num_classes": _classes(shapes, "head.fc.weight", "classifier.1.weight"),
     }
-    return _registered(RegNet, _REGNET_KEYS, found, hints)
 
 
 def _registered(
-    family: type[Model], keys: tuple[str, ...], found: dict[str, Any], hints: dict[str, Any]
+    family: type[Model], found: dict[str, Any], hints: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The registered name that agrees on `keys`, the image size deciding between several."""
+    """The registered name that agrees with `found`, the image size deciding between several."""
+    keys = found.keys() - _FREE
     defaults = {"class_position": True, "distilled": False, "dist_head": True, "epsilon": 1e-6}
-    names = [
-        name
+    relatives = {
+        name: defaults | attributes
         for name, (cls, attributes) in ARCHITECTURES.items()
         if cls is family
-        and all(attributes.get(key, defaults.get(key)) == found[key] for key in keys)
+    }
+    names = [
+        name
+        for name, attributes in relatives.items()
+        if all(attributes.get(key) == found[key] for key in keys)
     ]
-    size = found.get("image_size")
-    names.sort(key=lambda name: ARCHITECTURES[name][1]["image_size"] != size)
     arguments = found | hints
     if not names:
         if family is VisionTransformer and "num_heads" not in hints:
@@ -170,21 +162,12 @@ def _registered(
                 f"{found['depth']}: name a model, and its num_heads, which shapes do not determine"
             )
         # Any name of the family will do: the arguments override what it stands for.
-        return next(n for n, (cls, _) in ARCHITECTURES.items() if cls is family), arguments
+        return next(iter(relatives)), arguments
+    size = found.get("image_size")
+    name = min(names, key=lambda name: relatives[name]["image_size"] != size)
     # LayerScale's start does not matter once it is loaded.
     arguments.pop("layer_scale_init", None)
-    published = defaults | ARCHITECTURES[names[0]][1]
-    missing = object()
-    return names[0], {"num_classes": found["num_classes"]} | {
+    published, missing = relatives[name], object()
+    return name, {"num_classes": found["num_classes"]} | {
         key: value for key, value in arguments.items() if published.get(key, missing) != value
     }
-
-
-def num_classes(shapes: dict[str, tuple[int, ...]], *, default: int) -> int:
-    """Rows of the classification head under any naming, `default` where there is none."""
-    return next((shapes[name][0] for name in _HEADS if name in shapes), default)
-
-
-def shapes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name."""
-    return {name: tuple(array.shape) for name, array in tensors.items()}

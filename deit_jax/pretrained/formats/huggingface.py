@@ -12,23 +12,16 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 def is_folder(path: pathlib.Path) -> bool:
     """Whether this is a folder with weights of Hugging Face, whole or split."""
-    return any((path / name).is_file() for name in _WEIGHTS) or _is_split(path)
+    files = (f"{name}{end}" for name in _WEIGHTS for end in ("", ".index.json"))
+    return any((path / file).is_file() for file in files)
 
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file with the weights.
-
-    Raises:
-      ConfigError: they are split over several files.
-    """
+    """The file with the weights. Raises ConfigError when they are split over several files."""
     for name in _WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     raise ConfigError(f"{folder}: weights split over several files are not read; join them first")
-
-
-def _is_split(folder: pathlib.Path) -> bool:
-    return any((folder / f"{name}.index.json").is_file() for name in _WEIGHTS)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -7,7 +7,11 @@ before anything is built from them, and nothing of the file is ever called.
 
 import dataclasses
 import pickletools
+from collections.abc import Callable
 from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
 
 
 class PickleRefused(ValueError):
@@ -16,9 +20,9 @@ class PickleRefused(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A reference to raw numbers elsewhere in the file: dtype name, key, number of elements."""
+    """A reference to raw numbers elsewhere in the file; `count` of them."""
 
-    dtype: str
+    dtype: np.dtype
     key: str
     count: int
 
@@ -33,25 +37,6 @@ class TensorRef:
     strides: tuple[int, ...]
 
 
-_STORAGES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-_ORDERED_DICT = "collections.OrderedDict"
-_TENSOR = "torch._utils._rebuild_tensor_v2"
-_PARAMETER = "torch._utils._rebuild_parameter"
-_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER} | {f"torch.{name}" for name in _STORAGES}
-
-
 @dataclasses.dataclass(frozen=True)
 class _Global:
     """A name that the pickle mentions; only a token, never looked up."""
@@ -59,49 +44,44 @@ class _Global:
     name: str
 
 
-_MARK = object()
+_DTYPES = {
+    "torch.FloatStorage": np.dtype("float32"),
+    "torch.DoubleStorage": np.dtype("float64"),
+    "torch.HalfStorage": np.dtype("float16"),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype("int64"),
+    "torch.IntStorage": np.dtype("int32"),
+    "torch.ShortStorage": np.dtype("int16"),
+    "torch.CharStorage": np.dtype("int8"),
+    "torch.ByteStorage": np.dtype("uint8"),
+    "torch.BoolStorage": np.dtype("bool"),
+}
+_ORDERED_DICT = "collections.OrderedDict"
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_DTYPES}
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-_CONSTANTS = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "MARK": lambda: _MARK,
-}
-_LITERALS = {
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-}
+_MARK = object()
 
 
-_PUTS = ("BINPUT", "LONG_BINPUT")
-_GETS = ("BINGET", "LONG_BINGET")
-_IGNORED = ("PROTO", "FRAME")
-
-
-def load_state(file: IO[bytes]) -> Any:
+def load_state(file: IO[bytes], storages: dict[str, Storage] | None = None) -> Any:
     """Reads one pickle from `file` and leaves the position behind it.
 
-    Returns dicts, lists, tuples, numbers, strings and `TensorRef`s.
+    Returns dicts, lists, tuples, numbers, strings and `TensorRef`s; `storages` is filled with
+    every storage that the pickle mentions, by key.
     Raises PickleRefused, naming what was refused.
     """
-    machine = _Machine()
+    machine = _Machine({} if storages is None else storages)
     try:
         while code := file.read(1):
             opcode = _OPCODES.get(code.decode("latin-1"))
-            if opcode is None or opcode.name not in _ALLOWED:
-                name = repr(code) if opcode is None else opcode.name
-                raise PickleRefused(f"refused the pickle instruction {name}")
-            if opcode.name == "STOP":
+            name = opcode.name if opcode else repr(code)
+            if opcode and name == "STOP":
                 return machine.pop()
-            machine.step(opcode.name, _argument(opcode, file))
+            # Refused before the argument is read, which may be of any size.
+            if not opcode or name not in _INSTRUCTIONS:
+                raise PickleRefused(f"refused the pickle instruction {name}")
+            _INSTRUCTIONS[name](machine, _argument(opcode, file))
     except PickleRefused:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
@@ -120,9 +100,13 @@ def _argument(opcode: pickletools.OpcodeInfo, file: IO[bytes]) -> Any:
 class _Machine:
     """Stack and memo of one pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, storages: dict[str, Storage]) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages = storages
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -130,35 +114,20 @@ class _Machine:
             raise PickleRefused("damaged pickle (unexpected mark)")
         return value
 
+    def pop_several(self, count: int) -> list[Any]:
+        return [self.pop() for _ in range(count)][::-1]
+
     def pop_to_mark(self) -> list[Any]:
-        start = len(self.stack) - 1
-        while self.stack[start] is not _MARK:
-            start -= 1
-            if start < 0:
-                raise PickleRefused("damaged pickle (no mark)")
-        values = self.stack[start + 1 :]
-        del self.stack[start:]
-        return values
+        values = []
+        while self.stack and self.stack[-1] is not _MARK:
+            values.append(self.stack.pop())
+        if not self.stack:
+            raise PickleRefused("damaged pickle (no mark)")
+        self.stack.pop()
+        return values[::-1]
 
-    def step(self, name: str, argument: Any) -> None:
-        if name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name]())
-        elif name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _PUTS:
-            self.memo[argument] = self.stack[-1]
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = self.stack[-1]
-        elif name in _GETS:
-            self.stack.append(self.memo[argument])
-        elif name in _IGNORED:
-            pass
-        else:
-            _ACTIONS[name](self, argument)
-
-    def tuple_of(self, count: int) -> None:
-        values = [self.pop() for _ in range(count)]
-        self.stack.append(tuple(reversed(values)))
+    def memoize(self, slot: int) -> None:
+        self.memo[slot] = self.stack[-1]
 
     def set_items(self, pairs: list[Any]) -> None:
         target = self.stack[-1]
@@ -166,7 +135,7 @@ class _Machine:
             raise PickleRefused("damaged pickle (items for no dict)")
         target.update(zip(pairs[::2], pairs[1::2], strict=True))
 
-    def append(self, values: list[Any]) -> None:
+    def extend(self, values: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
             raise PickleRefused("damaged pickle (entries for no list)")
         self.stack[-1].extend(values)
@@ -174,24 +143,18 @@ class _Machine:
     def push_global(self, name: str) -> None:
         if name not in _KNOWN:
             raise PickleRefused(f"refused to load {name!r}: a state dict does not need it")
-        self.stack.append(_Global(name))
-
-    def set_item(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.set_items([key, value])
-
-    def stack_global(self) -> None:
-        name, module = self.pop(), self.pop()
-        self.push_global(f"{module}.{name}")
+        self.push(_Global(name))
 
     def reduce(self) -> None:
-        arguments, function = self.pop(), self.pop()
+        function, arguments = self.pop_several(2)
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             raise PickleRefused(f"refused to call a {type(function).__name__}")
-        self.stack.append(_build(function.name, arguments))
+        self.push(_build(function.name, arguments))
 
-    def persistent(self) -> None:
-        self.stack.append(_storage(self.pop()))
+    def push_storage(self) -> None:
+        storage = _storage(self.pop())
+        self.storages[storage.key] = storage
+        self.push(storage)
 
     def build(self) -> None:
         """The attributes of an OrderedDict (torch keeps `_metadata` there) are dropped."""
@@ -200,24 +163,43 @@ class _Machine:
             raise PickleRefused(f"refused to set attributes of a {type(self.stack[-1]).__name__}")
 
 
-_ACTIONS = {
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
-    "TUPLE1": lambda machine, _: machine.tuple_of(1),
-    "TUPLE2": lambda machine, _: machine.tuple_of(2),
-    "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "SETITEM": lambda machine, _: machine.set_item(),
+# What each instruction does with its argument; all others are refused.
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "MARK": lambda machine, _: machine.push(_MARK),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "BININT": _Machine.push,
+    "BININT1": _Machine.push,
+    "BININT2": _Machine.push,
+    "LONG1": _Machine.push,
+    "BINFLOAT": _Machine.push,
+    "BINUNICODE": _Machine.push,
+    "SHORT_BINUNICODE": _Machine.push,
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop_several(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop_several(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop_several(3))),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop_several(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "APPEND": lambda machine, _: machine.append([machine.pop()]),
-    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
-    "GLOBAL": lambda machine, name: machine.push_global(name),
-    "STACK_GLOBAL": lambda machine, _: machine.stack_global(),
+    "APPEND": lambda machine, _: machine.extend(machine.pop_several(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "BINPUT": _Machine.memoize,
+    "LONG_BINPUT": _Machine.memoize,
+    "MEMOIZE": lambda machine, _: machine.memoize(len(machine.memo)),
+    "BINGET": lambda machine, slot: machine.push(machine.memo[slot]),
+    "LONG_BINGET": lambda machine, slot: machine.push(machine.memo[slot]),
+    "GLOBAL": _Machine.push_global,
+    "STACK_GLOBAL": lambda machine, _: machine.push_global(".".join(machine.pop_several(2))),
     "REDUCE": lambda machine, _: machine.reduce(),
-    "BINPERSID": lambda machine, _: machine.persistent(),
+    "BINPERSID": lambda machine, _: machine.push_storage(),
     "BUILD": lambda machine, _: machine.build(),
 }
-
-
-_ALLOWED = {"STOP", "MEMOIZE", *_CONSTANTS, *_LITERALS, *_PUTS, *_GETS, *_IGNORED, *_ACTIONS}
 
 
 def _build(name: str, arguments: tuple[Any, ...]) -> Any:
@@ -238,11 +220,9 @@ def _build(name: str, arguments: tuple[Any, ...]) -> Any:
 def _storage(identifier: Any) -> Storage:
     """`('storage', torch.FloatStorage, key, location, count, ...)`; the location is ignored."""
     if isinstance(identifier, tuple) and len(identifier) >= 5 and identifier[0] == "storage":
-        kind, key, _, count = identifier[1:5]
-        view = identifier[5] if len(identifier) > 5 else None
-        dtype = (
-            _STORAGES.get(kind.name.removeprefix("torch.")) if isinstance(kind, _Global) else None
-        )
-        if dtype and isinstance(key, str) and type(count) is int and count >= 0 and view is None:
+        kind, key, _, count, *view = identifier[1:6]
+        dtype = _DTYPES.get(kind.name) if isinstance(kind, _Global) else None
+        whole = isinstance(key, str) and type(count) is int and count >= 0
+        if dtype is not None and whole and view in ([], [None]):
             return Storage(dtype, key, count)
     raise PickleRefused("damaged pickle (storage reference)")

@@ -1,12 +1,13 @@
 """`torch.save` files, both the zip kind (torch >= 1.6) and the pickle stream before it."""
 
+import functools
 import io
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import IO, Any
 
-import ml_dtypes
 import numpy as np
 
 from deit_jax.errors import ConfigError
@@ -14,7 +15,7 @@ from deit_jax.pretrained.formats.pickles import PickleRefused, Storage, TensorRe
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_BOTH_ORDERS = ("little", "big")
+_READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError)
 # Keys under which training scripts save their state dicts.
 _WRAPPERS = ("model", "state_dict")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema")
@@ -37,11 +38,8 @@ def read_state_dict(
     state = tree[wrapper] if wrapper else tree
     if not isinstance(state, dict) or not state:
         raise ConfigError("holds no state dict")
-    other = [
-        str(key)
-        for key, value in state.items()
-        if not (isinstance(key, str) and isinstance(value, np.ndarray))
-    ]
+    tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
+    other = [str(key) for key in state if key not in tensors]
     if other:
         raise ConfigError(f"entries that are not tensors: {', '.join(other[:5])}")
     if all(name.startswith("module.") for name in state):
@@ -59,19 +57,9 @@ def read_torch(path: pathlib.Path) -> Any:
             return _read_legacy(file)
     except PickleRefused as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        MemoryError,
-    ) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except (*_READ_ERRORS, TypeError, ValueError, LookupError, RuntimeError) as error:
         raise ConfigError(f"{path}: damaged file ({type(error).__name__}: {error})") from None
 
 
@@ -86,31 +74,26 @@ def _read_zip(file: IO[bytes]) -> Any:
         packed = [n for n, info in members.items() if info.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise PickleRefused(f"compressed member {packed[0]}")
-        order = "little"
-        if f"{root}byteorder" in members:
-            order = archive.read(f"{root}byteorder").decode()
-        if order not in _BOTH_ORDERS:
+        order_file = f"{root}byteorder"
+        order = archive.read(order_file).decode() if order_file in members else "little"
+        if order not in ("little", "big"):
             raise PickleRefused(f"unknown byte order {order!r}")
-        tree = load_state(io.BytesIO(archive.read(pickles[0])))
-        cache: dict[str, np.ndarray] = {}
 
+        @functools.cache
         def numbers(storage: Storage) -> np.ndarray:
-            if storage.key not in cache:
-                # `read` checks the member's CRC-32.
-                data = archive.read(f"{root}data/{storage.key}")
-                cache[storage.key] = _numbers(data, storage, order)
-            return cache[storage.key]
+            # `read` checks the member's CRC-32.
+            return _numbers(archive.read(f"{root}data/{storage.key}"), storage, order)
 
-        return _resolve(tree, numbers)
+        return _resolve(load_state(io.BytesIO(archive.read(pickles[0]))), numbers)
 
 
 def _read_legacy(file: IO[bytes]) -> Any:
     """Five pickles (magic, protocol, system, object, storage keys), then storages with counts."""
     if load_state(file) != _LEGACY_MAGIC or load_state(file) != _LEGACY_PROTOCOL:
         raise PickleRefused("not a torch file: wrong magic number")
-    system, tree, keys = load_state(file), load_state(file), load_state(file)
+    storages: dict[str, Storage] = {}
+    system, tree, keys = load_state(file), load_state(file, storages), load_state(file)
     order = "little" if system["little_endian"] else "big"
-    storages = {ref.storage.key: ref.storage for ref in _references(tree)}
     if not isinstance(keys, list) or not set(storages) <= set(keys):
         raise PickleRefused("storages are missing")
     cache = {}
@@ -118,40 +101,23 @@ def _read_legacy(file: IO[bytes]) -> Any:
         count = int.from_bytes(file.read(8), order)
         if key not in storages or storages[key].count != count:
             raise PickleRefused(f"storage {key} is not of the size that the tensors state")
-        size = count * np.dtype(_dtype(storages[key])).itemsize
-        cache[key] = _numbers(file.read(size), storages[key], order)
+        data = file.read(count * storages[key].dtype.itemsize)
+        cache[key] = _numbers(data, storages[key], order)
     if file.read(1):
         raise PickleRefused("bytes after the last storage")
     return _resolve(tree, lambda storage: cache[storage.key])
 
 
-def _dtype(storage: Storage) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if storage.dtype == "bfloat16" else storage.dtype)
-
-
 def _numbers(data: bytes, storage: Storage, order: str) -> np.ndarray:
-    dtype = _dtype(storage)
-    if len(data) != storage.count * dtype.itemsize:
+    if len(data) != storage.count * storage.dtype.itemsize:
         raise PickleRefused(
             f"storage {storage.key} has {len(data)} bytes, not {storage.count} numbers"
         )
-    values = np.frombuffer(data, dtype)
-    return values.byteswap() if order == "big" and dtype.itemsize > 1 else values
+    values = np.frombuffer(data, storage.dtype)
+    return values.byteswap() if order == "big" else values
 
 
-def _references(tree: Any):
-    """All tensor references; containers that contain themselves are visited once."""
-    seen, pending = set(), [tree]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, TensorRef):
-            yield node
-        elif isinstance(node, (dict, list, tuple)) and id(node) not in seen:
-            seen.add(id(node))
-            pending.extend(node.values() if isinstance(node, dict) else node)
-
-
-def _resolve(tree: Any, numbers: Any, depth: int = 0) -> Any:
+def _resolve(tree: Any, numbers: Callable[[Storage], np.ndarray], depth: int = 0) -> Any:
     """`tree` with arrays in place of references; only dicts are followed, four deep.
 
     A state dict is a dict of tensors, perhaps inside `{'model': ...}`.
