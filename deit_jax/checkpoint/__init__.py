@@ -10,12 +10,11 @@ names the folders and selects one; `retention.py` decides which steps are kept, 
 goes there. A new part of the training state goes into `parts.py`.
 """
 
-from deit_jax.checkpoint.io import Restored, read_metadata, read_variables
+from deit_jax.checkpoint.io import read_metadata, read_variables
 from deit_jax.checkpoint.layout import (
     CheckpointError,
     DamagedCheckpointError,
     SaveFailedError,
-    SelectedStep,
     StructureError,
     select_step,
 )
@@ -26,10 +25,8 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "DamagedCheckpointError",
-    "Restored",
     "Retention",
     "SaveFailedError",
-    "SelectedStep",
     "StructureError",
     "read_metadata",
     "read_variables",

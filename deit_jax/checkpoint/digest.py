@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.trees import named_leaves
-
-PyTree = Any
+from deit_jax.trees import PyTree, named_leaves
 
 _MIX = 0x9E3779B1  # odd; 2**32 / golden ratio
 _CHUNK = 1 << 20
@@ -30,8 +28,6 @@ def digest_tree(tree: PyTree) -> dict[str, int]:
     All processes must call it, and all get the whole answer.
     """
     leaves = named_leaves(tree)
-    if not leaves:
-        return {}
     sums: list[jax.Array] = []
     for leaf in leaves.values():
         sums.append(_digest_in_place(leaf))
@@ -65,11 +61,9 @@ def _weights(position: Any, xp: Any) -> Any:
 
 def _digest_in_place(leaf: jax.Array) -> jax.Array:
     sharding = getattr(leaf, "sharding", None)
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return _jitted(jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))(
-            leaf
-        )
-    return _jitted(None)(leaf)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return _jitted(None)(leaf)
+    return _jitted(jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))(leaf)
 
 
 @functools.cache
@@ -83,7 +77,7 @@ def _digest(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8)
     # 64-bit types become a trailing axis of two words.
     words = jax.lax.bitcast_convert_type(x, _words(x.dtype)).astype(jnp.uint32)
-    # Positions from one iota an axis, so that a sharded array is never reshaped, which gathers it.
+    # Positions from one iota per axis, so that a sharded array is never reshaped, which gathers it.
     position = jnp.zeros(words.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(words.ndim)):

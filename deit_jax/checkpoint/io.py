@@ -22,9 +22,7 @@ from deit_jax.checkpoint.layout import DamagedCheckpointError, StructureError
 from deit_jax.checkpoint.parts import filled, state_parts
 from deit_jax.errors import ConfigError
 from deit_jax.train_state import TrainState
-from deit_jax.trees import named_leaves, nested
-
-PyTree = Any
+from deit_jax.trees import PyTree, named_leaves, nested
 
 # Signs that the machine is in trouble, not the checkpoint: never a reason to fall back.
 _MACHINE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -39,11 +37,12 @@ class Restored(NamedTuple):
     step: int
 
 
-def begin_save(folder: pathlib.Path, parts: dict[str, PyTree], metadata: Mapping[str, Any]) -> Any:
-    """Copies `parts` to the host and starts to write; `.result()` of the return value waits.
+def begin_save(folder: pathlib.Path, state: TrainState, metadata: Mapping[str, Any]) -> Any:
+    """Copies `state` to the host and starts to write; `.result()` of the return value waits.
 
     Computes and stores the manifest that `read_state` verifies against.
     """
+    parts = state_parts(state)
     manifest = layout.make_manifest(named_leaves(parts), digest_tree(parts), metadata)
     with _context():
         return ocp.save_checkpointables_async(
@@ -67,8 +66,9 @@ def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restore
             + "\n  ".join(lines)
             + "\nUse the config of that run, or another workdir with config.init set to this one."
         )
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or local)
         for name, leaf in names.items()
     }
     loaded = _load(folder, nested(wanted))
@@ -100,11 +100,11 @@ def read_variables(
     quiet_orbax()
     folder = layout.select_step(path, which=which).folder
     described = _described_variables(folder, ema)
-    parts = {"ema"} if ema else {"params", "batch_stats"} & described.parts()
+    prefixes = ("ema/",) if ema else ("params/", "batch_stats/")
     hosts = {
         name: np.broadcast_to(np.zeros((), jnp.dtype(leaf["dtype"])), leaf["shape"])
         for name, leaf in described.leaves.items()
-        if name.split("/", 1)[0] in parts
+        if name.startswith(prefixes)
     }
     loaded = named_leaves(_load(folder, nested(hosts)))
     digests = {name: digest_array(loaded[name]) for name in hosts}
@@ -122,7 +122,7 @@ def read_metadata(
 
 def _described_variables(folder: pathlib.Path, ema: bool) -> layout.Described:
     described = layout.read_description(folder)
-    if ema and "ema" not in described.parts():
+    if ema and not any(name.startswith("ema/") for name in described.leaves):
         raise ConfigError(f"{folder} holds no EMA (the run had none); read it with ema=False")
     return described
 
@@ -136,21 +136,14 @@ def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> PyTree:
     try:
         with _quiet_failure(), _context():
             return ocp.load_checkpointables(str(folder), {part: tree})[part]
-    except MemoryError:
-        raise
     except Exception as error:  # damage shows as a dozen kinds, from KeyError to bare Exception
-        code = getattr(error, "errno", None)
-        if code in _MACHINE_ERRNOS or any(word in str(error) for word in _MACHINE_WORDS):
+        machine = isinstance(error, MemoryError) or getattr(error, "errno", 0) in _MACHINE_ERRNOS
+        if machine or any(word in str(error) for word in _MACHINE_WORDS):
             raise
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise DamagedCheckpointError(
             f"{folder / part} cannot be read: {type(error).__name__}: {reason}"
         ) from error
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding:
-    sharding = getattr(leaf, "sharding", None)
-    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _context() -> ocp.Context:
@@ -185,16 +178,10 @@ def _quiet_failure() -> Iterator[None]:
             sys.unraisablehook = hook
 
 
-class _OrbaxFilter(logging.Filter):
-    """Drops what orbax logs; its failures are raised to us, and reported in our words."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno > logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-_FILTER = _OrbaxFilter()
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def quiet_orbax() -> None:
-    """Keeps orbax's notes out of the log of a run; other users of absl are not touched."""
-    logging.getLogger("absl").addFilter(_FILTER)
+    """Drops what orbax logs through absl: its failures are raised, and reported by us."""
+    logging.getLogger("absl").addFilter(_not_from_orbax)

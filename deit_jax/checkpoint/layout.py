@@ -25,7 +25,6 @@ from deit_jax.errors import ConfigError, RunStopped
 MANIFEST = "manifest"
 METADATA = "metadata"
 _DAMAGED = "damaged-"
-_DELETED = ".deleting"
 _UNFINISHED = re.compile(r"^\d+(\.orbax-checkpoint-tmp.*|\.deleting)$")
 
 
@@ -67,19 +66,17 @@ def remove_unfinished(directory: pathlib.Path) -> None:
 
 def remove_step(directory: pathlib.Path, step: int) -> None:
     """Deletes one step. Renamed first: a kill in the middle must not leave half a checkpoint."""
-    doomed = directory / f"{step}{_DELETED}"
-    os.rename(directory / str(step), doomed)
+    doomed = (directory / str(step)).rename(directory / f"{step}.deleting")
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def set_aside(directory: pathlib.Path, step: int) -> str:
-    """Renames a step to `damaged-<step>` (then `damaged-<step>-2`, ...); returns the new name."""
-    name, count = f"{_DAMAGED}{step}", 1
-    while (directory / name).exists():
+def set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
+    """Renames a step to `damaged-<step>` (then `damaged-<step>-2`, ...); returns the new path."""
+    folder, count = directory / f"{_DAMAGED}{step}", 1
+    while folder.exists():
         count += 1
-        name = f"{_DAMAGED}{step}-{count}"
-    os.rename(directory / str(step), directory / name)
-    return name
+        folder = directory / f"{_DAMAGED}{step}-{count}"
+    return (directory / str(step)).rename(folder)
 
 
 def to_json(value: Mapping[str, Any], *, what: str) -> dict[str, Any]:
@@ -125,10 +122,6 @@ class Described(NamedTuple):
 
     leaves: dict[str, dict[str, Any]]
     metadata: dict[str, Any]
-
-    def parts(self) -> set[str]:
-        """`params`, `train`, and `batch_stats` and `ema` where they were saved."""
-        return {name.split("/", 1)[0] for name in self.leaves}
 
 
 def read_description(folder: pathlib.Path) -> Described:

@@ -18,10 +18,8 @@ from deit_jax.checkpoint import layout
 from deit_jax.checkpoint.io import Restored, begin_save, quiet_orbax, read_state
 from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, SaveFailedError
 from deit_jax.checkpoint.lock import FolderLock
-from deit_jax.checkpoint.parts import state_parts
 from deit_jax.checkpoint.retention import Retention
 from deit_jax.train_state import TrainState
-from deit_jax.trees import named_leaves
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,11 +41,7 @@ class Checkpointer:
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike,
-        *,
-        max_failures: int = 3,
-        **retention: Any,
+        self, directory: str | os.PathLike, *, max_failures: int = 3, **retention: Any
     ) -> None:
         quiet_orbax()
         self._directory = pathlib.Path(directory).absolute()
@@ -62,9 +56,8 @@ class Checkpointer:
             raise CheckpointError(
                 f"checkpoint directory {self._directory} cannot be made: {error.strerror}"
             ) from error
-        self._lock: FolderLock | None = None
-        if jax.process_index() == 0:
-            self._lock = FolderLock(self._directory)
+        self._lock = FolderLock(self._directory) if jax.process_index() == 0 else None
+        if self._lock is not None:
             layout.remove_unfinished(self._directory)
         self._saved = {step: self._stored_metrics(step) for step in self._agreed_steps()}
 
@@ -113,21 +106,17 @@ class Checkpointer:
             return False
         metrics = layout.to_json(metrics or {}, what="metrics")
         selection = {
-            "best_metric": self._retention.best_metric,
-            "higher_is_better": self._retention.higher_is_better,
+            key: getattr(self._retention, key) for key in ("best_metric", "higher_is_better")
         }
-        record = layout.to_json(metadata, what="metadata") | {
-            "checkpoint": {"step": step, "metrics": metrics, **selection}
-        }
-        parts = state_parts(state)
-        leaves = named_leaves(parts)
-        begun = time.monotonic()
+        record = layout.to_json(metadata, what="metadata")
+        record["checkpoint"] = {"step": step, "metrics": metrics, **selection}
+        size, begun = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), time.monotonic()
         try:
-            response = begin_save(self._directory / str(step), parts, record)
+            response = begin_save(self._directory / str(step), state, record)
         except Exception as error:  # orbax raises many kinds; all mean that nothing was saved
-            self._failed(step, error, leaves)
+            self._failed(step, error, size)
             return False
-        self._pending = self._worker.submit(self._commit, step, metrics, response, begun, leaves)
+        self._pending = self._worker.submit(self._commit, step, metrics, response, begun, size)
         return True
 
     def restore(self, abstract_state: TrainState) -> Restored | None:
@@ -151,7 +140,7 @@ class Checkpointer:
         self._drain()
         damaged: dict[int, str] = {}
         for step in reversed(self._agreed_steps()):
-            problem, restored = "", None
+            problem, restored = "damaged on another process", None
             try:
                 restored = read_state(self._directory / str(step), abstract_state, step)
             except DamagedCheckpointError as error:
@@ -159,8 +148,8 @@ class Checkpointer:
             if _all_processes(restored is not None):
                 self._set_aside(damaged, fallback=step)
                 return restored
-            damaged[step] = problem or "damaged on another process"
-            _LOG.warning("checkpoint of step %d is damaged: %s", step, damaged[step])
+            damaged[step] = problem
+            _LOG.warning("checkpoint of step %d is damaged: %s", step, problem)
         left = layout.damaged_in(self._directory)
         if damaged or left:
             lines = [f"  {step}: {text}" for step, text in damaged.items()]
@@ -196,23 +185,17 @@ class Checkpointer:
             self._lock.release()
 
     def _commit(
-        self,
-        step: int,
-        metrics: dict[str, Any],
-        response: Any,
-        begun: float,
-        leaves: Mapping[str, Any],
+        self, step: int, metrics: dict[str, Any], response: Any, begun: float, size: int
     ) -> None:
         try:
             response.result()
         except Exception as error:
-            self._failed(step, error, leaves)
+            self._failed(step, error, size)
             return
         self._failures.clear()
         self._saved[step] = metrics
         _LOG.info("checkpoint of step %d saved in %.1f s", step, time.monotonic() - begun)
-        keep = self._retention.kept(self._saved)
-        for old in sorted(set(self._saved) - keep):
+        for old in sorted(self._saved.keys() - self._retention.kept(self._saved)):
             del self._saved[old]
             if jax.process_index() == 0:
                 try:
@@ -231,8 +214,7 @@ class Checkpointer:
                 f"{self._directory}; the last: {self._failures[-1]}"
             )
 
-    def _failed(self, step: int, error: Exception, leaves: Mapping[str, Any]) -> None:
-        needed = sum(leaf.nbytes for leaf in leaves.values())
+    def _failed(self, step: int, error: Exception, size: int) -> None:
         try:
             free = f"{shutil.disk_usage(self._directory).free / 1e6:.0f} MB free"
         except OSError:
@@ -240,7 +222,7 @@ class Checkpointer:
         reason = str(error).strip().splitlines()
         text = (
             f"step {step}: {type(error).__name__}: {reason[0] if reason else ''} "
-            f"(needs about {needed / 1e6:.0f} MB, {free})"
+            f"(needs about {size / 1e6:.0f} MB, {free})"
         )
         self._failures.append(text)
         last = f"the last saved is of step {max(self._saved)}" if self._saved else "there is none"
@@ -252,13 +234,9 @@ class Checkpointer:
         for step in damaged:
             self._saved.pop(step, None)
             if jax.process_index() == 0:
-                name = layout.set_aside(self._directory, step)
-                _LOG.warning(
-                    "checkpoint of step %d set aside as %s; resuming from step %d",
-                    step,
-                    self._directory / name,
-                    fallback,
-                )
+                folder = layout.set_aside(self._directory, step)
+                message = "checkpoint of step %d set aside as %s; resuming from step %d"
+                _LOG.warning(message, step, folder, fallback)
 
     def _stored_metrics(self, step: int) -> dict[str, Any]:
         try:

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deit_jax.train_state import TrainState
-from deit_jax.trees import map_with_name, named_leaves, nested
-
-PyTree = Any
+from deit_jax.trees import PyTree, map_with_name, named_leaves, nested
 
 
 def state_parts(state: TrainState) -> dict[str, PyTree]:
@@ -18,17 +16,15 @@ def state_parts(state: TrainState) -> dict[str, PyTree]:
     return nested(named_leaves(_named(state)))
 
 
+_TRAIN = ("step", "opt_state", "nonfinite_steps", "nonfinite_in_a_row")
+
+
 def _named(state: TrainState) -> dict[str, PyTree]:
     return {
         "params": state.params,
         "batch_stats": state.batch_stats,
         "ema": {"params": state.ema_params, "batch_stats": state.ema_batch_stats},
-        "train": {
-            "step": state.step,
-            "opt_state": state.opt_state,
-            "nonfinite_steps": state.nonfinite_steps,
-            "nonfinite_in_a_row": state.nonfinite_in_a_row,
-        },
+        "train": {name: getattr(state, name) for name in _TRAIN},
     }
 
 

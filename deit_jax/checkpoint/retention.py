@@ -38,17 +38,13 @@ class Retention:
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
 
-    def value(self, metrics: Mapping[str, float | None]) -> float | None:
-        """The metric to select by; None where it was not measured."""
-        return metrics.get(self.best_metric) if self.best_metric else None
-
     def ranked(self, saved: Mapping[int, Mapping[str, float | None]]) -> list[int]:
         """Steps at which the metric was measured and is a number, best first, ties to the newer."""
         sign = 1 if self.higher_is_better else -1
         scores = {
             step: sign * value
             for step, metrics in saved.items()
-            if (value := self.value(metrics)) is not None and not math.isnan(value)
+            if (value := metrics.get(self.best_metric or "")) is not None and not math.isnan(value)
         }
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
@@ -60,6 +56,4 @@ class Retention:
         keep = set(sorted(saved)[-self.keep_latest :])
         if self.keep_every_steps:
             keep.update(step for step in saved if step % self.keep_every_steps == 0)
-        if self.best_metric:
-            keep.update(self.ranked(saved)[: self.keep_best])
-        return keep
+        return keep | set(self.ranked(saved)[: self.keep_best])

@@ -7,7 +7,7 @@ A new file format or naming: see `formats/`. A new target of `deit-jax convert`:
 a line in `convert.WRITERS`. A newly published checkpoint: a line in `hub.PUBLISHED`.
 """
 
-from deit_jax.pretrained.adapt import Adapted, Report, adapt
+from deit_jax.pretrained.adapt import Adapted, adapt
 from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
 from deit_jax.pretrained.load import describe, load_checkpoint
 
@@ -15,7 +15,6 @@ __all__ = [
     "Adapted",
     "CheckpointInfo",
     "LoadedCheckpoint",
-    "Report",
     "adapt",
     "describe",
     "load_checkpoint",

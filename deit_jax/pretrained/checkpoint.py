@@ -39,14 +39,12 @@ class CheckpointInfo:
     @property
     def mean(self) -> tuple[float, float, float]:
         """Mean per channel of the pixels / 255, subtracted before the model."""
-        red, green, blue = self.image["mean"]
-        return red, green, blue
+        return tuple(self.image["mean"])
 
     @property
     def std(self) -> tuple[float, float, float]:
         """Standard deviation per channel of the pixels / 255, divided by before the model."""
-        red, green, blue = self.image["std"]
-        return red, green, blue
+        return tuple(self.image["std"])
 
     @property
     def label(self) -> str:

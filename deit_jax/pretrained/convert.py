@@ -68,12 +68,9 @@ def convert(
     destination: str | pathlib.Path,
     *,
     to: str | None = None,
-    model: str | None = None,
-    model_kwargs: dict[str, Any] | None = None,
-    ema: bool = False,
-    which: str = "latest",
+    **options: Any,
 ) -> LoadedCheckpoint:
-    """Reads `source` (see `load_checkpoint`) and writes it to `destination`.
+    """Reads `source`, with the options of `load_checkpoint`, and writes it to `destination`.
 
     Args:
       to: a target of `WRITERS`; None: `timm` for a destination called *.safetensors, else `jax`.
@@ -87,7 +84,7 @@ def convert(
     write = builders.choose(WRITERS, to, "format")
     if destination.exists():
         raise ConfigError(f"{destination} exists; remove it or choose another destination")
-    loaded = load_checkpoint(source, ema=ema, which=which, model=model, model_kwargs=model_kwargs)
+    loaded = load_checkpoint(source, **options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     write(loaded, destination)
     return loaded

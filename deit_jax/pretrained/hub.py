@@ -10,7 +10,7 @@ import urllib.request
 from typing import Any
 
 from deit_jax.augment import IMAGENET_MEAN, IMAGENET_STD
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, close_matches
 
 _FACEBOOK = "https://dl.fbaipublicfiles.com/deit/"
 
@@ -75,17 +75,23 @@ def checkpoints_of(model: str) -> dict[str, Published]:
     return {name: entry for name, entry in PUBLISHED.items() if entry.model == model}
 
 
-def find(name: str) -> tuple[str, Published] | None:
-    """The checkpoint called `name`; a model's name alone means its first one."""
-    if name in PUBLISHED:
-        return name, PUBLISHED[name]
-    return next(iter(checkpoints_of(name).items()), None)
+def find(name: str) -> tuple[str, Published]:
+    """The checkpoint called `name`; a model's name alone means its first one.
+
+    Raises FileNotFoundError with the nearest names.
+    """
+    for found in [name, *checkpoints_of(name)]:
+        if found in PUBLISHED:
+            return found, PUBLISHED[found]
+    near = close_matches(name, PUBLISHED)
+    raise FileNotFoundError(
+        f"{name}: no such file or folder, and not a published checkpoint; known: {near}"
+    )
 
 
 def preparation(model: str) -> dict[str, Any]:
     """`mean`, `std` and `crop_ratio` of the published evaluation of a model."""
-    ratios = [entry.crop_ratio for entry in checkpoints_of(model).values()]
-    ratio = ratios[0] if ratios else 0.875
+    ratio = next((entry.crop_ratio for entry in checkpoints_of(model).values()), 0.875)
     return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop_ratio": ratio}
 
 
@@ -96,11 +102,11 @@ def cached_path(entry: Published) -> pathlib.Path:
     return pathlib.Path(folder, entry.url.rsplit("/", 1)[-1])
 
 
-def fetch(entry: Published, *, timeout: float = 30.0) -> pathlib.Path:
+def fetch(entry: Published) -> pathlib.Path:
     """Path of the file in the cache, downloaded first if it is not there.
 
-    `timeout` in seconds. Raises ConfigError without a network, and for a file whose digest
-    differs from the published one.
+    Raises ConfigError without a network, and for a file whose digest differs from the
+    published one.
     """
     path = cached_path(entry)
     if path.is_file():
@@ -109,7 +115,7 @@ def fetch(entry: Published, *, timeout: float = 30.0) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with urllib.request.urlopen(entry.url, timeout=timeout) as source:
+        with urllib.request.urlopen(entry.url, timeout=30) as source:
             with open(partial, "wb") as to:
                 shutil.copyfileobj(source, to)
         check_digest(partial, entry.sha256)

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from deit_jax import checkpoint
-from deit_jax.errors import ConfigError, close_matches
+from deit_jax.errors import ConfigError
 from deit_jax.models import create_model
 from deit_jax.pretrained import hub
 from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
@@ -71,7 +71,7 @@ def _read(
     """The fields of a `LoadedCheckpoint`; without `arrays` those of a `CheckpointInfo`."""
     path, model_kwargs = pathlib.Path(path_or_name), model_kwargs or {}
     if not path.exists():
-        name, entry = _published(str(path_or_name))
+        name, entry = hub.find(str(path_or_name))
         path = hub.fetch(entry) if arrays else hub.cached_path(entry)
         if not path.is_file():
             _refuse_selection(name, which)
@@ -84,16 +84,6 @@ def _read(
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-
-
-def _published(name: str) -> tuple[str, hub.Published]:
-    found = hub.find(name)
-    if found is None:
-        near = close_matches(name, hub.PUBLISHED)
-        raise FileNotFoundError(
-            f"{name}: no such file or folder, and not a published checkpoint; known: {near}"
-        )
-    return found
 
 
 def _refuse_selection(source: str, which: str) -> None:

@@ -13,13 +13,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 # Attributes that do not distinguish registered architectures.
 _FREE = {"image_size", "num_classes", "dist_head", "layer_scale_init"}
-_HEADS = (
-    "head.weight",
-    "head.fc.weight",
-    "cls_classifier.weight",
-    "classifier.weight",
-    "classifier.1.weight",
-)
+_HEADS = ("head", "head.fc", "cls_classifier", "classifier", "classifier.1")
 # For each of `names.NAMINGS` a name that only it has; the first that matches is chosen.
 MARKS = {
     "hf-modules": r"(deit|vit)\.layers\.",
@@ -57,11 +51,11 @@ def guess_model(shapes: Shapes, naming: str, hints: dict[str, Any]) -> tuple[str
 
 def num_classes(shapes: Shapes, *, default: int | None = None) -> int:
     """Rows of the classification head under any naming, `default` where there is none."""
-    head = next((name for name in _HEADS if name in shapes), None)
-    if head is not None:
-        return _need({head: shapes[head]}, 2, head)[0]
+    for name in [f"{head}.weight" for head in _HEADS]:
+        if name in shapes:
+            return _need({name: shapes[name]}, 2, name)[0]
     if default is None:
-        raise ConfigError(f"missing {' or '.join(_HEADS)}: the file has no classification head")
+        raise ConfigError(f"the file has no classification head ({', '.join(_HEADS)})")
     return default
 
 
@@ -142,18 +136,14 @@ def _registered(
     family: type[Model], found: dict[str, Any], hints: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """The registered name that agrees with `found`, the image size deciding between several."""
-    keys = found.keys() - _FREE
+    wanted = {key: value for key, value in found.items() if key not in _FREE}
     defaults = {"class_position": True, "distilled": False, "dist_head": True, "epsilon": 1e-6}
     relatives = {
         name: defaults | attributes
         for name, (cls, attributes) in ARCHITECTURES.items()
         if cls is family
     }
-    names = [
-        name
-        for name, attributes in relatives.items()
-        if all(attributes.get(key) == found[key] for key in keys)
-    ]
+    names = [name for name in relatives if wanted.items() <= relatives[name].items()]
     arguments = found | hints
     if not names:
         if family is VisionTransformer and "num_heads" not in hints:

@@ -24,51 +24,49 @@ _FLOATS = [np.dtype(kind) for kind in ("float16", "float32", "float64", ml_dtype
 _LEAVES = [(r"\.(kernel|scale)$", ".weight"), (r"\.(mean|var)$", r".running_\1")]
 # Our name -> timm name -> Hugging Face name, in which `{m}` is `deit` or `vit`, `{head}` the
 # class head, and `{part}` stands for three tensors.
-_TRANSFORMER = (
-    [
-        (r"^blocks_", "blocks."),
-        (r"^patch_embed\.", "patch_embed.proj."),
-        (r"\.gamma_([12])$", r".ls\1.gamma"),
-    ],
-    [
-        (r"^cls_token$", "{m}.embeddings.cls_token"),
-        (r"^dist_token$", "{m}.embeddings.distillation_token"),
-        (r"^pos_embed$", "{m}.embeddings.position_embeddings"),
-        (r"^patch_embed\.proj\.", "{m}.embeddings.patch_embeddings.projection."),
-        (r"^blocks\.(\d+)\.norm1\.", r"{m}.encoder.layer.\1.layernorm_before."),
-        (r"^blocks\.(\d+)\.norm2\.", r"{m}.encoder.layer.\1.layernorm_after."),
-        (r"^blocks\.(\d+)\.attn\.qkv\.", r"{m}.encoder.layer.\1.attention.attention.{part}."),
-        (r"^blocks\.(\d+)\.attn\.proj\.", r"{m}.encoder.layer.\1.attention.output.dense."),
-        (r"^blocks\.(\d+)\.mlp\.fc1\.", r"{m}.encoder.layer.\1.intermediate.dense."),
-        (r"^blocks\.(\d+)\.mlp\.fc2\.", r"{m}.encoder.layer.\1.output.dense."),
-        (r"^norm\.", "{m}.layernorm."),
-        (r"^head\.", "{head}."),
-        (r"^head_dist\.", "distillation_classifier."),
-    ],
-)
-_REGNET = (
-    [(r"^s(\d+)_b", r"s\1.b"), (r"^head\.", "head.fc.")],
-    [
-        (r"^stem\.conv\.", "regnet.embedder.embedder.convolution."),
-        (r"^stem\.bn\.", "regnet.embedder.embedder.normalization."),
-        (r"\.se\.fc1\.", ".layer.2.attention.0."),
-        (r"\.se\.fc2\.", ".layer.2.attention.2."),
-        (r"\.conv1\.", ".layer.0."),
-        (r"\.conv2\.", ".layer.1."),
-        (r"\.conv3\.", ".layer.3."),
-        (r"\.downsample\.", ".shortcut."),
-        (r"\.conv\.", ".convolution."),
-        (r"\.bn\.", ".normalization."),
-        (
-            r"^s(\d+)\.b(\d+)\.",
-            lambda m: f"regnet.encoder.stages.{int(m[1]) - 1}.layers.{int(m[2]) - 1}.",
-        ),
-        (r"^head\.fc\.", "classifier.1."),
-    ],
-)
 _FAMILIES: dict[type[Model], tuple[Rules, Rules]] = {
-    VisionTransformer: _TRANSFORMER,
-    RegNet: _REGNET,
+    VisionTransformer: (
+        [
+            (r"^blocks_", "blocks."),
+            (r"^patch_embed\.", "patch_embed.proj."),
+            (r"\.gamma_([12])$", r".ls\1.gamma"),
+        ],
+        [
+            (r"^cls_token$", "{m}.embeddings.cls_token"),
+            (r"^dist_token$", "{m}.embeddings.distillation_token"),
+            (r"^pos_embed$", "{m}.embeddings.position_embeddings"),
+            (r"^patch_embed\.proj\.", "{m}.embeddings.patch_embeddings.projection."),
+            (r"^blocks\.(\d+)\.norm1\.", r"{m}.encoder.layer.\1.layernorm_before."),
+            (r"^blocks\.(\d+)\.norm2\.", r"{m}.encoder.layer.\1.layernorm_after."),
+            (r"^blocks\.(\d+)\.attn\.qkv\.", r"{m}.encoder.layer.\1.attention.attention.{part}."),
+            (r"^blocks\.(\d+)\.attn\.proj\.", r"{m}.encoder.layer.\1.attention.output.dense."),
+            (r"^blocks\.(\d+)\.mlp\.fc1\.", r"{m}.encoder.layer.\1.intermediate.dense."),
+            (r"^blocks\.(\d+)\.mlp\.fc2\.", r"{m}.encoder.layer.\1.output.dense."),
+            (r"^norm\.", "{m}.layernorm."),
+            (r"^head\.", "{head}."),
+            (r"^head_dist\.", "distillation_classifier."),
+        ],
+    ),
+    RegNet: (
+        [(r"^s(\d+)_b", r"s\1.b"), (r"^head\.", "head.fc.")],
+        [
+            (r"^stem\.conv\.", "regnet.embedder.embedder.convolution."),
+            (r"^stem\.bn\.", "regnet.embedder.embedder.normalization."),
+            (r"\.se\.fc1\.", ".layer.2.attention.0."),
+            (r"\.se\.fc2\.", ".layer.2.attention.2."),
+            (r"\.conv1\.", ".layer.0."),
+            (r"\.conv2\.", ".layer.1."),
+            (r"\.conv3\.", ".layer.3."),
+            (r"\.downsample\.", ".shortcut."),
+            (r"\.conv\.", ".convolution."),
+            (r"\.bn\.", ".normalization."),
+            (
+                r"^s(\d+)\.b(\d+)\.",
+                lambda m: f"regnet.encoder.stages.{int(m[1]) - 1}.layers.{int(m[2]) - 1}.",
+            ),
+            (r"^head\.fc\.", "classifier.1."),
+        ],
+    ),
 }
 # What transformers >= 5 calls its modules in memory; its files keep the older names.
 _HF_MODULES = [
@@ -116,14 +114,6 @@ def _renamed(name: str, rules: Rules) -> str:
     return name
 
 
-def _timm(name: str, model: Model) -> tuple[str, ...]:
-    return (name,)
-
-
-def _facebook(name: str, model: Model) -> tuple[str, ...]:
-    return (re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name),)
-
-
 def _hf(name: str, model: Model) -> tuple[str, ...]:
     theirs = _renamed(name, _FAMILIES[type(model)][1])
     if theirs == name:
@@ -134,12 +124,13 @@ def _hf(name: str, model: Model) -> tuple[str, ...]:
     return tuple(theirs.format(m=module, head=head, part=part) for part in parts)
 
 
-def _hf_modules(name: str, model: Model) -> tuple[str, ...]:
-    return tuple(_renamed(theirs, _HF_MODULES) for theirs in _hf(name, model))
-
-
 # Naming -> function of a tensor's timm name and the model to its names in that naming.
-NAMINGS = {"timm": _timm, "facebook": _facebook, "hf": _hf, "hf-modules": _hf_modules}
+NAMINGS: dict[str, Callable[[str, Model], tuple[str, ...]]] = {
+    "timm": lambda name, _: (name,),
+    "facebook": lambda name, _: (re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name),),
+    "hf": _hf,
+    "hf-modules": lambda name, model: tuple(_renamed(n, _HF_MODULES) for n in _hf(name, model)),
+}
 
 
 def read(table: Sequence[Entry], tensors: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ _PARAMETER = "torch._utils._rebuild_parameter"
 _KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_DTYPES}
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MARK = object()
+_LITERALS = "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE".split()
 
 
 def load_state(file: IO[bytes], storages: dict[str, Storage] | None = None) -> Any:
@@ -171,13 +172,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
-    "BININT": _Machine.push,
-    "BININT1": _Machine.push,
-    "BININT2": _Machine.push,
-    "LONG1": _Machine.push,
-    "BINFLOAT": _Machine.push,
-    "BINUNICODE": _Machine.push,
-    "SHORT_BINUNICODE": _Machine.push,
+    **dict.fromkeys(_LITERALS, _Machine.push),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
