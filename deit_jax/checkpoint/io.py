@@ -98,8 +98,7 @@ def read_variables(
       ConfigError: no such step, or no EMA in it.
     """
     quiet_orbax()
-    folder = layout.select_step(path, which=which).folder
-    described = _described_variables(folder, ema)
+    folder, described = _described_variables(path, ema, which)
     prefixes = ("ema/",) if ema else ("params/", "batch_stats/")
     hosts = {
         name: np.broadcast_to(np.zeros((), jnp.dtype(leaf["dtype"])), leaf["shape"])
@@ -117,14 +116,17 @@ def read_metadata(
     path: str | os.PathLike, *, ema: bool = False, which: str = "latest"
 ) -> dict[str, Any]:
     """The metadata that `read_variables` returns, verified, without reading an array."""
-    return _described_variables(layout.select_step(path, which=which).folder, ema).metadata
+    return _described_variables(path, ema, which)[1].metadata
 
 
-def _described_variables(folder: pathlib.Path, ema: bool) -> layout.Described:
+def _described_variables(
+    path: str | os.PathLike, ema: bool, which: str
+) -> tuple[pathlib.Path, layout.Described]:
+    folder = layout.select_step(path, which=which).folder
     described = layout.read_description(folder)
     if ema and not any(name.startswith("ema/") for name in described.leaves):
         raise ConfigError(f"{folder} holds no EMA (the run had none); read it with ema=False")
-    return described
+    return folder, described
 
 
 def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -199,9 +199,8 @@ def select_step(path: str | os.PathLike, *, which: str = "latest") -> SelectedSt
     if which == "latest":
         return SelectedStep(folder / str(steps[-1]), "")
     if which == "best":
-        step, metric, value = _best_step(folder, steps)
-        selection = f"best of {path}: step {step:,}, {metric} {value:.4g}"
-        return SelectedStep(folder / str(step), selection)
+        step, selection = _best_step(folder, steps)
+        return SelectedStep(folder / str(step), f"best of {path}: {selection}")
     if not which.isdecimal():
         raise ConfigError(f"which must be latest, best or a step, not {which!r}")
     if int(which) not in steps:
@@ -209,8 +208,8 @@ def select_step(path: str | os.PathLike, *, which: str = "latest") -> SelectedSt
     return SelectedStep(folder / str(int(which)), f"step {int(which):,} of {path}")
 
 
-def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str, float]:
-    """(step, metric, its value) by the metric of the newest step."""
+def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str]:
+    """The best step by the metric of the newest one, and `step 5, METRIC VALUE`."""
     notes = {step: read_description(folder / str(step)).metadata["checkpoint"] for step in steps}
     metric, higher = (notes[steps[-1]][key] for key in ("best_metric", "higher_is_better"))
     retention = Retention(best_metric=metric, higher_is_better=higher)
@@ -219,7 +218,7 @@ def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str, float]
     if not ranked:
         what = f"has a value of {metric}" if metric else "was saved with a best_metric"
         raise ConfigError(f"{folder}: which='best' has no answer, as no checkpoint {what}")
-    return ranked[0], metric, metrics[ranked[0]][metric]
+    return ranked[0], f"step {ranked[0]:,}, {metric} {metrics[ranked[0]][metric]:.4g}"
 
 
 def _json_file(folder: pathlib.Path, part: str) -> pathlib.Path:

@@ -145,7 +145,7 @@ class Checkpointer:
                 restored = read_state(self._directory / str(step), abstract_state, step)
             except DamagedCheckpointError as error:
                 problem = str(error)
-            if _all_processes(restored is not None):
+            if np.all(multihost_utils.process_allgather(np.asarray(restored is not None))):
                 self._set_aside(damaged, fallback=step)
                 return restored
             damaged[step] = problem
@@ -248,14 +248,6 @@ class Checkpointer:
     def _agreed_steps(self) -> list[int]:
         """Process 0's listing; another process may see a shared file system late."""
         steps = layout.steps_in(self._directory)
-        if jax.process_count() == 1:
-            return steps
         count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
         padded = np.resize(np.asarray(steps or [0], np.int32), count)
         return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]
-
-
-def _all_processes(good: bool) -> bool:
-    if jax.process_count() == 1:
-        return good
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))

@@ -88,12 +88,11 @@ def adapt(
         raise ConfigError(f"{loaded.label} does not fit: {'; '.join(problems)}")
     if absent and template is None:
         raise ConfigError(f"{loaded.label} lacks {', '.join(absent)}, and no template was given")
-    values = {path: have.get(path, fresh.get(path)) for path in wanted}
     whole = tuple(path for path in wanted if path in have and path not in resized)
     report = Report(
         whole, tuple(resized), tuple(dropped), tuple(absent), tuple(notes), loaded.label
     )
-    return Adapted(trees.nested(values), report)
+    return Adapted(trees.nested(fresh | have), report)
 
 
 def _first(path: str) -> str:

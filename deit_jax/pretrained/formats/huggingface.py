@@ -52,14 +52,11 @@ def model_hints(config: dict[str, Any]) -> dict[str, Any]:
     """
     if not config or config["model_type"] == "regnet":
         return {}
-    known = {"num_attention_heads": "num_heads", "layer_norm_eps": "epsilon"}
-    hints = {ours: config[theirs] for theirs, ours in known.items() if theirs in config}
     if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
         raise ConfigError("config.json asks for another activation than gelu, or no qkv bias")
-    if "image_size" in config:
-        size = config["image_size"]
-        hints["image_size"] = tuple(size) if isinstance(size, list) else size
-    return hints
+    known = {"num_heads": "num_attention_heads", "epsilon": "layer_norm_eps"}
+    known["image_size"] = "image_size"
+    return {ours: config[theirs] for ours, theirs in known.items() if theirs in config}
 
 
 def class_names(config: dict[str, Any], num_classes: int) -> list[str] | None:

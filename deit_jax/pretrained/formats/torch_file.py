@@ -16,9 +16,8 @@ from deit_jax.pretrained.formats.pickles import PickleRefused, Storage, TensorRe
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError)
-# Keys under which training scripts save their state dicts.
-_WRAPPERS = ("model", "state_dict")
-_EMA_WRAPPERS = ("model_ema", "state_dict_ema")
+# Keys under which training scripts save their state dicts; by whether these are of the EMA.
+_WRAPPERS = {False: ("model", "state_dict"), True: ("model_ema", "state_dict_ema")}
 
 
 def read_state_dict(
@@ -32,9 +31,9 @@ def read_state_dict(
     tree = read_torch(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"holds a {type(tree).__name__}, not a state dict")
-    wrapper = next((key for key in (_EMA_WRAPPERS if ema else _WRAPPERS) if key in tree), None)
+    wrapper = next((key for key in _WRAPPERS[ema] if key in tree), None)
     if ema and wrapper is None:
-        raise ConfigError(f"holds no EMA weights ({' or '.join(_EMA_WRAPPERS)})")
+        raise ConfigError(f"holds no EMA weights ({' or '.join(_WRAPPERS[ema])})")
     state = tree[wrapper] if wrapper else tree
     if not isinstance(state, dict) or not state:
         raise ConfigError("holds no state dict")
