@@ -22,7 +22,14 @@ CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.s
 FOLDERS = ("deit_jax", "configs", "benchmarks", "tests", "scripts", "docs")
 
 # Files of other code bases, and a name that stands for any.
-ELSEWHERE = {"README_revenge.md", "README_deit.md", "auto_augment.py", "main.py", "file.py"}
+ELSEWHERE = {
+    "README_revenge.md",
+    "README_deit.md",
+    "auto_augment.py",
+    "main.py",
+    "file.py",
+    "configs/mine.py",
+}
 PATH = re.compile(r"(?<![\w/<>*.:-])((?:[\w.-]+/)*[\w.-]+\.(?:py|md|sbatch|cfg|toml))(?![\w/])")
 FOLDER = re.compile(r"`((?:[\w.-]+/)+)`")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
@@ -146,7 +153,7 @@ def variants(text: str, names: Names, file: pathlib.Path) -> Iterator[str]:
     for match in VARIANT.finditer(text):
         config, listed = match.groups()
         if config not in names.variants:
-            if match[0].startswith("configs/"):
+            if match[0].startswith("configs/") and f"configs/{config}" not in ELSEWHERE:
                 yield f"no config file {config}"
             continue
         known, modes = names.variants[config]
