@@ -1,6 +1,6 @@
 """A 32-bit digest of every array: guards checkpoints against storage damage, not malice.
 
-Storage libraries restore bit-flipped array data without a word, so values are checked
+Storage libraries restore bit-flipped array data silently, so values are checked
 by their own sum: the bit pattern of each element times an odd weight that depends on its
 position, summed modulo 2**32. Integer sums have no order, so the digest is the same for
 any sharding, device count or host; an odd weight means that no single flipped bit can
@@ -25,7 +25,7 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 def digest_tree(tree: PyTree) -> dict[str, int]:
     """The digest of every leaf, as unsigned ints, computed where the arrays live.
 
-    All processes must call it, and all get the whole answer.
+    All processes must call it, and all get the full result.
     """
     leaves = named_leaves(tree)
     sums: list[jax.Array] = []

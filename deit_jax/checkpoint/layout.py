@@ -217,7 +217,7 @@ def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str]:
     ranked = retention.ranked(metrics)
     if not ranked:
         what = f"has a value of {metric}" if metric else "was saved with a best_metric"
-        raise ConfigError(f"{folder}: which='best' has no answer, as no checkpoint {what}")
+        raise ConfigError(f"{folder}: which='best' selects no step, as no checkpoint {what}")
     return ranked[0], f"step {ranked[0]:,}, {metric} {metrics[ranked[0]][metric]:.4g}"
 
 

@@ -195,7 +195,7 @@ class Checkpointer:
         self._failures.clear()
         self._saved[step] = metrics
         _LOG.info("checkpoint of step %d saved in %.1f s", step, time.monotonic() - begun)
-        for old in sorted(self._saved.keys() - self._retention.kept(self._saved)):
+        for old in sorted(self._saved.keys() - self._retention.steps_to_keep(self._saved)):
             del self._saved[old]
             if jax.process_index() == 0:
                 try:

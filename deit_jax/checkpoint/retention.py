@@ -48,7 +48,7 @@ class Retention:
         }
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
-    def kept(self, saved: Mapping[int, Mapping[str, float | None]]) -> set[int]:
+    def steps_to_keep(self, saved: Mapping[int, Mapping[str, float | None]]) -> set[int]:
         """The steps that are kept, given the metrics of every saved step.
 
         A NaN metric is worse than any number: such a checkpoint is never among the best.

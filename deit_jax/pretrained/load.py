@@ -48,7 +48,7 @@ def describe(
     model: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
 ) -> CheckpointInfo:
-    """What `load_checkpoint` would answer, without arrays and without downloading.
+    """What `load_checkpoint` would return, without arrays and without downloading.
 
     Of a run the metadata are read, of a `.safetensors` file the header, and of a published
     checkpoint that is not in the cache its row of `hub.PUBLISHED`; a torch file is read

@@ -186,7 +186,7 @@ def test_what_is_kept(options, kept):
         6: {"top1": None},
         7: {},
     }
-    assert Retention(**options).kept(saved) == kept
+    assert Retention(**options).steps_to_keep(saved) == kept
 
 
 def test_retention_that_keeps_nothing_is_refused():

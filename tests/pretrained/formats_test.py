@@ -13,7 +13,7 @@ from reference.random_weights import random_state
 
 from deit_jax import models, pretrained, trees
 from deit_jax.errors import ConfigError
-from deit_jax.pretrained.formats import names
+from deit_jax.pretrained.formats import detect, names
 from deit_jax.pretrained.formats.pickles import PickleRefused, load_state
 from deit_jax.pretrained.formats.safetensors_file import read_safetensors, write_safetensors
 from deit_jax.pretrained.formats.torch_file import read_torch
@@ -84,6 +84,17 @@ def test_hostile_pickles_are_refused_by_name(tmp_path):
             if data is not content:
                 assert word in text, (word, text)
         assert not marker.exists()
+
+
+def test_values_of_the_wrong_kind_are_damage(tmp_path):
+    path = tmp_path / "odd.pth"
+    path.write_bytes(MAGIC + pickle.dumps(7, 2) + pickle.dumps({}, 2) + pickle.dumps([], 2))
+    with pytest.raises(ConfigError, match="damaged file"):
+        read_torch(path)
+    with pytest.raises(ConfigError, match=r"head.weight is \(\)"):
+        detect.num_classes({"head.weight": ()})
+    with pytest.raises(ConfigError, match="no classification head"):
+        detect.num_classes({"head.bias": (3,)})
 
 
 def test_a_list_that_holds_itself_ends():

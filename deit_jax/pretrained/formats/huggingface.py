@@ -53,7 +53,7 @@ def model_hints(config: dict[str, Any]) -> dict[str, Any]:
     if not config or config["model_type"] == "regnet":
         return {}
     if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
-        raise ConfigError("config.json asks for another activation than gelu, or no qkv bias")
+        raise ConfigError("config.json has an activation other than gelu, or no qkv bias")
     known = {"num_heads": "num_attention_heads", "epsilon": "layer_norm_eps"}
     known["image_size"] = "image_size"
     return {ours: config[theirs] for ours, theirs in known.items() if theirs in config}

@@ -24,7 +24,7 @@ _FLOATS = [np.dtype(kind) for kind in ("float16", "float32", "float64", ml_dtype
 _LEAVES = [(r"\.(kernel|scale)$", ".weight"), (r"\.(mean|var)$", r".running_\1")]
 # Our name -> timm name -> Hugging Face name, in which `{m}` is `deit` or `vit`, `{head}` the
 # class head, and `{part}` stands for three tensors.
-_FAMILIES: dict[type[Model], tuple[Rules, Rules]] = {
+FAMILIES: dict[type[Model], tuple[Rules, Rules]] = {
     VisionTransformer: (
         [
             (r"^blocks_", "blocks."),
@@ -93,12 +93,12 @@ class Entry(NamedTuple):
 
 def entries(model: Model, naming: str) -> tuple[Entry, ...]:
     """The table of `model` under one of NAMINGS."""
-    if type(model) not in _FAMILIES:
+    if type(model) not in FAMILIES:
         raise ConfigError(f"{type(model).__name__} has no names in timm or Hugging Face")
     table = []
     for path, leaf in named_leaves(abstract_variables(model)).items():
         ours = path.split("/", 1)[1].replace("/", ".")
-        timm = _renamed(_renamed(ours, _LEAVES), _FAMILIES[type(model)][0])
+        timm = _renamed(_renamed(ours, _LEAVES), FAMILIES[type(model)][0])
         names = NAMINGS[naming](timm, model)
         axes = tuple(range(leaf.ndim))
         if path.endswith("/kernel"):  # HWIO -> OIHW, [I, O] -> [O, I]
@@ -115,7 +115,7 @@ def _renamed(name: str, rules: Rules) -> str:
 
 
 def _hf(name: str, model: Model) -> tuple[str, ...]:
-    theirs = _renamed(name, _FAMILIES[type(model)][1])
+    theirs = _renamed(name, FAMILIES[type(model)][1])
     if theirs == name:
         raise ConfigError(f"{name} has no Hugging Face name")
     module = "deit" if model.optional_params else "vit"

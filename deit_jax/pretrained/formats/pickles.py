@@ -15,7 +15,7 @@ import numpy as np
 
 
 class PickleRefused(ValueError):
-    """The pickle asks for something that a state dict does not need, or is damaged."""
+    """The pickle has something that a state dict does not need, or is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
