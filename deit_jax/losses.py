@@ -6,7 +6,6 @@ arguments are [B, K] of any float type, rows of `target` sum to 1, and the loss 
 scalar. Keyword-only parameters are options of the `loss` section while the loss is chosen.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,11 +94,9 @@ def add_distillation(
     distill_on: str = "token",
     alpha: float = 0.5,
 ) -> LossFn:
-    """Weighted sum of label loss and distillation loss.
+    """Weighted sum of `label_loss(output, target)` and `distillation_loss(student, teacher)`.
 
     Args:
-      label_loss: `(output, target) -> loss`.
-      distillation_loss: an entry of `DISTILLATION_LOSSES` with its options.
       distill_on: head that learns from the teacher: 'token', that of the distillation token;
         or 'class', where both losses act on the class token's head (rows 2 and 3 of Table 3).
       alpha: weight of the distillation loss; the paper's values are .5 (hard), .1 (soft).
@@ -107,30 +104,25 @@ def add_distillation(
     if not 0.0 <= alpha <= 1.0:
         raise ConfigError(f"alpha must be between 0 and 1, not {alpha}")
     head = builders.choose(DISTILLED_HEADS, distill_on, "distill_on")
+    teacher_loss = _on_head(head, distillation_loss, "teacher logits")
 
     def loss_fn(output: Any, target: jax.Array, teacher_logits: jax.Array | None = None):
         if teacher_logits is None:
             raise ValueError("a loss with distillation needs the teacher's logits")
-        student = head(output)
-        _check_shapes(student, teacher_logits, "teacher logits")
         labels = label_loss(output, target)
-        distilled = distillation_loss(student, jax.lax.stop_gradient(teacher_logits))
+        distilled = teacher_loss(output, jax.lax.stop_gradient(teacher_logits))
         loss = (1.0 - alpha) * labels + alpha * distilled
         return loss, {"label_loss": labels, "distillation_loss": distilled}
 
     return loss_fn
 
 
-def _distillation_loss(name: str) -> Callable | None:
-    return builders.choose({"none": None} | DISTILLATION_LOSSES, name, "distillation")
+def _distillation(name: str) -> list[Callable]:
+    loss = builders.choose({"none": None} | DISTILLATION_LOSSES, name, "distillation")
+    return [loss, add_distillation] if loss else []
 
 
-def _distillation_terms(name: str) -> list[Callable]:
-    loss = _distillation_loss(name)
-    return [] if loss is None else [add_distillation, loss]
-
-
-@builders.chooses(base=LABEL_LOSSES, label_on=LABEL_HEADS, distillation=_distillation_terms)
+@builders.chooses(base=LABEL_LOSSES, label_on=LABEL_HEADS, distillation=_distillation)
 def make_loss(
     *, base: str = "ce", label_on: str = "class", distillation: str = "none", **options: Any
 ) -> LossFn:
@@ -161,36 +153,41 @@ def make_loss(
     surplus = sorted(options.keys() - builders.options(make_loss, chosen | options).keys())
     if surplus:
         raise TypeError(f"options {surplus} do not apply to the loss with {chosen}")
-    labels = builders.bind(LABEL_LOSSES[base], options)
-    head = LABEL_HEADS[label_on]
-    label_loss = functools.partial(_label_loss, labels, head)
-    entry = _distillation_loss(distillation)
-    if entry is None:
-        _check_options(labels)
-        return functools.partial(_without_teacher, label_loss)
-    if head is mean_of_heads:
+    loss = builders.bind(LABEL_LOSSES[base], options)
+    label_loss = _on_head(LABEL_HEADS[label_on], loss, "target")
+    if distillation == "none":
+        return _without_teacher(label_loss)
+    if LABEL_HEADS[label_on] is mean_of_heads:
         raise ConfigError(
             "label_on=mean trains both heads on the labels and leaves none for the teacher; "
             "use label_on=class when distilling"
         )
-    teacher = builders.bind(entry, options)
-    _check_options(labels, teacher)
-    return builders.bind(add_distillation, options)(label_loss, teacher)
+    distillation_loss, add = (builders.bind(f, options) for f in _distillation(distillation))
+    return add(label_loss, distillation_loss)
 
 
-def _label_loss(loss: Callable, head: Callable, output: Any, target: jax.Array) -> jax.Array:
-    student = head(output)
-    _check_shapes(student, target, "target")
-    return loss(student, target)
+def _without_teacher(label_loss: Callable) -> LossFn:
+    def loss_fn(output: Any, target: jax.Array, teacher_logits: jax.Array | None = None):
+        if teacher_logits is not None:
+            raise ValueError("a loss without distillation has no use for a teacher's logits")
+        loss = label_loss(output, target)
+        return loss, {"label_loss": loss}
+
+    return loss_fn
 
 
-def _without_teacher(
-    label_loss: Callable, output: Any, target: jax.Array, teacher_logits: jax.Array | None = None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    if teacher_logits is not None:
-        raise ValueError("a loss without distillation has no use for a teacher's logits")
-    loss = label_loss(output, target)
-    return loss, {"label_loss": loss}
+def _on_head(head: Callable, loss: Callable, name: str) -> Callable:
+    """`(output, other) -> loss` of a head's logits and `other`, called `name` in messages."""
+    # Tracing a loss is what makes it check its options, here before anything is built on it.
+    jax.eval_shape(loss, *2 * [jax.ShapeDtypeStruct((1, 2), jnp.float32)])
+
+    def on_head(output: Any, other: jax.Array) -> jax.Array:
+        student = head(output)
+        if student.shape != other.shape:
+            raise ValueError(f"logits {student.shape} and {name} {other.shape} differ in shape")
+        return loss(student, other)
+
+    return on_head
 
 
 def _dist_logits(output: Any, option: str) -> jax.Array:
@@ -200,18 +197,6 @@ def _dist_logits(output: Any, option: str) -> jax.Array:
             f"deit_base_distilled_patch16_224; set {option}=class for a plain model"
         )
     return output.dist_logits
-
-
-def _check_options(*losses: Callable) -> None:
-    # Tracing a loss is what makes it check its options, here before anything is built on it.
-    row = jax.ShapeDtypeStruct((1, 2), jnp.float32)
-    for loss in losses:
-        jax.eval_shape(loss, row, row)
-
-
-def _check_shapes(logits: jax.Array, other: jax.Array, name: str) -> None:
-    if logits.shape != other.shape:
-        raise ValueError(f"logits {logits.shape} and {name} {other.shape} differ in shape")
 
 
 def _f32(x: jax.Array) -> jax.Array:

@@ -65,13 +65,12 @@ def run(args: argparse.Namespace) -> int:
             weights: evaluate.predict(candidate, one) for weights, candidate in candidates.items()
         }
         found[one.name] = {w: evaluator.score(p, one) for w, p in predictions.items()}
-        print(results.accuracy_table({one.name: found[one.name]}), flush=True)
+        print(results.accuracy_table(one.name, found[one.name]), flush=True)
         for weights, predicted in predictions.items():
             if "dist" in predicted.choices:
                 print(evaluator.agreement_table(weights, predicted, one), flush=True)
         if one is sets[0]:
-            for path in _write_csv(args, one, next(iter(predictions.values()))):
-                print(f"wrote {path}")
+            _write_csv(args, one, next(iter(predictions.values())))
     if args.json:
         path = pathlib.Path(args.json)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,28 +122,26 @@ def _open_sets(args: argparse.Namespace, config: Any, loaded: Any) -> list[Any]:
 def _evaluator(args: argparse.Namespace, config: Any, loaded: Any) -> Any:
     from deit_jax.errors import Problems
     from deit_jax.evaluation import evaluator
-    from deit_jax.evaluation.evaluate import make_evaluation
+    from deit_jax.evaluation.evaluate import Evaluation
 
     sizes = {"image_size": args.image_size} if args.image_size else {}
     model = loaded.create_model(dtype=args.dtype, **sizes)
     problems = Problems(config)
     with problems.section("eval"):
-        evaluation = make_evaluation(evaluator.square_side(model), **config.eval)
+        evaluation = Evaluation(evaluator.square_side(model), **config.eval)
     problems.raise_any()
     return evaluator.Evaluator(loaded, model, evaluation, config.input)
 
 
-def _write_csv(args: argparse.Namespace, one: Any, predicted: Any) -> list[pathlib.Path]:
+def _write_csv(args: argparse.Namespace, one: Any, predicted: Any) -> None:
     """The requested files, of the raw weights unless --ema was given."""
-    from deit_jax.evaluation import heads, predictions
+    from deit_jax.evaluation import predictions
 
-    classes = one.data.num_classes
-    names = one.data.class_names or [str(number) for number in range(classes)]
-    written = []
-    if args.confusion:
-        counts = predictions.confusion(predicted, heads.main_head(predicted.choices), classes)
-        written.append(predictions.write_confusion(args.confusion, counts, names))
-    if args.per_class:
-        images, top1 = predictions.per_class(predicted, classes)
-        written.append(predictions.write_per_class(args.per_class, images, top1, names))
-    return written
+    names = one.data.class_names or [str(number) for number in range(one.data.num_classes)]
+    for path, write in (
+        (args.confusion, predictions.write_confusion),
+        (args.per_class, predictions.write_per_class),
+    ):
+        if path:
+            write(pathlib.Path(path), predicted, names)
+            print(f"wrote {path}")

@@ -6,25 +6,21 @@ from collections.abc import Mapping
 import numpy as np
 
 from deit_jax.evaluation.heads import HEADS
+from deit_jax.tracking import text
 
 # The rows of the paper's table, in its order, and their titles.
 TITLES = {"label": "label", "teacher": "teacher"} | {
     name: HEADS[name].title for name in ("class", "dist", "mean")
 }
-_PREFIX = "differ/"
 
 
 def key(a: str, b: str) -> str:
-    """Where the share of images on which `a` and `b` differ is found among results."""
-    return f"{_PREFIX}{a}/{b}"
+    """The name among results of the share of images on which `a` and `b` differ."""
+    return f"differ/{a}/{b}"
 
 
 def differences(choices: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`{'differ/A/B': share}` for every pair.
-
-    Args:
-      choices: the first choice for every image, int [n], of each head output, label or teacher.
-    """
+    """`{'differ/A/B': share}` for every pair of first choices, each int [n] for all images."""
     return {
         key(a, b): float(np.mean(choices[a] != choices[b]))
         for a, b in itertools.combinations(choices, 2)
@@ -38,19 +34,11 @@ def table(results: Mapping[str, float], *, title: str = "differ on, % of images"
       results: shares under `differ/A/B`, either order of A and B; other keys are ignored.
       title: for the corner.
     """
-    shares = {}
-    for name, value in results.items():
-        if name.startswith(_PREFIX):
-            a, b = name.removeprefix(_PREFIX).split("/")
-            shares[a, b] = shares[b, a] = value
+    pairs = itertools.permutations(TITLES, 2)
+    shares = {pair: results[key(*pair)] for pair in pairs if key(*pair) in results}
     names = [name for name in TITLES if any(name in pair for pair in shares)]
-    titles = [TITLES[name] for name in names]
-    left = max(map(len, [title, *titles]))
-    lines = ["  ".join([title.ljust(left), *titles])]
+    rows = [[title, *(TITLES[name] for name in names)]]
     for name in names:
-        cells = [
-            f"{100 * shares.get((name, other), 0.0):.2f}".rjust(len(TITLES[other]))
-            for other in names
-        ]
-        lines.append("  ".join([TITLES[name].ljust(left), *cells]))
-    return "\n".join(lines)
+        values = [shares.get((name, b), shares.get((b, name), 0.0)) for b in names]
+        rows.append([TITLES[name], *(f"{100 * value:.2f}" for value in values)])
+    return text.table(rows)

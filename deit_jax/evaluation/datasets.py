@@ -1,6 +1,7 @@
 """What a classifier is evaluated on: its own data, ImageNet V2, ImageNet ReaL."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,18 +38,32 @@ def open_val(options: Mapping[str, Any], num_classes: int) -> data.Data:
     return data.open_data(**options)
 
 
-def open_v2(options: Mapping[str, Any], num_classes: int) -> data.Data:
-    """ImageNet V2, matched frequency (arXiv 1902.10811)."""
-    return _open_imagenet("imagenet_v2/matched-frequency", "test", "label", options, num_classes)
+def open_imagenet(
+    name: str, split: str, label: str, options: Mapping[str, Any], num_classes: int
+) -> data.Data:
+    """ImageNet with other images or labels; of the options only `data_dir` counts."""
+    if num_classes != IMAGENET_CLASSES:
+        raise ConfigError(
+            f"{name} has the {IMAGENET_CLASSES} classes of ImageNet, but the checkpoint was "
+            f"trained on {num_classes}"
+        )
+    return data.open_data(
+        source="tfds",
+        name=name,
+        data_dir=options.get("data_dir"),
+        train_split=split,
+        eval_split=split,
+        label_key=label,
+    )
 
 
-def open_real(options: Mapping[str, Any], num_classes: int) -> data.Data:
-    """ImageNet's validation images with reassessed labels (arXiv 2006.07159)."""
-    return _open_imagenet("imagenet2012_real", "validation", "original_label", options, num_classes)
-
-
-# Of the last two only `data_dir` among the options counts.
-SETS = {"val": open_val, "v2": open_v2, "real": open_real}
+SETS = {
+    "val": open_val,
+    # Matched frequency, arXiv 1902.10811.
+    "v2": functools.partial(open_imagenet, "imagenet_v2/matched-frequency", "test", "label"),
+    # ImageNet's validation images with reassessed labels, arXiv 2006.07159.
+    "real": functools.partial(open_imagenet, "imagenet2012_real", "validation", "original_label"),
+}
 # The feature with all correct labels of an image, of sets that have one.
 LABEL_SETS = {"real": "real_label"}
 
@@ -95,21 +110,3 @@ def _check_classes(opened: data.Data, num_classes: int, class_names: Sequence[st
             f"class {first} is {theirs!r} in {opened.description}, but {ours!r} in the checkpoint; "
             "the classes of both must be the same, in the same order"
         )
-
-
-def _open_imagenet(
-    name: str, split: str, label: str, options: Mapping[str, Any], num_classes: int
-) -> data.Data:
-    if num_classes != IMAGENET_CLASSES:
-        raise ConfigError(
-            f"{name} has the {IMAGENET_CLASSES} classes of ImageNet, but the checkpoint was "
-            f"trained on {num_classes}"
-        )
-    return data.open_data(
-        source="tfds",
-        name=name,
-        data_dir=options.get("data_dir"),
-        train_split=split,
-        eval_split=split,
-        label_key=label,
-    )

@@ -8,13 +8,13 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from deit_jax import models
+from deit_jax import augment, builders, data, models
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement
 from deit_jax.evaluation.heads import head_outputs
@@ -24,48 +24,48 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How evaluation is done.
-
-    Attributes:
-      batch_size: rows of the global batch.
-      image_size: side in pixels at which the model sees the image.
-      crop_ratio: the short side is resized to image_size / crop_ratio before the crop.
-      canvas: side of the canvases in pixels.
-      agreement: also evaluate the teacher, and report who agrees with whom (paper, Table 4).
-    """
-
-    batch_size: int
-    image_size: int
-    crop_ratio: float
-    canvas: int
-    agreement: bool
-
-
-def make_evaluation(
-    image_size: int,
-    *,
-    batch_size: int = 256,
-    crop_ratio: float = 0.875,
-    canvas: int = 512,
-    agreement: bool = True,
-) -> Evaluation:
     """Resize, center crop, and the accuracy of every head output over all images.
 
-    Args:
-      image_size: side in pixels of the student's images.
-      batch_size, crop_ratio, canvas, agreement: see `Evaluation`. The crop ratio is .875 for
-        DeiT (1.0 for DeiT-III); timm's default of .9 gives slightly other accuracies for the
-        same weights. The canvas is enlarged where the crop needs it.
+    Attributes:
+      image_size: side in pixels at which the model sees the image.
+      batch_size: rows of the global batch.
+      crop_ratio: the short side is resized to image_size / crop_ratio before the crop. .875 for
+        DeiT, 1.0 for DeiT-III; timm's default of .9 gives slightly other accuracies for the
+        same weights.
+      canvas: side of the canvases in pixels, enlarged where the crop needs it.
+      agreement: also evaluate the teacher, and report who agrees with whom (paper, Table 4).
 
     Raises:
       ConfigError: a value out of its range.
     """
-    if not 0 < crop_ratio <= 1:
-        raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {crop_ratio}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-    canvas = max(canvas, math.ceil(image_size / crop_ratio))
-    return Evaluation(batch_size, image_size, crop_ratio, canvas, agreement)
+
+    image_size: int
+    _: dataclasses.KW_ONLY
+    batch_size: int = 256
+    crop_ratio: float = 0.875
+    canvas: int = 512
+    agreement: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_ratio <= 1:
+            raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {self.crop_ratio}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+        needed = math.ceil(self.image_size / self.crop_ratio)
+        object.__setattr__(self, "canvas", max(self.canvas, needed))
+
+    def make_transform(self, mean: Sequence[float], std: Sequence[float]) -> Callable:
+        """See `augment.make_eval_transform`."""
+        sizes = {"image_size": self.image_size, "crop_ratio": self.crop_ratio}
+        return augment.make_eval_transform(**sizes, mean=mean, std=std)
+
+    def batches(
+        self, source: data.Source, reading: Mapping[str, Any], *, rows: Any = None
+    ) -> data.BatchIterator:
+        """See `data.eval_batches`, which takes its other options from an `input` section."""
+        return builders.bind(data.eval_batches, reading)(
+            source, self.batch_size, self.canvas, self.image_size, self.crop_ratio, rows
+        )
 
 
 def make_eval_step(
@@ -134,7 +134,7 @@ def evaluate(
     Raises:
       ConfigError: there was no image.
     """
-    totals: dict[str, dict[str, float]] = {name: {} for name in candidates}
+    totals = {name: collections.defaultdict(float) for name in candidates}
 
     def run(batch: PyTree) -> dict[str, Mapping[str, jax.Array]]:
         return {
@@ -145,16 +145,15 @@ def evaluate(
     for results in fetched(map(run, batches)):
         for name, sums in results.items():
             for key, value in sums.items():
-                totals[name][key] = totals[name].get(key, 0.0) + float(value)
+                totals[name][key] += float(value)
     return {name: _means(total) for name, total in totals.items()}
 
 
 def _means(total: Mapping[str, float]) -> dict[str, float]:
-    count = total.get("count", 0.0)
-    if not count:
+    if not total["count"]:
         raise ConfigError("the evaluation split has no image")
-    means = {key: value / count for key, value in total.items() if key != "count"}
-    return {"count": int(count)} | means
+    means = {key: value / total["count"] for key, value in total.items() if key != "count"}
+    return {"count": int(total["count"])} | means
 
 
 def summary(results: Mapping[str, float]) -> str:

@@ -1,35 +1,30 @@
 """A checkpoint on all devices, predicting evaluation sets, without the config of a run."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from deit_jax import augment, builders, data, models, pretrained, sharding
+from deit_jax import data, models, pretrained, sharding
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement, predictions
 from deit_jax.evaluation.datasets import EvaluationSet
 from deit_jax.evaluation.evaluate import Evaluation
 from deit_jax.evaluation.predictions import Predictions
 
-RAW, EMA = "raw", "EMA"
-
 
 def load_candidates(
     checkpoint: str, *, ema: bool, which: str, model: str | None
 ) -> dict[str, pretrained.LoadedCheckpoint]:
     """The weights by kind: raw, and EMA where a run of ours has it; with `ema` that alone."""
-
-    def load(ema: bool) -> pretrained.LoadedCheckpoint:
-        return pretrained.load_checkpoint(checkpoint, ema=ema, which=which, model=model)
-
+    load = functools.partial(pretrained.load_checkpoint, checkpoint, which=which, model=model)
     if ema:
-        return {EMA: load(True)}
-    candidates = {RAW: load(False)}
-    run_config = candidates[RAW].metadata.get("config", {})
-    if run_config.get("step", {}).get("ema_decay", 0.0) > 0:
-        candidates[EMA] = load(True)
-    return candidates
+        return {"EMA": load(ema=True)}
+    raw = load()
+    has_ema = raw.metadata.get("config", {}).get("step", {}).get("ema_decay", 0.0) > 0
+    return {"raw": raw} | ({"EMA": load(ema=True)} if has_ema else {})
 
 
 def square_side(model: models.Model) -> int:
@@ -49,7 +44,7 @@ class Evaluator:
     Args:
       info: the checkpoint, for its statistics of the image and its names.
       model: of the checkpoint, perhaps with another image size or compute type.
-      evaluation: see `evaluate.make_evaluation`.
+      evaluation: see `evaluate.Evaluation`; its batch is rounded up to the devices.
       reading: an `input` section; what `data.eval_batches` takes of it.
     """
 
@@ -60,14 +55,11 @@ class Evaluator:
         evaluation: Evaluation,
         reading: Mapping[str, Any],
     ):
-        self._model, self._evaluation, self._reading = model, evaluation, reading
-        self._mesh = sharding.make_mesh()
-        transform = augment.make_eval_transform(
-            image_size=evaluation.image_size,
-            crop_ratio=evaluation.crop_ratio,
-            mean=info.mean,
-            std=info.std,
-        )
+        self._model, self._reading, self._mesh = model, reading, sharding.make_mesh()
+        devices = self._mesh.size
+        rows = -(-evaluation.batch_size // devices) * devices
+        self._evaluation = dataclasses.replace(evaluation, batch_size=rows)
+        transform = evaluation.make_transform(info.mean, info.std)
         self._step = jax.jit(predictions.make_prediction_step(model=model, transform=transform))
         self.facts = {
             "checkpoint": info.label,
@@ -93,14 +85,7 @@ class Evaluator:
         """Predictions of these weights for every image of a set."""
         variables = pretrained.adapt(loaded, model=self._model).variables
         variables = jax.device_put(variables, sharding.replicated(self._mesh))
-        devices, e = self._mesh.size, self._evaluation
-        host = builders.bind(data.eval_batches, self._reading)(
-            evaluation_set.data.eval,
-            batch_size=-(-e.batch_size // devices) * devices,
-            canvas=e.canvas,
-            image_size=e.image_size,
-            crop_ratio=e.crop_ratio,
-        )
+        host = self._evaluation.batches(evaluation_set.data.eval, self._reading)
         rows = sharding.batch_sharding(self._mesh)
         with data.prefetch_to_device(host, lambda b: sharding.to_global(rows, b)) as batches:
             return predictions.predict(self._step, variables, batches)

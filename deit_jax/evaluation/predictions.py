@@ -17,7 +17,7 @@ import numpy as np
 from deit_jax import models
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation.evaluate import fetched
-from deit_jax.evaluation.heads import head_outputs
+from deit_jax.evaluation.heads import head_outputs, main_head
 
 PyTree = Any
 
@@ -107,9 +107,8 @@ def real_accuracies(
         raise ConfigError("no image of the set has a label")
     results = {}
     for head, choices in predictions.choices.items():
-        correct = np.array(
-            [int(c) in labels for c, labels in zip(choices[:, 0], sets, strict=True)]
-        )
+        pairs = zip(choices[:, 0].tolist(), sets, strict=True)
+        correct = np.array([choice in labels for choice, labels in pairs])
         results[head] = {"top1": float(correct[labeled].mean())}
     return results, int(labeled.sum())
 
@@ -136,33 +135,25 @@ def per_class(
     return images, top1
 
 
-def write_confusion(
-    path: str | pathlib.Path, counts: np.ndarray, names: Sequence[str]
-) -> pathlib.Path:
-    """A CSV file: a row for each true class, a column for each predicted one."""
-    rows: list[list] = [["true \\ predicted", *names]]
-    rows += [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
-    return _write_csv(path, rows)
+def write_confusion(path: pathlib.Path, predictions: Predictions, names: Sequence[str]) -> None:
+    """A CSV file for the main head: a row for each true class, a column for each predicted one."""
+    counts = confusion(predictions, main_head(predictions.choices), len(names))
+    rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+    _write_csv(path, [["true \\ predicted", *names], *rows])
 
 
-def write_per_class(
-    path: str | pathlib.Path,
-    images: np.ndarray,
-    top1: dict[str, np.ndarray],
-    names: Sequence[str],
-) -> pathlib.Path:
+def write_per_class(path: pathlib.Path, predictions: Predictions, names: Sequence[str]) -> None:
     """A CSV file: a row for each class with its images and the top-1 of each head."""
+    images, top1 = per_class(predictions, len(names))
     rows: list[list] = [["class", "name", "images", *(f"{head} top1" for head in top1)]]
     for number, name in enumerate(names):
         shares = [values[number] for values in top1.values()]
         cells = ["" if np.isnan(share) else f"{share:.6f}" for share in shares]
         rows.append([number, name, int(images[number]), *cells])
-    return _write_csv(path, rows)
+    _write_csv(path, rows)
 
 
-def _write_csv(path: str | pathlib.Path, rows: list[list]) -> pathlib.Path:
-    path = pathlib.Path(path)
+def _write_csv(path: pathlib.Path, rows: list[list]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    return path

@@ -11,7 +11,7 @@ from deit_jax import augment, builders, checkpoint, data, models, pretrained, rn
 from deit_jax.data import BatchIterator
 from deit_jax.errors import ConfigError, Problems, unknown
 from deit_jax.evaluation import heads
-from deit_jax.evaluation.evaluate import Evaluation, make_eval_step, make_evaluation
+from deit_jax.evaluation.evaluate import Evaluation, make_eval_step
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Teacher, make_teacher
 from deit_jax.train import nonfinite
@@ -76,12 +76,7 @@ class Experiment:
     def make_eval_step(self) -> Callable:
         """`step(variables, teacher variables, batch) -> sums`, see `evaluation.evaluate`."""
         e, statistics = self.evaluation, self.recipe.config.augment
-        transform = augment.make_eval_transform(
-            image_size=e.image_size,
-            crop_ratio=e.crop_ratio,
-            mean=statistics.mean,
-            std=statistics.std,
-        )
+        transform = e.make_transform(statistics.mean, statistics.std)
         teacher_fn = self.teacher.fn if self.teacher and e.agreement else None
         return make_eval_step(model=self.recipe.model, transform=transform, teacher_fn=teacher_fn)
 
@@ -103,16 +98,8 @@ class Experiment:
 
     def eval_batches(self) -> BatchIterator:
         """Host batches of the evaluation split, the rows of this process."""
-        e = self.evaluation
-        make = builders.bind(data.eval_batches, self.recipe.config.input)
-        return make(
-            self.data.eval,
-            batch_size=e.batch_size,
-            canvas=e.canvas,
-            image_size=e.image_size,
-            crop_ratio=e.crop_ratio,
-            rows=sharding.local_rows(self.batch_sharding, e.batch_size),
-        )
+        rows = sharding.local_rows(self.batch_sharding, self.evaluation.batch_size)
+        return self.evaluation.batches(self.data.eval, self.recipe.config.input, rows=rows)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
@@ -138,7 +125,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     )
     with problems.section("eval"):
         side = recipe.image_size if recipe else 224
-        parts["evaluation"] = make_evaluation(side, **config.eval)
+        parts["evaluation"] = Evaluation(side, **config.eval)
     with problems.section("nonfinite"):
         parts["max_nonfinite"] = nonfinite.make_limit(**config.nonfinite)
     if mesh:

@@ -43,7 +43,7 @@ SECTIONS = {
     "schedule": optim.make_schedule,
     "step": step_lib.make_train_step,
     "train": durations.make_durations,
-    "eval": evaluate.make_evaluation,
+    "eval": evaluate.Evaluation,
     "checkpoint": checkpoint.Checkpointer,
     "log": writers.MetricsWriter,
     "mesh": sharding.make_mesh,
