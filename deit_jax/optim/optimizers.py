@@ -1,12 +1,12 @@
 """Optimizers with the semantics of the published runs: AdamW, LAMB as in apex, SGD as in torch.
 
-A new optimizer is a function and a line in `OPTIMIZERS`. The function takes the `Masks` of the
-parameters and returns the direction of the update, with weight decay and before the learning
+A new optimizer is a function and a line in `OPTIMIZERS`. The function takes the `Rules` of
+the parameters and returns the direction of the update, with weight decay and before the learning
 rate and its layer-wise scales; its keyword-only parameters are options of the `optim`
 section while it is chosen:
 
-    def lion(masks: Masks, *, beta1: float = 0.9, beta2: float = 0.99) -> Direction:
-        return optax.chain(optax.scale_by_lion(beta1, beta2), decay_weights(masks))
+    def lion(rules: Rules, *, beta1: float = 0.9, beta2: float = 0.99) -> Direction:
+        return optax.chain(optax.scale_by_lion(beta1, beta2), decay_weights(rules))
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ import optax
 from deit_jax import builders, trees
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model
-from deit_jax.optim.param_groups import Masks
+from deit_jax.optim.param_groups import Rules, make_rules
 
 PyTree = Any
 # A transformation of gradients to what the parameters move along, decay included.
@@ -26,14 +26,14 @@ Direction = optax.GradientTransformation
 
 
 def adamw(
-    masks: Masks, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
+    rules: Rules, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
 ) -> Direction:
     """Adam with decoupled weight decay (AdamW)."""
-    return optax.chain(_adam(beta1, beta2, eps), decay_weights(masks))
+    return optax.chain(_adam(beta1, beta2, eps), decay_weights(rules))
 
 
 def lamb(
-    masks: Masks,
+    rules: Rules,
     *,
     beta1: float = 0.9,
     beta2: float = 0.999,
@@ -49,18 +49,18 @@ def lamb(
     return optax.chain(
         clip("lamb_clip_norm", lamb_clip_norm),
         _adam(beta1, beta2, eps),
-        decay_weights(masks),
-        scale_by_trust_ratio(masks),
+        decay_weights(rules),
+        scale_by_trust_ratio(rules),
     )
 
 
-def sgd(masks: Masks, *, momentum: float = 0.9, nesterov: bool = True) -> Direction:
+def sgd(rules: Rules, *, momentum: float = 0.9, nesterov: bool = True) -> Direction:
     """SGD with momentum as in torch, weight decay added to the gradient.
 
     The official `--opt sgd` is Nesterov's form.
     """
     _check_unit("momentum", momentum)
-    return optax.chain(decay_weights(masks), optax.trace(decay=momentum, nesterov=nesterov))
+    return optax.chain(decay_weights(rules), optax.trace(decay=momentum, nesterov=nesterov))
 
 
 OPTIMIZERS = {"adamw": adamw, "lamb": lamb, "sgd": sgd}
@@ -106,7 +106,7 @@ def make_optimizer(
       ConfigError: an unknown name, a parameter without a decay rule, a `trainable` that
         matches nothing, layer decay without numbered layers, or a number out of range.
     """
-    masks = Masks.make(
+    rules = make_rules(
         params,
         model,
         weight_decay=weight_decay,
@@ -114,28 +114,29 @@ def make_optimizer(
         layer_decay=layer_decay,
         trainable=trainable,
     )
-    direction = builders.choose(OPTIMIZERS, name, "optimizer")(masks, **options)
-    rate = [_scale_by_layer(masks), optax.scale_by_learning_rate(schedule)]
-    return _train_only(masks, optax.chain(clip("clip_norm", clip_norm), direction, *rate), params)
+    direction = builders.choose(OPTIMIZERS, name, "optimizer")(rules, **options)
+    rate = [_scale_by_layer(rules), optax.scale_by_learning_rate(schedule)]
+    return _train_only(rules, optax.chain(clip("clip_norm", clip_norm), direction, *rate), params)
 
 
-def decay_weights(masks: Masks) -> optax.GradientTransformation:
+def decay_weights(rules: Rules) -> optax.GradientTransformation:
     """Adds each decayed parameter, times its coefficient, to its update."""
 
     def decay(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
-        return update + masks.decay[path] * param if masks.decay[path] else update
+        weight = rules[path].decay
+        return update + weight * param if weight else update
 
     return optax.stateless(lambda updates, params: trees.map_with_name(decay, updates, params))
 
 
-def scale_by_trust_ratio(masks: Masks) -> optax.GradientTransformation:
+def scale_by_trust_ratio(rules: Rules) -> optax.GradientTransformation:
     """Scales the updates of decayed tensors by |parameter| / |update|, 1 if either is 0.
 
     `optax.lamb` adapts every tensor.
     """
 
     def scale(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
-        if not masks.decay[path]:
+        if not rules[path].decay:
             return update
         param_norm = optax.tree.norm(param)
         update_norm = optax.tree.norm(update)
@@ -166,20 +167,19 @@ def _check_unit(option: str, value: float) -> None:
         raise ConfigError(f"{option} must be at least 0 and below 1, not {value}")
 
 
-def _scale_by_layer(masks: Masks) -> optax.GradientTransformation:
-    if set(masks.lr_scale.values()) == {1.0}:
+def _scale_by_layer(rules: Rules) -> optax.GradientTransformation:
+    if all(rule.lr_scale in (0.0, 1.0) for rule in rules.values()):
         return optax.identity()
 
     def scale(path: str, update: jax.Array) -> jax.Array:
-        return update * masks.lr_scale[path]
+        return update * rules[path].lr_scale
 
     return optax.stateless(lambda updates, _: trees.map_with_name(scale, updates))
 
 
-def _train_only(masks: Masks, tx: optax.GradientTransformation, params: PyTree):
-    if all(masks.trainable.values()):
+def _train_only(rules: Rules, tx: optax.GradientTransformation, params: PyTree):
+    if not any(rule.frozen for rule in rules.values()):
         return tx
-    labels = trees.map_with_name(
-        lambda path, _: "trained" if masks.trainable[path] else "frozen", params
-    )
+    label = lambda path, _: "frozen" if rules[path].frozen else "trained"
+    labels = trees.map_with_name(label, params)
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)

@@ -241,9 +241,9 @@ def sizes(state):
 
 
 def test_lion_is_one_function_and_one_line(stored, monkeypatch):
-    def lion(masks, *, beta1: float = 0.9, beta2: float = 0.99):
+    def lion(rules, *, beta1: float = 0.9, beta2: float = 0.99):
         """Lion (arXiv 2302.06675)."""
-        return optax.chain(optax.scale_by_lion(beta1, beta2), optimizers.decay_weights(masks))
+        return optax.chain(optax.scale_by_lion(beta1, beta2), optimizers.decay_weights(rules))
 
     monkeypatch.setitem(optimizers.OPTIMIZERS, "lion", lion)
     options = {"name": "lion", "beta2": 0.95, "weight_decay": 0.5}
@@ -266,7 +266,7 @@ def test_muon_is_one_function_and_one_line(stored, monkeypatch):
     def is_matrix(path, leaf):
         return path.startswith("blocks_") and leaf.ndim == 2
 
-    def muon(masks, *, beta: float = 0.95, beta2: float = 0.999):
+    def muon(rules, *, beta: float = 0.95, beta2: float = 0.999):
         """Muon for the matrices of the blocks, Adam for the rest."""
         kinds = lambda params: trees.map_with_name(
             lambda path, leaf: "muon" if is_matrix(path, leaf) else "adam", params
@@ -276,7 +276,7 @@ def test_muon_is_one_function_and_one_line(stored, monkeypatch):
             "muon": contrib.scale_by_muon(beta=beta, weight_dimension_numbers=dimensions),
             "adam": optax.scale_by_adam(b2=beta2),
         }
-        return optax.chain(optax.partition(direction, kinds), optimizers.decay_weights(masks))
+        return optax.chain(optax.partition(direction, kinds), optimizers.decay_weights(rules))
 
     monkeypatch.setitem(optimizers.OPTIMIZERS, "muon", muon)
     options = {"name": "muon", "beta": 0.9, "weight_decay": 0.0}

@@ -37,18 +37,18 @@ losses.LABEL_LOSSES["focal"] = focal
 '''
 
 LION = '''
-def lion(masks, *, beta1: float = 0.9, beta2: float = 0.99):
+def lion(rules, *, beta1: float = 0.9, beta2: float = 0.99):
     """Lion (arXiv 2302.06675)."""
-    return optax.chain(optax.scale_by_lion(beta1, beta2), optimizers.decay_weights(masks))
+    return optax.chain(optax.scale_by_lion(beta1, beta2), optimizers.decay_weights(rules))
 
 optimizers.OPTIMIZERS["lion"] = lion
 '''
 
 MUON = '''
-def muon(masks, *, beta: float = 0.95):
+def muon(rules, *, beta: float = 0.95):
     """Muon for matrices, Adam for the rest."""
     direction = optax.chain(optax.contrib.muon(1.0, beta=beta), optax.scale(-1.0))
-    return optax.chain(direction, optimizers.decay_weights(masks))
+    return optax.chain(direction, optimizers.decay_weights(rules))
 
 optimizers.OPTIMIZERS["muon"] = muon
 '''
