@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from deit_jax.evaluation import agreement
 from deit_jax.evaluation.heads import head_outputs
 
 PyTree = Any
+Statistics = tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Evaluation:
         needed = math.ceil(self.image_size / self.crop_ratio)
         object.__setattr__(self, "canvas", max(self.canvas, needed))
 
-    def make_transform(self, mean: Sequence[float], std: Sequence[float]) -> Callable:
+    def make_transform(self, mean: Statistics, std: Statistics) -> Callable:
         """See `augment.make_eval_transform`."""
         sizes = {"image_size": self.image_size, "crop_ratio": self.crop_ratio}
         return augment.make_eval_transform(**sizes, mean=mean, std=std)

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 
 class MetricAverages:
-    """Sums the metrics of steps until they are logged.
+    """Sums the metrics of finite steps until they are logged.
 
-    The means cover the steps of this start only: where a run is resumed in the middle of an
-    interval, the first line averages the steps since then, and `averaged_steps` says how
-    many they are. Skipped steps are in no mean.
+    Where a run is resumed in the middle of an interval, the first means cover the steps since
+    then; `averaged_steps` is their number.
     """
 
     def __init__(self) -> None:

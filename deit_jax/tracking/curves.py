@@ -41,9 +41,8 @@ def plot_curves(runs: Mapping[str, str | os.PathLike], out_png: str | os.PathLik
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ConfigError(
-                f"curves need matplotlib ({error}): pip install matplotlib"
-            ) from error
+            message = f"curves need matplotlib ({error}): pip install matplotlib"
+            raise ConfigError(message) from error
         # Not pyplot: it keeps figures alive and would change the caller's backend.
         figure = Figure(figsize=(12, 8), layout="constrained")
         FigureCanvasAgg(figure)
@@ -67,11 +66,10 @@ def read_series(workdir: str | os.PathLike) -> Series:
         raise FileNotFoundError(f"{file} does not exist; a run writes it into its workdir")
     series: Series = {}
     for record in read_jsonl(file):
+        step = record.pop("step")
         for name, value in record.items():
-            if name == "step":
-                continue
             steps, values = series.setdefault(name, ([], []))
-            steps.append(record["step"])
+            steps.append(step)
             values.append(float("nan") if value is None else float(value))
     return series
 
@@ -79,18 +77,17 @@ def read_series(workdir: str | os.PathLike) -> Series:
 def _draw(axes: Any, panel: tuple, series: Mapping[str, Series]) -> None:
     title, unit, pattern = panel
     scale = 100.0 if unit == "%" else 1.0
-    for label, run in series.items():
-        for name, (steps, values) in run.items():
+    for run, metrics in series.items():
+        for name, (steps, values) in metrics.items():
             if not (match := pattern.match(name)):
                 continue
-            groups = match.groupdict()
-            kind = groups.get("kind")
-            parts = [label] if len(series) > 1 else []
-            parts += [groups["name"].replace("_", " "), _KINDS.get(kind, "")]
+            kind = match.groupdict().get("kind")
+            which_run = run if len(series) > 1 else ""
+            words = [which_run, match["name"].replace("_", " "), _KINDS.get(kind, "")]
             axes.plot(
                 steps,
                 [scale * value for value in values],
-                label=" ".join(part for part in parts if part),
+                label=" ".join(filter(None, words)),
                 linestyle="--" if kind == "eval_ema" else "-",
                 marker="." if len(steps) <= 50 else None,
                 linewidth=1.2,

@@ -43,13 +43,7 @@ class Profiler:
 
     The devices are idle at both ends, so that the trace has these steps and no others. An
     evaluation or a checkpoint between them is in it too. Every process writes its own trace.
-
-    Args:
-      span: what to trace.
-      folder: usually `<workdir>/profile`.
-      start_step: the step from which this start resumes; a span that begins before it is
-        not traced.
-      print_line: prints a line for the user.
+    A span that begins before `start_step`, from which this start resumes, is not traced.
     """
 
     def __init__(
@@ -60,14 +54,14 @@ class Profiler:
         start_step: int,
         print_line: Callable[[str], None],
     ) -> None:
-        self._folder, self._print_line, self._tracing = folder, print_line, False
+        self._span, self._folder, self._print_line = span, folder, print_line
+        self._tracing = False
         if span and span.first <= start_step:
+            self._span = None
             print_line(
                 f"no profile: this start resumes after step {start_step:,}, and config.profile "
                 f"names steps {span.first}:{span.last}"
             )
-            span = None
-        self._span = span
 
     def begins(self, step: int) -> bool:
         """Whether the trace begins before `step`."""

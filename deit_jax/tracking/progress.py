@@ -1,10 +1,8 @@
 """One plain line per log interval, the same on a terminal and in a log file."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TextIO
 
 
 class Progress:
@@ -20,8 +18,6 @@ class Progress:
       start_step: step from which the run starts or resumes.
       ideal_step_seconds: duration of a step at the hardware's peak; None if unknown, then
         there is no MFU.
-      stream: where lines are printed; standard output if None.
-      enabled: False prints nothing, for processes other than 0.
       clock: seconds; for tests.
     """
 
@@ -33,16 +29,12 @@ class Progress:
         batch_size: int,
         start_step: int = 0,
         ideal_step_seconds: float | None = None,
-        stream: TextIO | None = None,
-        enabled: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._ideal_step_s = ideal_step_seconds
-        self._stream = stream
-        self._enabled = enabled
         self._clock = clock
         self._step = start_step
         self._begun = clock()
@@ -73,18 +65,13 @@ class Progress:
 
     def report(
         self, step: int, values: Mapping[str, float], *, notes: Iterable[str] = ()
-    ) -> dict[str, float]:
-        """Prints the line of an interval and begins the next one.
-
-        Args:
-          step: steps done.
-          values: printed in this order, for example the loss.
-          notes: texts at the end of the line.
+    ) -> tuple[str, dict[str, float]]:
+        """Ends an interval with `step`; the line has `values`, such as the loss, and the notes.
 
         Returns:
-          `images_per_second`, `step_time` (s), `data_wait` (share of time, 0..1) of the
-          interval, `eta` (s), and `mfu` (0..1) where the hardware's peak is known; `{}` for
-          an interval of compilation alone.
+          The line, and of the interval `images_per_second`, `step_time` (s), `data_wait` (share
+          of time, 0..1), `eta` (s), and `mfu` (0..1) where the hardware's peak is known; `{}`
+          for an interval of compilation alone.
         """
         now = self._clock()
         seconds = now - self._begun - self._excluded_s
@@ -103,14 +90,13 @@ class Progress:
             }
             if self._ideal_step_s is not None:
                 speed["mfu"] = self._ideal_step_s / step_s
-        if self._enabled:
-            line = "  ".join([self._line(step, values, speed), *notes])
-            print(line, file=self._stream or sys.stdout, flush=True)
         self._begun, self._step = now, step
         self._excluded_s, self._excluded_steps, self._waited_s = 0.0, 0, 0.0
-        return speed
+        return "  ".join([*self._parts(step, values, speed), *notes]), speed
 
-    def _line(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> str:
+    def _parts(
+        self, step: int, values: Mapping[str, float], speed: Mapping[str, float]
+    ) -> list[str]:
         width = len(str(self._total_steps))
         epochs = self._total_steps / self._steps_per_epoch
         parts = [
@@ -126,19 +112,13 @@ class Progress:
                 f"data wait {speed['data_wait']:.0%}",
                 f"ETA {format_duration(speed['eta'])}",
             ]
-        return "  ".join(parts)
+        return parts
 
 
 def format_duration(seconds: float) -> str:
     """`42s`, `3m20s`, `5h07m`, `2d03h`: two units, rounded to the smaller."""
-    total = max(0, round(seconds))
-    minutes, s = divmod(total, 60)
+    minutes, s = divmod(max(0, round(seconds)), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d{h:02d}h"
-    if hours:
-        return f"{hours}h{m:02d}m"
-    if minutes:
-        return f"{minutes}m{s:02d}s"
-    return f"{s}s"
+    units = ((days, f"d{h:02d}h"), (hours, f"h{m:02d}m"), (minutes, f"m{s:02d}s"))
+    return next((f"{count}{rest}" for count, rest in units if count), f"{s}s")

@@ -29,10 +29,7 @@ def use_compilation_cache(folder: str, *, workdir: pathlib.Path) -> None:
 class StartClock:
     """Measures from when it is entered to the end of the first step.
 
-    Programs and seconds are jax's own counts (`jax.monitoring`), so they include what other
-    threads compile.
-
-    Attributes:
+    Attributes, jax's own counts (`jax.monitoring`) that include what other threads compile:
       compile_seconds: spent in the compiler, or on reading programs from the cache.
       programs: requested from the persistent compilation cache.
       cached: those that it had.
@@ -85,11 +82,8 @@ class StartClock:
 def describe(times: dict[str, float]) -> str:
     """`first step finished 21.3 s after launch (trace 3.0 s, compile 12.0 s [cold, ...], ...)`."""
     programs, cached = int(times["programs"]), int(times["programs_cached"])
-    if programs:
-        kind = "warm" if cached == programs else "cold"
-        cache = f"{kind}, {cached} of {programs} programs cached"
-    else:
-        cache = "no cache"
+    kind = "warm" if cached == programs else "cold"
+    cache = f"{kind}, {cached} of {programs} programs cached" if programs else "no cache"
     return (
         f"first step finished {times['seconds']:.1f} s after launch (trace "
         f"{times['trace_seconds']:.1f} s, compile {times['compile_seconds']:.1f} s [{cache}], "

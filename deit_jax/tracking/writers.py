@@ -9,6 +9,7 @@ To add a tracker: a class like `TensorBoardTracker`, whose keyword-only paramete
 options of the `log` section, and a line in `TRACKERS`.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -60,9 +61,8 @@ class TensorBoardTracker:
                 "pip install tensorboard, or --config.log.trackers= for metrics.jsonl alone"
             ) from error
         # The generated modules have no types.
-        event: Any = event_pb2
-        summary: Any = summary_pb2
-        self._event, self._summary = event.Event, summary.Summary
+        self._event: Any = event_pb2
+        self._summary: Any = summary_pb2
         folder = workdir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
@@ -70,19 +70,19 @@ class TensorBoardTracker:
         self._records = RecordWriter(open(folder / name, "wb"))
         self._add(0, file_version="brain.Event:2")
         if resume_step:
-            start = event.SessionLog(status=event.SessionLog.START)
-            self._add(resume_step + 1, session_log=start)
+            log = self._event.SessionLog
+            self._add(resume_step + 1, session_log=log(status=log.START))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        scalar = self._summary.Value
-        scalars = [scalar(tag=name, simple_value=value) for name, value in values.items()]
-        self._add(step, summary=self._summary(value=scalars))
+        summary = self._summary.Summary
+        scalars = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step, summary=summary(value=scalars))
 
     def close(self) -> None:
         self._records.close()
 
     def _add(self, step: int, **content: Any) -> None:
-        event = self._event(wall_time=time.time(), step=step, **content)
+        event = self._event.Event(wall_time=time.time(), step=step, **content)
         self._records.write(event.SerializeToString())
         self._records.flush()
 
@@ -90,11 +90,7 @@ class TensorBoardTracker:
 class WandbTracker:
     """Weights & Biases: one W&B run per workdir, resumed with it.
 
-    Args:
-      workdir: keeps the id of the W&B run.
-      resume_step: not needed.
-      config: JSON values, shown as the settings of the W&B run.
-      wandb_project: name of the W&B project.
+    The workdir has the id of the W&B run; `config` is shown as its settings.
     """
 
     def __init__(
@@ -132,7 +128,7 @@ TRACKERS = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
 
 
 @builders.chooses(trackers=TRACKERS)
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """Writes metrics.jsonl, and to every chosen tracker; on processes other than 0, nothing.
 
     Args:
@@ -157,16 +153,11 @@ class MetricsWriter:
     ) -> None:
         classes = [builders.choose(TRACKERS, name, "tracker") for name in trackers]
         self._trackers: list[Tracker] = []
-        if jax.process_index() != 0:
-            return
-        folder = pathlib.Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._trackers.append(JsonlTracker(folder, resume_step))
-        for tracker in classes:
-            self._trackers.append(builders.bind(tracker, options)(folder, resume_step, config))
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
+        if jax.process_index() == 0:
+            folder = pathlib.Path(workdir)
+            folder.mkdir(parents=True, exist_ok=True)
+            for tracker in [JsonlTracker, *classes]:
+                self._trackers.append(builders.bind(tracker, options)(folder, resume_step, config))
 
     def __exit__(self, *_exc: Any) -> None:
         self.close()
@@ -196,17 +187,21 @@ class MetricsWriter:
 class JsonlTracker:
     """Appends to metrics.jsonl, one system call per line: a kill cuts at most the last one."""
 
-    def __init__(self, workdir: pathlib.Path, resume_step: int = 0) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, resume_step: int = 0, config: Mapping[str, Any] | None = None
+    ) -> None:
         file = workdir / FILE_NAME
         if file.exists():
-            _drop_after(file, resume_step)
+            # Lines of later steps go; the file is replaced in one operation.
+            records = [record for record in read_jsonl(file) if record["step"] <= resume_step]
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+            os.replace(temporary, file)
         self._fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        record = {"step": step} | {
-            name: value if math.isfinite(value) else None for name, value in values.items()
-        }
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        line = (json.dumps({"step": step} | finite, allow_nan=False) + "\n").encode()
         begin = os.fstat(self._fd).st_size
         if os.write(self._fd, line) < len(line):
             # A full disk takes part of a line; the next one must not be glued to it.
@@ -223,8 +218,7 @@ def read_jsonl(file: str | os.PathLike) -> Iterator[dict[str, Any]]:
     Only the last line of a killed run can be short; other broken lines mean damage, which is
     no reason to refuse the rest or to keep a run from resuming.
     """
-    lines = pathlib.Path(file).read_bytes().split(b"\n")
-    whole, rest = lines[:-1], lines[-1]
+    *whole, rest = pathlib.Path(file).read_bytes().split(b"\n")
     if rest:
         _LOG.warning("%s: the last line is cut and was skipped", file)
     for number, line in enumerate(whole, start=1):
@@ -235,11 +229,3 @@ def read_jsonl(file: str | os.PathLike) -> Iterator[dict[str, Any]]:
             _LOG.warning("%s: line %d is broken and was skipped: %r", file, number, line[:80])
             continue
         yield record
-
-
-def _drop_after(file: pathlib.Path, step: int) -> None:
-    """Drops the lines after `step`; the file is replaced in one operation."""
-    records = [record for record in read_jsonl(file) if record["step"] <= step]
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(temporary, file)

@@ -96,7 +96,6 @@ class _Run:
             batch_size=self.durations.batch_size,
             start_step=start,
             ideal_step_seconds=_ideal_step_seconds(experiment),
-            enabled=jax.process_index() == 0,
         )
         self.profiler = profiler.Profiler(
             profile, folder=workdir / "profile", start_step=start, print_line=_print
@@ -220,7 +219,8 @@ class _Run:
             notes += _health_notes(health)
             self.noted_epoch = epoch
         loss = {"loss": means["loss"]} if "loss" in means else {}
-        speed = self.progress.report(step, loss, notes=notes)
+        line, speed = self.progress.report(step, loss, notes=notes)
+        _print(line)
         values = {f"train/{key}": value for key, value in (means | speed).items()}
         self.writer.write(step, self.start_times | values)
         self.start_times = {}
