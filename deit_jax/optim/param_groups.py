@@ -93,7 +93,7 @@ def decay_groups(params: PyTree, model: Model | None = None, **options: Any) -> 
 
 def format_groups(groups: list[Group]) -> str:
     """The groups as a text table, one line per group and a line for the sum."""
-    rows = [("names", "tensors", "params", "decay", "lr scale")]
+    rows: list[tuple[str, ...]] = [("names", "tensors", "params", "decay", "lr scale")]
     for group in groups:
         rates = ("frozen", "-") if group.frozen else (f"{group.decay:g}", f"{group.lr_scale:.4g}")
         names = _short_names(group.paths)

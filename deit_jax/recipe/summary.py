@@ -8,7 +8,7 @@ from typing import Any
 
 from deit_jax import augment, builders, data, losses, optim
 from deit_jax.optim.optimizers import OPTIMIZERS
-from deit_jax.optim.param_groups import Masks
+from deit_jax.optim.param_groups import make_rules
 from deit_jax.optim.schedules import SCHEDULES
 from deit_jax.recipe import costs
 from deit_jax.recipe.recipe import Recipe
@@ -93,7 +93,7 @@ def _learning_rate(recipe: Recipe) -> list[str]:
 def _optimizer(recipe: Recipe) -> list[str]:
     options = recipe.config.optim
     clip = "none" if options.clip_norm is None else f"global norm {options.clip_norm:g}"
-    of_groups = {key: options[key] for key in builders.keywords(Masks.make)}
+    of_groups = {key: options[key] for key in builders.keywords(make_rules)}
     groups = optim.decay_groups(recipe.params, recipe.model, **of_groups)
     kind = builders.narrate(OPTIMIZERS, options.name, options)
     return [*_columns({"kind": kind, "clipping": clip}), *optim.format_groups(groups).splitlines()]
