@@ -138,9 +138,8 @@ def make_loss(
       options: those of the label loss, of the distillation loss and of `add_distillation`.
 
     Returns:
-      `loss_fn(output, target, teacher_logits=None) -> (loss, parts)`: `output` has
-      `.logits` [B, K] and `.dist_logits` [B, K] or None, `target` is [B, K] with rows that
-      sum to 1, `teacher_logits` is [B, K]. `loss` and the values of `parts`
+      `loss_fn(output, target, teacher_logits=None) -> (loss, parts)`: `output` has `.logits`
+      and `.dist_logits` (or None), all arrays are [B, K]. `loss` and the values of `parts`
       ('label_loss', and when distilling 'distillation_loss') are f32 scalars. The teacher
       gets no gradient.
 

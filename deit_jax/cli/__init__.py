@@ -7,16 +7,7 @@ modules import what they need inside `run`, so that `--help` answers at once.
 import argparse
 import sys
 
-from deit_jax.cli import (
-    augmentations,
-    compare,
-    convert,
-    data,
-    evaluate,
-    explain,
-    predict,
-    replay,
-)
+from deit_jax.cli import augmentations, compare, convert, data, evaluate, explain, predict, replay
 
 COMMANDS = (augmentations, compare, convert, data, evaluate, explain, predict, replay)
 
@@ -26,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     from deit_jax import config_file
     from deit_jax.errors import ConfigError
 
-    description = "Look at data, recipes and models; evaluate, use and convert weights."
+    description = "Inspect data, recipes and models; evaluate, use and convert weights."
     parser = argparse.ArgumentParser(prog="deit-jax", description=description)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:

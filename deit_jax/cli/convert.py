@@ -2,21 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 
 from deit_jax.cli import checkpoint_arguments
-
-
-class _Targets:
-    """The names of `convert.WRITERS`, looked up when first needed: its imports take seconds."""
-
-    def __iter__(self) -> Iterator[str]:
-        from deit_jax.pretrained.convert import WRITERS
-
-        return iter(WRITERS)
-
-    def __contains__(self, name: object) -> bool:
-        return name in list(self)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -29,9 +16,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--to",
-        choices=_Targets(),
         metavar="FORMAT",
-        help="%(choices)s; default: timm for DST called *.safetensors, else jax",
+        help="such as jax, timm, hf; default: timm for DST called *.safetensors, else jax",
     )
     checkpoint_arguments.add_arguments(parser)
     parser.add_argument(
@@ -39,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=json.loads,
         default={},
         metavar="JSON",
-        help='what else they do not determine, e.g. {"num_heads": 3}',
+        help='other attributes that the shapes do not determine, e.g. {"num_heads": 3}',
     )
     parser.set_defaults(run=run)
 

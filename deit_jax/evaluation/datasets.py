@@ -75,11 +75,9 @@ def open_set(
     num_classes: int,
     class_names: Sequence[str] | None = None,
 ) -> EvaluationSet:
-    """Opens an evaluation set.
+    """Opens the set `name` of `SETS`, with `options` of `data.open_data`.
 
     Args:
-      name: of `SETS`.
-      options: arguments of `data.open_data`.
       num_classes: of the classifier.
       class_names: of the classifier, where those of the data must be the same.
 

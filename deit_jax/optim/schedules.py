@@ -22,13 +22,11 @@ Rate = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a curve has to know of the run.
+    """The run as a curve needs it.
 
     Attributes:
-      peak: learning rate at the end of the warm-up.
-      warmup_lr: learning rate of the first step of the warm-up.
+      peak, warmup_lr: learning rates at the end and at the first step of the warm-up.
       warmup_steps: length of the warm-up, may be a fraction or 0.
-      steps_per_epoch, total_steps: length of an epoch and of the run.
       warnings: what is legal but seldom meant; a curve appends its own.
     """
 
@@ -44,10 +42,8 @@ class Run:
 class Schedule:
     """The learning rate by step: called with an int or an int array, it gives f32 of its shape.
 
-    Attributes:
-      rate: the curve, warm-up included.
-      peak: learning rate at the end of the warm-up.
-      warnings: what is legal but seldom meant, a line each.
+    `rate` is the curve with its warm-up, `peak` the rate at the end of that, and `warnings` are
+    what is legal but seldom meant.
     """
 
     rate: Rate

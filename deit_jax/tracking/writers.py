@@ -132,11 +132,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
     """Writes metrics.jsonl, and to every chosen tracker; on processes other than 0, nothing.
 
     Args:
-      workdir: folder of the run.
       resume_step: the step from which a run resumes, 0 for a new one.
       config: JSON values shown as the settings of the run.
-      trackers: names in `TRACKERS`.
-      options: of the chosen trackers.
+      trackers: names in `TRACKERS`; the other options are theirs.
 
     Raises:
       ConfigError: an unknown tracker, or one whose package is missing.
