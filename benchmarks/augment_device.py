@@ -69,7 +69,7 @@ def row_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]
     """The stages that treat every row alone: functions of (call number, batch or pixels)."""
     built = {
         name: builders.bind(make, options)(supplied)
-        for name, make in (pipeline.ENDS | pipeline.PIXEL_STAGES | pipeline.IMAGE_STAGES).items()
+        for name, make in (pipeline.PIXEL_STAGES | pipeline.IMAGE_STAGES).items()
     }
 
     def draw(number):
@@ -86,7 +86,7 @@ def row_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]
         return built["color"](draw(number), pixels) if built["color"] else pixels
 
     def normalize_and_erase(number, pixels):
-        image = built["normalize"](pixels)
+        image = built["normalize"](draw(number), pixels)
         return built["erasing"](draw(number), image) if built["erasing"] else image
 
     return {
@@ -98,13 +98,14 @@ def row_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]
 
 def batch_stages(supplied: augment.Supplied, options: dict) -> dict[str, Callable]:
     """`mix` (call number, image, label), unless it is off, and `whole` (call number, batch)."""
-    target = builders.bind(pipeline.ENDS["target"], options)(supplied)
+    target = builders.bind(pipeline.BATCH_STAGES["target"], options)(supplied)
     mix = builders.bind(pipeline.BATCH_STAGES["mix"], options)(supplied)
     augment_fn = augment.make_augment(supplied, **options)
 
     def mixed(number, image, label):
         key = jax.random.fold_in(rng.base_key(1), number)
-        return mix(functools.partial(random_bits.named, key), image, target(label))
+        draw = functools.partial(random_bits.named, key)
+        return mix(draw, *target(draw, image, label))
 
     def whole(number, batch):
         return augment_fn(jax.random.fold_in(rng.base_key(0), number), batch)

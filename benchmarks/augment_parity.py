@@ -28,7 +28,7 @@ from deit_jax.augment import (
     crop,
     make_eval_transform,
     operations,
-    randaugment,
+    policies,
     three_augment,
 )
 from deit_jax.augment.resample import MATMULS, resample, resolve_matmul
@@ -38,7 +38,7 @@ SIZE = 224
 CHUNK = 10
 FILL = (124, 116, 104)
 NAMES = operations.RAND_AUGMENT_OPERATIONS
-SPEC = randaugment.rand_augment("rand-m9-mstd0.5-inc1")
+SPEC = policies.rand_augment("rand-m9-mstd0.5-inc1")
 EXACT = {"differ": 0.0, "over_1": 0.0, "worst": 0}
 RESIZE = {"differ": 1e-3, "over_1": 1e-3, "worst": 2}
 AFFINE = {"differ": 1e-4, "over_1": 0.0, "worst": 1}
@@ -93,15 +93,13 @@ def make_crop_functions(matmul: str):
 
     def simple(canvas, size, offset):
         resized = crop.short_side_resized(size, SIZE)
-        axes = []
-        for i in range(2):
-            position = jnp.arange(SIZE)[None] + offset[:, i : i + 1] - crop.SRC_PADDING
-            position = crop.reflect(position, resized[:, i : i + 1])
-            axes.append(crop.Axis(position, resized[:, i], jnp.zeros_like(size[:, i]), size[:, i]))
-        return resample(canvas, *axes, matmul=matmul)
+        position = jnp.arange(SIZE)[None, None] + offset[:, :, None] - crop.SRC_PADDING
+        position = crop.reflect(position, resized[:, :, None])
+        axes = crop.Axes(position, resized, jnp.zeros_like(size), size)
+        return resample(canvas, axes, matmul=matmul)
 
     return {
-        "crop": jax.jit(lambda c, _, box: resample(c, *crop.box_axes(box, SIZE), matmul=matmul)),
+        "crop": jax.jit(lambda c, _, box: resample(c, crop.box_axes(box, SIZE), matmul=matmul)),
         "evaluation": jax.jit(lambda c, s, _: jnp.round(transform({"canvas": c, "size": s}))),
         "simple crop": jax.jit(simple),
     }

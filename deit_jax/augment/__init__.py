@@ -9,10 +9,9 @@ To add
 * a stage, such as a grid mask: write a factory `make_grid_mask(supplied, *, grid_prob=0.0, ...)`
   that checks its options and returns None when it is off, else a function; add one line to the
   table in `pipeline.py` whose comment has the function's signature: `PIXEL_STAGES` (uint8, after
-  the crop), `IMAGE_STAGES` (normalized images) or `BATCH_STAGES` (mixed images and targets). Its
-  place in the table is its place in the order. Its keyword-only parameters are options of
-  `config.augment`. It gets its keys by a name of its own, `draw("grid_mask")`; nobody else's
-  draws change.
+  the crop), `IMAGE_STAGES` (normalized images) or `BATCH_STAGES` (mixed images and targets). The
+  order of the table is the order of the stages. Its keyword-only parameters are options of
+  `config.augment`. Its keys come from its name, `draw("grid_mask")`; no other draw changes.
 * a crop: write a factory `crop(image_size, *, options)` that returns `axes(keys, size)`, and add
   one line to `CROPS` in `crop.py`.
 * an operation: write a function of (pixels, argument) and add one line to `OPERATIONS` in
@@ -31,13 +30,5 @@ from deit_jax.augment.normalize import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.augment.pipeline import Described, describe, make_augment, make_eval_transform
 from deit_jax.augment.stage import Supplied
 
-__all__ = [
-    "Described",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Supplied",
-    "describe",
-    "make_augment",
-    "make_eval_transform",
-    "resolve_mix_group",
-]
+__all__ = ["Described", "IMAGENET_MEAN", "IMAGENET_STD", "Supplied", "describe", "make_augment"]
+__all__ += ["make_eval_transform", "resolve_mix_group"]

@@ -162,12 +162,8 @@ def histogram_operation(pixels: jax.Array, kind: jax.Array, _: jax.Array) -> jax
 def sharpness(pixels: jax.Array, factor: jax.Array) -> jax.Array:
     """`ImageEnhance.Sharpness`: blend with the smoothed image; its border is not smoothed."""
     levels = pixels.astype(jnp.int32)
-    height, width = pixels.shape[1:3]
     rows = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     total = box + 4 * levels[:, 1:-1, 1:-1]
-    smooth = jnp.pad((2 * total + 13) // 26, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-    border = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
-    smooth = jnp.where(border[None, :, :, None], levels, smooth)
+    smooth = levels.at[:, 1:-1, 1:-1].set((2 * total + 13) // 26)
     return blend(smooth, levels, factor[:, None, None, None])

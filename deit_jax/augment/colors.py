@@ -1,20 +1,16 @@
 """The stage on uint8 pixels: a policy of operations, 3-Augment, color jitter."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from deit_jax import builders
 from deit_jax.augment import policies
+from deit_jax.augment import three_augment as without_policy
 from deit_jax.augment.normalize import IMAGENET_MEAN, fill_color
 from deit_jax.augment.operations import apply_layers
-from deit_jax.augment.stage import Draw, Supplied, noted
-from deit_jax.augment.three_augment import color_jitter as jitter
-from deit_jax.augment.three_augment import three_augment as augment_three
+from deit_jax.augment.stage import Draw, PixelStage, Supplied, noted
 from deit_jax.errors import ConfigError
-
-PixelStage = Callable[[Draw, jax.Array], jax.Array]
 
 
 @builders.chooses(auto_augment=policies.chosen)
@@ -38,9 +34,6 @@ def make_color(
       mean: of the normalization; its color fills the outside of a moved image, as in timm.
       options: those of the policy.
 
-    Returns:
-      (draw, pixels uint8 [n, s, s, 3]) -> the same, changed; None when all of it is off.
-
     Raises:
       ConfigError: an option is out of range, or a policy and 3-Augment are both on.
     """
@@ -52,28 +45,25 @@ def make_color(
             "set three_augment=False, or auto_augment=None with three_augment=True"
         )
     if auto_augment:
-        policy = policies.parse(auto_augment, **options)
+        (make,) = policies.chosen(auto_augment)
+        policy = make(auto_augment, **options)
         off = f"color jitter {color_jitter:g} is off with a policy, as in timm"
-        stage = _policy_stage(policy, fill_color(mean))
+        drawn = {"names": policy.operations, "shares": policy.shares, "fill": fill_color(mean)}
+        stage = lambda draw, pixels: apply_layers(pixels, *policy.draw(draw("operations")), **drawn)
         return noted(stage, policy.note, off if color_jitter else "")
     if not three_augment and color_jitter == 0:
         return None
 
     def colored(draw: Draw, pixels: jax.Array) -> jax.Array:
         if three_augment:
-            pixels = augment_three(draw("operations"), pixels)
+            pixels = without_policy.three_augment(draw("operations"), pixels)
         if color_jitter > 0:
-            pixels = jitter(draw("color_jitter"), pixels, strength=color_jitter)
+            key = draw("color_jitter")
+            pixels = without_policy.color_jitter(key, pixels, strength=color_jitter)
         return pixels
 
-    span = f"factors {max(0, 1 - color_jitter):g} to {1 + color_jitter:g}"
-    return noted(
-        colored,
-        builders.headline(augment_three) if three_augment else "",
-        f"{builders.headline(jitter)}, {span}" if color_jitter else "",
-    )
-
-
-def _policy_stage(policy: policies.Policy, fill: tuple[int, int, int]) -> PixelStage:
-    drawn = {"names": policy.operations, "shares": policy.shares, "fill": fill}
-    return lambda draw, pixels: apply_layers(pixels, *policy.draw(draw("operations")), **drawn)
+    notes = [builders.headline(without_policy.three_augment)] if three_augment else []
+    if color_jitter:
+        span = f"factors {max(0, 1 - color_jitter):g} to {1 + color_jitter:g}"
+        notes.append(f"{builders.headline(without_policy.color_jitter)}, {span}")
+    return noted(colored, *notes)

@@ -2,7 +2,7 @@
 
 An entry of `CROPS` is a factory `crop(image_size, *, options)` that checks its options and
 returns `axes(keys, size)`: from one key per row [n] and the true sizes int32 [n, 2] (height,
-width) of n images to the two `Axis` (rows, columns) that `resample` needs.
+width) of n images to the `Axes` that `resample` needs.
 """
 
 import math
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from deit_jax import builders
 from deit_jax.augment import random_bits
-from deit_jax.augment.resample import Axis, resample, resolve_matmul
+from deit_jax.augment.resample import Axes, resample, resolve_matmul
 from deit_jax.augment.stage import Draw, Supplied, check_range, check_share, noted
 
-Axes = Callable[[jax.Array, jax.Array], tuple[Axis, Axis]]
+Crop = Callable[[jax.Array, jax.Array], Axes]
 
 CROP_TRIES = 10
 SRC_PADDING = 4
@@ -37,18 +37,6 @@ def area_boxes(
     return heights, widths
 
 
-def _central_box(size: jax.Array, ratio: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    """The largest (height, width) int32 within the ratio bounds."""
-    height, width = size[0], size[1]
-    in_ratio = width / height
-    narrow = jnp.round(width / min(ratio)).astype(jnp.int32)
-    wide = jnp.round(height * max(ratio)).astype(jnp.int32)
-    return (
-        jnp.where(in_ratio < min(ratio), narrow, height),
-        jnp.where(in_ratio > max(ratio), wide, width),
-    )
-
-
 def random_resized_box(
     word: jax.Array, size: jax.Array, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> jax.Array:
@@ -64,24 +52,16 @@ def random_resized_box(
     heights, widths = jnp.maximum(heights, 1), jnp.maximum(widths, 1)
     fits = (heights <= height) & (widths <= width)
     first = jnp.argmax(fits)
-    central_h, central_w = _central_box(size, ratio)
-    box_h = jnp.where(fits.any(), heights[first], central_h)
-    box_w = jnp.where(fits.any(), widths[first], central_w)
-    top = jnp.where(
-        fits.any(), random_bits.integer(word[-2], height - box_h), (height - box_h) // 2
-    )
-    left = jnp.where(fits.any(), random_bits.integer(word[-1], width - box_w), (width - box_w) // 2)
+    aspect = width / height
+    narrow = jnp.round(width / ratio[0]).astype(jnp.int32)
+    wide = jnp.round(height * ratio[1]).astype(jnp.int32)
+    found = fits.any()
+    box_h = jnp.where(found, heights[first], jnp.where(aspect < ratio[0], narrow, height))
+    box_w = jnp.where(found, widths[first], jnp.where(aspect > ratio[1], wide, width))
+    free_h, free_w = height - box_h, width - box_w
+    top = jnp.where(found, random_bits.integer(word[-2], free_h), free_h // 2)
+    left = jnp.where(found, random_bits.integer(word[-1], free_w), free_w // 2)
     return jnp.stack([top, left, box_h, box_w])
-
-
-def _axes(
-    positions: jax.Array, resized: jax.Array, start: jax.Array, length: jax.Array
-) -> tuple[Axis, Axis]:
-    """(rows, columns) from [n, 2, out], [n, 2], [n, 2], [n, 2]."""
-    rows, columns = (
-        Axis(positions[:, i], resized[:, i], start[:, i], length[:, i]) for i in range(2)
-    )
-    return rows, columns
 
 
 def _grid(rows: int, out: int) -> jax.Array:
@@ -89,10 +69,10 @@ def _grid(rows: int, out: int) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(out, dtype=jnp.int32), (rows, 2, out))
 
 
-def box_axes(boxes: jax.Array, out: int) -> tuple[Axis, Axis]:
+def box_axes(boxes: jax.Array, out: int) -> Axes:
     """Boxes int32 [n, 4] resized to out x out."""
-    n = boxes.shape[0]
-    return _axes(_grid(n, out), jnp.full((n, 2), out, jnp.int32), boxes[:, :2], boxes[:, 2:])
+    n = len(boxes)
+    return Axes(_grid(n, out), jnp.full((n, 2), out, jnp.int32), boxes[:, :2], boxes[:, 2:])
 
 
 def short_side_resized(size: jax.Array, short: int) -> jax.Array:
@@ -106,7 +86,7 @@ def reflect(position: jax.Array, length: jax.Array) -> jax.Array:
     return (length - 1) - jnp.abs(length - 1 - position)
 
 
-def center_crop_axes(size: jax.Array, short: int, out: int) -> tuple[Axis, Axis]:
+def center_crop_axes(size: jax.Array, short: int, out: int) -> Axes:
     """Evaluation: short side to `short`, then the central out x out (black where there is none).
 
     torchvision's `CenterCrop` takes int(round((side - out) / 2)), half to even.
@@ -117,8 +97,7 @@ def center_crop_axes(size: jax.Array, short: int, out: int) -> tuple[Axis, Axis]
     offset = jnp.where(margin % 2 == 1, half + half % 2, half)
     # A side shorter than the crop is padded first, with (out - side) // 2 before it.
     offset = jnp.where(margin < 0, -((-margin) // 2), offset)
-    positions = _grid(len(size), out) + offset[:, :, None]
-    return _axes(positions, resized, jnp.zeros_like(size), size)
+    return Axes(_grid(len(size), out) + offset[:, :, None], resized, jnp.zeros_like(size), size)
 
 
 def random_resized_crop(
@@ -126,57 +105,55 @@ def random_resized_crop(
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Axes:
+) -> Crop:
     """RandomResizedCrop: a random share (scale) of the area at a random aspect (ratio).
 
     Raises:
       ConfigError: scale or ratio is not a range above 0.
     """
-    check_range("scale", scale)
-    check_range("ratio", ratio)
+    check_range(scale=scale, ratio=ratio)
+    box = lambda word, size: random_resized_box(word, size, scale, ratio)
 
-    def axes(keys: jax.Array, size: jax.Array) -> tuple[Axis, Axis]:
+    def axes(keys: jax.Array, size: jax.Array) -> Axes:
         words = random_bits.words(keys, 2 * CROP_TRIES + 2)
-        box = lambda word, size: random_resized_box(word, size, scale, ratio)
         return box_axes(jax.vmap(box)(words, size), image_size)
 
     return axes
 
 
-def simple_random_crop(image_size: int) -> Axes:
+def simple_random_crop(image_size: int) -> Crop:
     """Simple random crop (DeiT-III): short side to the size, 4 pixels reflected, random crop."""
 
-    def axes(keys: jax.Array, size: jax.Array) -> tuple[Axis, Axis]:
+    def axes(keys: jax.Array, size: jax.Array) -> Axes:
         resized = short_side_resized(size, image_size)
         most = resized + 2 * SRC_PADDING - image_size
         offsets = random_bits.integer(random_bits.words(keys, 2), most)
         positions = _grid(len(size), image_size) + offsets[:, :, None] - SRC_PADDING
         positions = reflect(positions, resized[:, :, None])
-        return _axes(positions, resized, jnp.zeros_like(size), size)
+        return Axes(positions, resized, jnp.zeros_like(size), size)
 
     return axes
 
 
-def center_crop(image_size: int) -> Axes:
+def center_crop(image_size: int) -> Crop:
     """Center crop: short side to the size, then the center."""
     return lambda keys, size: center_crop_axes(size, image_size, image_size)
 
 
-def resize(image_size: int) -> Axes:
+def resize(image_size: int) -> Crop:
     """The whole image resized, aspect not kept."""
-
-    def axes(keys: jax.Array, size: jax.Array) -> tuple[Axis, Axis]:
-        return box_axes(jnp.concatenate([jnp.zeros_like(size), size], axis=1), image_size)
-
-    return axes
+    whole = lambda size: jnp.concatenate([jnp.zeros_like(size), size], axis=1)
+    return lambda keys, size: box_axes(whole(size), image_size)
 
 
-CROPS = {
-    "rrc": random_resized_crop,
-    "src": simple_random_crop,
-    "center": center_crop,
-    "resize": resize,
-}
+CROPS = {"rrc": random_resized_crop, "src": simple_random_crop}
+CROPS |= {"center": center_crop, "resize": resize}
+
+
+def flipped(axes: Axes, flip: jax.Array) -> Axes:
+    """`axes` read backwards where flip (bool [n, 2]): a flip that costs nothing."""
+    position = jnp.where(flip[:, :, None], axes.position[:, :, ::-1], axes.position)
+    return axes._replace(position=position)
 
 
 @builders.chooses(crop=CROPS)
@@ -202,23 +179,15 @@ def make_crop(
     Raises:
       ConfigError: an option is out of range or unknown.
     """
-    axes = builders.choose(CROPS, crop, "crop")(supplied.image_size, **options)
-    check_share("hflip", hflip)
-    check_share("vflip", vflip)
+    axes_of = builders.choose(CROPS, crop, "crop")(supplied.image_size, **options)
+    check_share(hflip=hflip, vflip=vflip)
     matmul = resolve_matmul(matmul)
 
     def cropped(draw: Draw, canvas: jax.Array, size: jax.Array) -> jax.Array:
-        rows, columns = axes(draw("crop"), size)
+        axes = axes_of(draw("crop"), size)
         if hflip > 0 or vflip > 0:
-            coins = random_bits.words(draw("flip"), 2)
-            columns = flipped(columns, random_bits.chance(coins[:, 0], hflip))
-            rows = flipped(rows, random_bits.chance(coins[:, 1], vflip))
-        return resample(canvas, rows, columns, matmul=matmul)
+            coins = random_bits.words(draw("flip"), 2)[:, ::-1]
+            axes = flipped(axes, random_bits.chance(coins, jnp.array([[vflip, hflip]])))
+        return resample(canvas, axes, matmul=matmul)
 
     return noted(cropped, f"{supplied.image_size} x {supplied.image_size} pixels, bicubic")
-
-
-def flipped(axis: Axis, flip: jax.Array) -> Axis:
-    """`axis` read backwards where flip (bool [n]): a flip that costs nothing."""
-    position = jnp.where(flip[:, None], axis.position[:, ::-1], axis.position)
-    return axis._replace(position=position)

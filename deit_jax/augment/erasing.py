@@ -1,7 +1,6 @@
 """Random erasing (arXiv 1708.04896) as timm's `RandomErasing` does it, after normalization."""
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from deit_jax import builders
 from deit_jax.augment import random_bits
 from deit_jax.augment.crop import CROP_TRIES, area_boxes
-from deit_jax.augment.stage import Draw, Supplied, check_share
+from deit_jax.augment.stage import Draw, PixelStage, Supplied, check_share
 from deit_jax.errors import ConfigError
 
 AREA_RANGE = (0.02, 1 / 3)
@@ -89,7 +88,7 @@ def make_erasing(
     erasing_prob: float = 0.25,
     erasing_mode: str = "pixel",
     erasing_count: int = 1,
-) -> Callable[[Draw, jax.Array], jax.Array] | None:
+) -> PixelStage | None:
     """Random erasing: boxes of 2 % to 33 % of the area, aspect 0.3 to 3.3.
 
     Args:
@@ -97,13 +96,10 @@ def make_erasing(
       erasing_mode: what fills the boxes, a name of `ERASING_MODES`.
       erasing_count: the largest number of boxes, which share the area.
 
-    Returns:
-      (draw, normalized image float32 [n, h, w, 3]) -> the same, erased; None when it is off.
-
     Raises:
       ConfigError: an option is out of range or unknown.
     """
-    check_share("erasing_prob", erasing_prob)
+    check_share(erasing_prob=erasing_prob)
     if erasing_count < 1:
         raise ConfigError(
             f"erasing_count must be at least 1 (erasing_prob=0 is off), not {erasing_count}"

@@ -60,10 +60,6 @@ def _to_words(near: list[jax.Array], changes: list[jax.Array]) -> jax.Array:
     return red | (green << 8) | (blue << 16)
 
 
-def _fill_word(fill: tuple[int, int, int]) -> jax.Array:
-    return jnp.uint32(fill[0] | (fill[1] << 8) | (fill[2] << 16))
-
-
 def _transposed_where(words: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.where(where[:, None, None], jnp.swapaxes(words, 1, 2), words)
 
@@ -113,7 +109,7 @@ def move_lines(
     taps = [_less(tap, near) for tap in taps]
     moved = _to_words(near, [_cubic(channel, part) for channel in zip(*taps, strict=True)])
     center = (odd << BITS)[None, None, :] + doubled_shift.high[:, :, None]
-    words = jnp.where(_inside(center, side), moved, _fill_word(fill))
+    words = jnp.where(_inside(center, side), moved, pack(jnp.array(fill, jnp.uint8)))
     return unpack(_transposed_where(words, vertical))
 
 
@@ -170,4 +166,4 @@ def rotate(pixels: jax.Array, degrees: jax.Array, *, fill: tuple[int, int, int])
         for taps in square
     ]
     turned = _to_words(near, [_cubic(channel, part_y) for channel in zip(*lines, strict=True)])
-    return unpack(jnp.where(inside, turned, _fill_word(fill)))
+    return unpack(jnp.where(inside, turned, pack(jnp.array(fill, jnp.uint8))))

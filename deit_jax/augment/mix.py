@@ -5,7 +5,6 @@ is `mix_group` neighbouring rows of the global batch, whatever the devices are, 
 a row is mixed with the mirrored row of its group (timm's `x.flip(0)`).
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 
 from deit_jax import builders
 from deit_jax.augment import random_bits
-from deit_jax.augment.stage import Draw, Supplied, check_range, check_share, noted
+from deit_jax.augment.stage import BatchStage, Draw, Supplied, check_range, check_share, noted
 from deit_jax.errors import ConfigError
 
 
@@ -45,12 +44,9 @@ def resolve_mix_group(
             f"multiple of {2 * repeats}, or mixup=0 and cutmix=0"
         )
     if mix_group is None:
-        fitting = [g for g in known if g <= mix_group_limit]
-        if not fitting:
-            raise ConfigError(
-                f"mix_group_limit must be at least {min(known)}, not {mix_group_limit}"
-            )
-        return max(fitting)
+        if mix_group_limit < min(known):
+            raise ConfigError(f"mix_group_limit must be at least {known[0]}, not {mix_group_limit}")
+        return max(g for g in known if g <= mix_group_limit)
     if mix_group not in known:
         raise ConfigError(f"mix_group {mix_group} is not {need}; known: {known}")
     return mix_group
@@ -194,36 +190,6 @@ def _mixed_by(
     )
 
 
-def _mix_groups(
-    draw_one: Callable, mode: Callable, size: int, mesh: jax.sharding.Mesh | None
-) -> Callable[[Draw, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The stage of groups of `size` rows, with draws by one of `MIX_MODES`."""
-
-    def mix(draw: Draw, image: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch, height, width, _ = image.shape
-        if batch % size:
-            raise ValueError(f"a batch of {batch} rows is not a multiple of the mix group {size}")
-
-        def group_draws(key: jax.Array) -> MixDraw:
-            groups = jnp.arange(batch // size)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, groups)
-            one = lambda key: draw_one(key, height, width)
-            return jax.vmap(lambda key: mode(one, key, size))(keys)
-
-        if mesh is not None:
-            # Every device draws for all groups: exp and log of arrays of another
-            # length may be compiled differently and end in another bit.
-            spec = jax.sharding.PartitionSpec()
-            group_draws = jax.shard_map(
-                group_draws, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-            )
-        drawn = group_draws(draw("mix"))
-        drawn = jax.tree.map(lambda x: x.reshape((batch,) + x.shape[2:]), drawn)
-        return _mixed_by(drawn, image, target, size)
-
-    return mix
-
-
 @builders.chooses(mix_mode=MIX_MODES)
 def make_mix(
     supplied: Supplied,
@@ -236,7 +202,7 @@ def make_mix(
     mix_mode: str = "batch",
     mix_group: int | None = None,
     mix_group_limit: int = 64,
-) -> Callable[[Draw, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None:
+) -> BatchStage | None:
     """Mixup and CutMix: images and targets of two rows as one.
 
     Args:
@@ -251,64 +217,68 @@ def make_mix(
       mix_group_limit: what one process of the published run had: 64 for DeiT-B (16
         processes), 256 for Ti and S (4 processes).
 
-    Returns:
-      (draw, image float32 [B, h, w, c], target float32 [B, K]) -> the same, mixed; None when
-      it is off.
-
     Raises:
       ConfigError: an option is out of range or unknown, or no such group exists.
     """
     mode = builders.choose(MIX_MODES, mix_mode, "mix_mode")
-    check_share("mix_prob", mix_prob)
-    check_share("switch_prob", switch_prob)
+    check_share(mix_prob=mix_prob, switch_prob=switch_prob)
     if mixup < 0 or cutmix < 0:
         raise ConfigError(f"mixup and cutmix must be at least 0 (off), not {mixup} and {cutmix}")
     if cutmix_minmax is not None:
-        check_range("cutmix_minmax", cutmix_minmax)
+        check_range(cutmix_minmax=cutmix_minmax)
         cutmix = 1.0  # As in timm: the alpha does not matter, but CutMix is on.
+    kinds = {"mixup": mixup, "cutmix": cutmix, "cutmix_minmax": cutmix_minmax, "mix_prob": mix_prob}
     size = resolve_mix_group(
         supplied.batch_size,
         supplied.repeats,
-        mixup=mixup,
-        cutmix=cutmix,
-        cutmix_minmax=cutmix_minmax,
-        mix_prob=mix_prob,
         mix_group=mix_group,
         mix_group_limit=mix_group_limit,
+        **kinds,
     )
     if size is None:
         return None
-    draw_one = functools.partial(
-        draw_mix,
-        mixup=mixup,
-        cutmix=cutmix,
-        cutmix_minmax=cutmix_minmax,
-        mix_prob=mix_prob,
-        switch_prob=switch_prob,
-    )
 
-    mix = _mix_groups(draw_one, mode, size, supplied.mesh)
+    def mix(draw: Draw, image: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        batch, height, width, _ = image.shape
+        if batch % size:
+            raise ValueError(f"a batch of {batch} rows is not a multiple of the mix group {size}")
+        one = lambda key: draw_mix(key, height, width, switch_prob=switch_prob, **kinds)
+
+        def group_draws(key: jax.Array) -> MixDraw:
+            groups = jnp.arange(batch // size)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, groups)
+            return jax.vmap(lambda key: mode(one, key, size))(keys)
+
+        if supplied.mesh is not None:
+            # Every device draws for all groups: exp and log of arrays of another
+            # length may be compiled differently and end in another bit.
+            spec = jax.sharding.PartitionSpec()
+            group_draws = jax.shard_map(
+                group_draws, mesh=supplied.mesh, in_specs=spec, out_specs=spec, check_vma=False
+            )
+        drawn = group_draws(draw("mix"))
+        drawn = jax.tree.map(lambda x: x.reshape((batch,) + x.shape[2:]), drawn)
+        return _mixed_by(drawn, image, target, size)
+
     share = cutmix_share(mixup, cutmix, switch_prob)
-    kinds = (("mixup", 1 - share), ("CutMix", share))
+    shares = (("mixup", 1 - share), ("CutMix", share))
     return noted(
         mix,
-        " or ".join(f"{kind} with probability {p:g}" for kind, p in kinds if p)
+        " or ".join(f"{kind} with probability {p:g}" for kind, p in shares if p)
         + (f", in {mix_prob:g} of the draws" if mix_prob < 1 else ""),
         f"{supplied.batch_size // size} groups of {size} images",
     )
 
 
-def make_target(supplied: Supplied, *, smoothing: float = 0.1) -> Callable[[jax.Array], jax.Array]:
+def make_target(supplied: Supplied, *, smoothing: float = 0.1) -> BatchStage:
     """One-hot targets.
 
     Args:
       smoothing: label smoothing, the share that is spread over all classes.
 
-    Returns:
-      label int32 [n] -> float32 [n, num_classes].
-
     Raises:
       ConfigError: the smoothing is not between 0 and 1.
     """
-    check_share("smoothing", smoothing)
-    return lambda label: smoothed_one_hot(label, supplied.num_classes, smoothing)
+    check_share(smoothing=smoothing)
+    smoothed = lambda label: smoothed_one_hot(label, supplied.num_classes, smoothing)
+    return lambda draw, image, label: (image, smoothed(label))

@@ -1,11 +1,9 @@
 """Levels to the numbers that a model sees."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment.stage import Supplied
+from deit_jax.augment.stage import PixelStage, Supplied
 from deit_jax.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,15 +27,12 @@ def make_normalize(
     *,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
-) -> Callable[[jax.Array], jax.Array]:
+) -> PixelStage:
     """Levels from 0 to 1, minus the mean, divided by the deviation.
-
-    Returns:
-      pixels uint8 [n, h, w, 3] -> float32.
 
     Raises:
       ConfigError: not three numbers each, or a deviation that is not above 0.
     """
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ConfigError(f"std must be 3 numbers above 0 and mean 3 numbers, not {std}, {mean}")
-    return lambda pixels: normalize(pixels, mean, std)
+    return lambda draw, pixels: normalize(pixels, mean, std)

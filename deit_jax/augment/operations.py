@@ -1,8 +1,8 @@
-"""Operations of the augmentation policies: their arguments by magnitude, and doing them.
+"""Operations of the augmentation policies: their arguments by magnitude, and applying them.
 
-`OPERATIONS` is the registry. Which operations a policy draws from is the policy's own list of
-names (timm's fifteen are `RAND_AUGMENT_OPERATIONS`), and an operation's number is its place in
-that list: an operation that is added here changes no policy that does not name it.
+`OPERATIONS` is the registry. A policy draws from its own list of names (timm's fifteen are
+`RAND_AUGMENT_OPERATIONS`), and an operation's number is its place in that list: an operation
+that is added here changes no policy that does not name it.
 
 Arguments follow timm's `auto_augment.py`, pixels follow Pillow. The pointwise operations of a
 policy are numbers of one pass over all images; each image that drew one of the others is routed
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax import builders
-from deit_jax.augment import color, geometry, random_bits
+from deit_jax.augment import color, geometry
 from deit_jax.augment.routing import Route, apply_routes
 
 # Magnitudes are tenths of the strongest argument.
@@ -31,19 +31,12 @@ POSTERIZE_BITS = {"": (0, 4), "Increasing": (4, -4), "Original": (4, 4)}
 
 
 class Level(NamedTuple):
-    """A magnitude as operations read it.
+    """A magnitude as operations read it."""
 
-    Attributes:
-      level: float32, the magnitude / 10.
-      signed: float32, the level with a random sign.
-      increasing: timm's set whose effect grows with the magnitude.
-      posterize: a key of POSTERIZE_BITS.
-    """
-
-    level: jax.Array
-    signed: jax.Array
-    increasing: bool
-    posterize: str
+    level: jax.Array  # float32, the magnitude / 10
+    signed: jax.Array  # float32, the level with a random sign
+    increasing: bool  # timm's set whose effect grows with the magnitude
+    posterize: str  # a key of POSTERIZE_BITS
 
 
 class Operation(NamedTuple):
@@ -64,40 +57,23 @@ class Operation(NamedTuple):
     kind: int | None = None
 
 
-def _degrees(magnitude: Level) -> jax.Array:
-    return 30.0 * magnitude.signed
+_addend = lambda at: jnp.minimum(128.0, jnp.floor(at.level * 110))
+_slope = lambda at: 0.3 * at.signed
+_share = lambda at: 0.45 * at.signed
 
 
-def _bits(magnitude: Level) -> jax.Array:
-    first, change = POSTERIZE_BITS[magnitude.posterize]
-    return first + math.copysign(1, change) * jnp.floor(magnitude.level * abs(change))
+def _bits(at: Level) -> jax.Array:
+    first, change = POSTERIZE_BITS[at.posterize]
+    return first + math.copysign(1, change) * jnp.floor(at.level * abs(change))
 
 
-def _threshold(magnitude: Level) -> jax.Array:
-    threshold = jnp.minimum(256.0, jnp.floor(magnitude.level * 256))
-    return 256.0 - threshold if magnitude.increasing else threshold
+def _threshold(at: Level) -> jax.Array:
+    threshold = jnp.minimum(256.0, jnp.floor(at.level * 256))
+    return 256.0 - threshold if at.increasing else threshold
 
 
-def _addend(magnitude: Level) -> jax.Array:
-    return jnp.minimum(128.0, jnp.floor(magnitude.level * 110))
-
-
-def _factor(magnitude: Level) -> jax.Array:
-    if magnitude.increasing:
-        return jnp.maximum(0.1, 1.0 + 0.9 * magnitude.signed)
-    return magnitude.level * 1.8 + 0.1
-
-
-def _slope(magnitude: Level) -> jax.Array:
-    return 0.3 * magnitude.signed
-
-
-def _share(magnitude: Level) -> jax.Array:
-    return 0.45 * magnitude.signed
-
-
-def _invert(value: jax.Array) -> dict[str, jax.Array]:
-    return {"threshold": jnp.zeros(value.shape, jnp.int32)}
+def _factor(at: Level) -> jax.Array:
+    return jnp.maximum(0.1, 1.0 + 0.9 * at.signed) if at.increasing else at.level * 1.8 + 0.1
 
 
 def _posterize(bits: jax.Array) -> dict[str, jax.Array]:
@@ -106,30 +82,21 @@ def _posterize(bits: jax.Array) -> dict[str, jax.Array]:
     return {"mask": mask.astype(jnp.uint8)}
 
 
-def _solarize(threshold: jax.Array) -> dict[str, jax.Array]:
-    return {"threshold": threshold.astype(jnp.int32)}
-
-
-def _solarize_add(addend: jax.Array) -> dict[str, jax.Array]:
-    return {"add": addend.astype(jnp.int32)}
-
-
-def _blend_with(base: int, factor: jax.Array) -> dict[str, jax.Array]:
-    return {"base": jnp.full(factor.shape, base, jnp.int32), "factor": factor}
-
-
 def _blend(base: int) -> Operation:
-    return Operation(_factor, pointwise=functools.partial(_blend_with, base))
+    def fields(factor: jax.Array) -> dict[str, jax.Array]:
+        return {"base": jnp.full(factor.shape, base, jnp.int32), "factor": factor}
+
+    return Operation(_factor, pointwise=fields)
 
 
 OPERATIONS = {
     "AutoContrast": Operation(pixels=color.histogram_operation, kind=color.AUTO_CONTRAST),
     "Equalize": Operation(pixels=color.histogram_operation, kind=color.EQUALIZE),
-    "Invert": Operation(pointwise=_invert),
-    "Rotate": Operation(_degrees, pixels=geometry.rotate),
+    "Invert": Operation(pointwise=lambda x: {"threshold": jnp.zeros(x.shape, jnp.int32)}),
+    "Rotate": Operation(lambda at: 30.0 * at.signed, pixels=geometry.rotate),
     "Posterize": Operation(_bits, pointwise=_posterize),
-    "Solarize": Operation(_threshold, pointwise=_solarize),
-    "SolarizeAdd": Operation(_addend, pointwise=_solarize_add),
+    "Solarize": Operation(_threshold, pointwise=lambda x: {"threshold": x.astype(jnp.int32)}),
+    "SolarizeAdd": Operation(_addend, pointwise=lambda x: {"add": x.astype(jnp.int32)}),
     "Color": _blend(color.GRAY),
     "Contrast": _blend(color.MEAN),
     "Brightness": _blend(color.BLACK),
@@ -141,41 +108,23 @@ OPERATIONS = {
 }
 
 # timm's, in timm's order, which the draws of the published policies follow.
-RAND_AUGMENT_OPERATIONS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
+RAND_AUGMENT_OPERATIONS = tuple(
+    "AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast "
+    "Brightness Sharpness ShearX ShearY TranslateXRel TranslateYRel".split()
 )
+
+
+def _members(names: Sequence[str], field: str) -> dict[Callable, list[int]]:
+    """The numbers of the operations that share each function in a field of `Operation`."""
+    members = {}
+    for number, name in enumerate(names):
+        if (function := getattr(OPERATIONS[name], field)) is not None:
+            members.setdefault(function, []).append(number)
+    return members
 
 
 def _is_one_of(operation: jax.Array, members: Iterable[int]) -> jax.Array:
     return functools.reduce(jnp.logical_or, [operation == i for i in members])
-
-
-def noisy_magnitude(
-    word: jax.Array, magnitude: jax.Array | float, *, std: float, maximum: float
-) -> jax.Array:
-    """float32: the magnitude with its noise from uint32, clipped to 0..maximum.
-
-    std: of the normal noise; inf draws uniformly between 0 and the magnitude.
-    """
-    if math.isinf(std):
-        magnitude = random_bits.unit(word) * magnitude
-    else:
-        magnitude = magnitude + std * random_bits.normal(word)
-    return jnp.clip(magnitude, 0.0, maximum)
 
 
 def argument(
@@ -195,14 +144,10 @@ def argument(
       increasing, posterize: see `Level`.
     """
     level = magnitude / LEVEL_DENOMINATOR
-    of = Level(level, jnp.where(negate, -level, level), increasing, posterize)
-    members: dict[Callable, list[int]] = {}
-    for number, name in enumerate(names):
-        if (of_magnitude := OPERATIONS[name].argument) is not None:
-            members.setdefault(of_magnitude, []).append(number)
+    at = Level(level, jnp.where(negate, -level, level), increasing, posterize)
     value = jnp.zeros_like(level)
-    for of_level, numbers in members.items():
-        value = jnp.where(_is_one_of(operation, numbers), of_level(of), value)
+    for of_level, numbers in _members(names, "argument").items():
+        value = jnp.where(_is_one_of(operation, numbers), of_level(at), value)
     return value
 
 
@@ -213,45 +158,10 @@ def pointwise_numbers(
     numbers = color.neutral(len(operation))
     for number, name in enumerate(names):
         if (fields_of := OPERATIONS[name].pointwise) is not None:
-            fields = fields_of(value)
-            chosen = {
-                field: jnp.where(operation == number, of_value, getattr(numbers, field))
-                for field, of_value in fields.items()
-            }
-            numbers = numbers._replace(**chosen)
+            for field, own in fields_of(value).items():
+                chosen = jnp.where(operation == number, own, getattr(numbers, field))
+                numbers = numbers._replace(**{field: chosen})
     return numbers
-
-
-def _routes(
-    names: Sequence[str],
-    operation: jax.Array,
-    value: jax.Array,
-    shares: np.ndarray,
-    fill: tuple[int, int, int],
-) -> list[Route]:
-    """One route for each function of pixels among the operations that are drawn at all."""
-    members: dict[Callable, list[int]] = {}
-    for number, name in enumerate(names):
-        if (function := OPERATIONS[name].pixels) is not None:
-            members.setdefault(function, []).append(number)
-    routes = []
-    for function, numbers in members.items():
-        kinds = [OPERATIONS[names[i]].kind for i in numbers]
-        arguments = [value]
-        if None not in kinds:
-            kind = jnp.zeros_like(operation)
-            for i, of_member in zip(numbers, kinds, strict=True):
-                kind = jnp.where(operation == i, of_member or 0, kind)
-            arguments = [kind, value]
-        route = Route(
-            member=_is_one_of(operation, numbers),
-            share=float(shares[..., numbers].sum(-1).max()),
-            operation=builders.bind(function, {"fill": fill}),
-            arguments=tuple(arguments),
-        )
-        if route.share > 0:
-            routes.append(route)
-    return routes
 
 
 def apply_layer(
@@ -272,16 +182,27 @@ def apply_layer(
       fill: color outside of a moved image, three levels.
     """
     pixels = color.pointwise(pixels, pointwise_numbers(names, operation, value))
-    return apply_routes(pixels, _routes(names, operation, value, shares, fill))
+    routes = []
+    for function, numbers in _members(names, "pixels").items():
+        arguments = [value]
+        kinds = [OPERATIONS[names[i]].kind for i in numbers]
+        if None not in kinds:
+            kind = jnp.zeros_like(operation)
+            for i, own in zip(numbers, kinds, strict=True):
+                kind = jnp.where(operation == i, own or 0, kind)
+            arguments = [kind, value]
+        share = float(shares[..., numbers].sum(-1).max())
+        if share > 0:
+            member = _is_one_of(operation, numbers)
+            function = builders.bind(function, {"fill": fill})
+            routes.append(Route(member, share, function, tuple(arguments)))
+    return apply_routes(pixels, routes)
 
 
 def apply_layers(
     pixels: jax.Array, operations: jax.Array, values: jax.Array, **options: Any
 ) -> jax.Array:
-    """Layer after layer of uint8 [n, s, s, 3], int32 and float32 [n, layers]; uint8 between.
-
-    The options are those of `apply_layer`.
-    """
+    """`apply_layer` for each layer of int32 and float32 [n, layers]; uint8 in between."""
 
     def layer(pixels: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return apply_layer(pixels, *drawn, **options), None

@@ -22,17 +22,17 @@ from deit_jax.rng import row_keys
 Batch = dict[str, jax.Array]
 
 # Factories by the name of their stage, in the order in which they run; each is called with a
-# `Supplied` and its own options. One that is off returns None; those of ENDS never do.
-ENDS = {"crop": make_crop, "normalize": make_normalize, "target": make_target}
-# (draw, pixels uint8 [n, s, s, 3]) -> pixels; each row for itself.
-PIXEL_STAGES = {"color": make_color}
-# (draw, normalized image float32 [n, s, s, 3]) -> image; each row for itself.
-IMAGE_STAGES = {"erasing": make_erasing}
+# `Supplied` and its own options and returns None when it is off.
+# (draw, pixels uint8 [n, s, s, 3]) -> pixels; each row for itself. The crop makes the pixels.
+PIXEL_STAGES = {"crop": make_crop, "color": make_color}
+# (draw, image float32 [n, s, s, 3]) -> image; each row for itself. The first normalizes uint8.
+IMAGE_STAGES = {"normalize": make_normalize, "erasing": make_erasing}
 # (draw, image float32 [B, s, s, 3], target float32 [B, K]) -> image, target; the whole batch.
-BATCH_STAGES = {"mix": make_mix}
+# The first makes the targets of labels.
+BATCH_STAGES = {"target": make_target, "mix": make_mix}
 
 
-@builders.composes(ENDS, PIXEL_STAGES, IMAGE_STAGES, BATCH_STAGES)
+@builders.composes(PIXEL_STAGES, IMAGE_STAGES, BATCH_STAGES)
 def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Batch], Batch]:
     """DeiT's training augmentation `augment(key, batch)`, a pure function to be jitted.
 
@@ -50,19 +50,21 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
     Raises:
       ConfigError: an option is out of range or unknown.
     """
-    stages = _make_stages(supplied, options)
+    pixels, images, batches = _make_stages(supplied, options)
+    crop, *row_stages = (pixels | images).values()
 
     def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
         draw = functools.partial(random_bits.named, keys)
-        image = stages.ends["crop"](draw, canvas, size)
-        for stage in stages.pixels.values():
-            image = stage(draw, image)
-        image = stages.ends["normalize"](image)
-        for stage in stages.images.values():
+        image = crop(draw, canvas, size)
+        for stage in row_stages:
             image = stage(draw, image)
         return image
 
-    image_rows = _on_mesh(image_rows, supplied.mesh)
+    if supplied.mesh is not None:
+        spec = jax.sharding.PartitionSpec(supplied.mesh.axis_names)
+        image_rows = jax.shard_map(
+            image_rows, mesh=supplied.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
 
     def augment(key: jax.Array, batch: Batch) -> Batch:
         canvas, size, label = batch["canvas"], batch["size"], batch["label"]
@@ -70,48 +72,30 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
             canvas, size, label = (x[batch["canvas_index"]] for x in (canvas, size, label))
         rows_key, batch_key = jax.random.split(key)
         image = image_rows(row_keys(rows_key, len(label)), canvas, size)
-        target = stages.ends["target"](label)
-        for stage in stages.batch.values():
+        target = label
+        for stage in batches.values():
             image, target = stage(functools.partial(random_bits.named, batch_key), image, target)
         return {"image": image, "target": target, "label": label}
 
     return augment
 
 
-class _Stages(NamedTuple):
-    """The stages that are on, by name and table."""
-
-    ends: dict[str, Callable]
-    pixels: dict[str, Callable]
-    images: dict[str, Callable]
-    batch: dict[str, Callable]
-
-
-def _make_stages(supplied: Supplied, options: Mapping[str, Any]) -> _Stages:
+def _make_stages(supplied: Supplied, options: Mapping[str, Any]) -> list[dict[str, Callable]]:
+    """The stages that are on, by name, for each of the three tables."""
     unknown = set(options) - set(builders.options(make_augment, options))
     if unknown:
         raise TypeError(f"no stage of the augmentation takes {', '.join(sorted(unknown))}")
-
-    def made(table: dict[str, Callable]) -> dict[str, Callable]:
+    tables = []
+    for table in (PIXEL_STAGES, IMAGE_STAGES, BATCH_STAGES):
         stages = {name: builders.bind(make, options)(supplied) for name, make in table.items()}
-        return {name: stage for name, stage in stages.items() if stage is not None}
-
-    return _Stages(*map(made, (ENDS, PIXEL_STAGES, IMAGE_STAGES, BATCH_STAGES)))
-
-
-def _on_mesh(rows_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh | None) -> Callable:
-    """`rows_fn(keys, canvas, size)`, device by device when there is a mesh."""
-    if mesh is None:
-        return rows_fn
-    spec = jax.sharding.PartitionSpec(mesh.axis_names)
-    return jax.shard_map(rows_fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        tables.append({name: stage for name, stage in stages.items() if stage is not None})
+    return tables
 
 
 class Described(NamedTuple):
-    """One stage that is on.
+    """One stage that is on, by its name in its table.
 
     Attributes:
-      name: its name in its table.
       texts: what it does, what its options choose, and what they amount to.
       options: its options, without those that are None, False, 0 or empty and without lists
         of names left at their default; one that several stages take is listed with the last.
@@ -124,15 +108,14 @@ class Described(NamedTuple):
 
 def describe(supplied: Supplied, options: Mapping[str, Any]) -> list[Described]:
     """The stages of `make_augment` that are on, in the order in which they run."""
-    ends, pixels, images, batch = _make_stages(supplied, options)
-    first, middle, last = ({name: ends[name]} for name in ("crop", "normalize", "target"))
-    order = first | pixels | middle | images | last | batch
-    makers = ENDS | PIXEL_STAGES | IMAGE_STAGES | BATCH_STAGES
-    owner = {key: name for name in order for key in builders.options(makers[name], options)}
+    makers = PIXEL_STAGES | IMAGE_STAGES | BATCH_STAGES
+    on = {name: stage for table in _make_stages(supplied, options) for name, stage in table.items()}
+    known = {name: builders.options(makers[name], options) for name in on}
+    owner = {key: name for name in on for key in known[name]}
     described = []
-    for name, stage in order.items():
+    for name, stage in on.items():
         used = {}
-        for key, option in builders.options(makers[name], options).items():
+        for key, option in known[name].items():
             value = options.get(key, option.default)
             names = isinstance(value, tuple) and isinstance(next(iter(value), 0), str)
             if value and owner[key] == name and not (names and value == option.default):
@@ -152,10 +135,10 @@ def make_eval_transform(
 ) -> Callable[[Batch], jax.Array]:
     """Evaluation transform `transform(batch)`, a pure function to be jitted.
 
-    Resizes the short side to int(image_size / crop_ratio), crops the center and
-    normalizes: canvas uint8 [n, C, C, 3] and size int32 [n, 2] of the batch give
-    float32 [n, image_size, image_size, 3]. DeiT's published numbers are at crop
-    ratio 0.875, DeiT-III's at 1.0.
+    Resizes the short side to int(image_size / crop_ratio), crops the center and normalizes:
+    canvas uint8 [n, C, C, 3] and size int32 [n, 2] of the batch give float32
+    [n, image_size, image_size, 3]. DeiT's published numbers are at crop ratio 0.875,
+    DeiT-III's at 1.0.
 
     Raises:
       ConfigError: the crop ratio is not above 0 and at most 1.
@@ -167,7 +150,7 @@ def make_eval_transform(
 
     def transform(batch: Batch) -> jax.Array:
         # Padding rows have size 0; one pixel of a zero canvas keeps them finite.
-        rows, columns = center_crop_axes(jnp.maximum(batch["size"], 1), short, image_size)
-        return normalize(resample(batch["canvas"], rows, columns, matmul=matmul), mean, std)
+        axes = center_crop_axes(jnp.maximum(batch["size"], 1), short, image_size)
+        return normalize(resample(batch["canvas"], axes, matmul=matmul), mean, std)
 
     return transform

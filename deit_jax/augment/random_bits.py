@@ -13,14 +13,7 @@ import numpy as np
 # Part of a run's identity: the number that is folded into a row's key for each name (None: the
 # key of the batch as it is). Any other name has a number above 2^31 from its own hash, so that
 # a stage can be added without a change to anybody's draws.
-NUMBERS = {
-    "crop": 0,
-    "flip": 1,
-    "erasing": 2,
-    "operations": 3,
-    "color_jitter": 4,
-    "mix": None,
-}
+NUMBERS = {"crop": 0, "flip": 1, "erasing": 2, "operations": 3, "color_jitter": 4, "mix": None}
 
 
 def named(key: jax.Array, name: str) -> jax.Array:

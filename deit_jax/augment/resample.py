@@ -2,8 +2,8 @@
 
 Pillow (Resample.c, version < 13) resizes horizontally, rounds to uint8, resizes
 vertically and rounds again; its weights are 22-bit fixed-point numbers. Both
-passes are matrix products with the weights of one axis. An `Axis` describes one
-such matrix, so that a crop, a flip, a center crop after the resize and a
+passes are matrix products with the weights of one axis. `Axes` describes these
+matrices, so that a crop, a flip, a center crop after the resize and a
 reflected border are all the same code with other integers.
 """
 
@@ -25,18 +25,18 @@ MATMULS = {
 }
 
 
-class Axis(NamedTuple):
-    """What every output pixel of one axis is made of, for n images.
+class Axes(NamedTuple):
+    """Where the output pixels of n images come from, for the rows and the columns [n, 2].
 
-    The source pixels [start, start + length) are resized to `resized` pixels and
-    output pixel o is number position[o] of those; a position outside
-    [0, resized) gives black, as a center crop larger than the image does.
+    The source pixels [start, start + length) are resized to `resized` pixels, and output pixel
+    o is number position[o] of those; a position outside [0, resized) gives black, as a center
+    crop larger than the image does.
     """
 
-    position: jax.Array  # int32 [n, out]
-    resized: jax.Array  # int32 [n]
-    start: jax.Array  # int32 [n]
-    length: jax.Array  # int32 [n]
+    position: jax.Array  # int32 [n, 2, out]
+    resized: jax.Array  # int32 [n, 2]
+    start: jax.Array  # int32 [n, 2]
+    length: jax.Array  # int32 [n, 2]
 
 
 def _bicubic(x: jax.Array) -> jax.Array:
@@ -51,19 +51,15 @@ def _bicubic(x: jax.Array) -> jax.Array:
     return jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0))
 
 
-def axis_weights(axis: Axis, canvas_size: int) -> jax.Array:
-    """The matrices of `axis`: int32 [n, out, canvas_size], weight * 2^22.
+def axis_weights(axes: Axes, axis: int, canvas_size: int) -> jax.Array:
+    """The matrices of one axis: int32 [n, out, canvas_size], weight * 2^22.
 
     The distance of a source pixel to the output pixel's center is formed from
     integers (in float32 coordinates near 500 it would be good to 1e-5 only), and
     integers are added up, so that the order of the sum does not matter.
     """
-    position, resized, start, length = (
-        axis.position[:, :, None],
-        axis.resized[:, None, None],
-        axis.start[:, None, None],
-        axis.length[:, None, None],
-    )
+    position = axes.position[:, axis, :, None]
+    resized, start, length = (field[:, axis, None, None] for field in axes[1:])
     whole, rest = jnp.divmod((2 * position + 1) * length, 2 * resized)
     pixel = jnp.arange(canvas_size, dtype=jnp.int32)[None, None, :] - start
     distance = (pixel - whole).astype(jnp.float32) + (0.5 - rest / (2 * resized))
@@ -113,15 +109,13 @@ def _weighted_levels(weights: jax.Array, pixels: jax.Array, matmul: str) -> jax.
     return jnp.clip((total + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS, 0, 255).astype(jnp.uint8)
 
 
-def resample(canvas: jax.Array, rows: Axis, columns: Axis, *, matmul: str) -> jax.Array:
+def resample(canvas: jax.Array, axes: Axes, *, matmul: str) -> jax.Array:
     """Resized images uint8 [n, out rows, out columns, 3] of canvases uint8 [n, h, w, 3].
 
     Pillow < 13's integer arithmetic; a weight may differ by 2^-22, since it is
     found in float32. Both contractions run over the last axis of both operands, and
     the result comes out in NHWC.
     """
-    across = axis_weights(columns, canvas.shape[2])
-    down = axis_weights(rows, canvas.shape[1])
+    down, across = (axis_weights(axes, i, canvas.shape[1 + i]) for i in range(2))
     planes = jnp.transpose(canvas, (0, 3, 1, 2))
-    half = _weighted_levels(across, planes, matmul)
-    return _weighted_levels(down, half, matmul)
+    return _weighted_levels(down, _weighted_levels(across, planes, matmul), matmul)

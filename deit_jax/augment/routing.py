@@ -32,29 +32,24 @@ def capacity(n: int, share: float) -> int:
 
 
 def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
-    """Pixels uint8 [n, h, w, 3] with each route's operation done to its members.
+    """Pixels uint8 [n, h, w, 3] after each route's operation on its members.
 
     An image may be a member of one route only.
     """
     if not routes:
         return pixels
-    n = pixels.shape[0]
-    sizes = [capacity(n, route.share) for route in routes]
-    # Members first, padded with rows that do not exist (dropped when written).
-    orders = [
-        jnp.concatenate(
-            [
-                jnp.argsort(~route.member, stable=True).astype(jnp.int32),
-                jnp.zeros(size, jnp.int32),
-            ]
-        )
-        for route, size in zip(routes, sizes, strict=True)
-    ]
-    counts = [route.member.sum() for route in routes]
+    n = len(pixels)
+    plans = []
+    for route in routes:
+        size = capacity(n, route.share)
+        order = jnp.argsort(~route.member, stable=True).astype(jnp.int32)  # members first
+        # Padded with rows that do not exist (dropped when written).
+        order = jnp.concatenate([order, jnp.zeros(size, jnp.int32)])
+        plans.append((route, size, order, route.member.sum()))
 
     def one_round(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         number, pixels = carry
-        for route, size, order, count in zip(routes, sizes, orders, counts, strict=True):
+        for route, size, order, count in plans:
             slot = number * size + jnp.arange(size)
             rows = jax.lax.dynamic_slice(order, (jnp.minimum(number * size, n),), (size,))
             done = route.operation(pixels[rows], *(x[rows] for x in route.arguments))
@@ -62,8 +57,6 @@ def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
             pixels = pixels.at[rows].set(done, mode="drop", unique_indices=True)
         return number + 1, pixels
 
-    rounds = jnp.max(
-        jnp.stack([-(-count // size) for count, size in zip(counts, sizes, strict=True)])
-    )
+    rounds = jnp.max(jnp.stack([-(-count // size) for _, size, _, count in plans]))
     carry = (jnp.int32(0), pixels)
     return jax.lax.while_loop(lambda carry: carry[0] < rounds, one_round, carry)[1]

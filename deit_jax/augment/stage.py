@@ -9,24 +9,18 @@ from deit_jax.errors import ConfigError
 
 # From a name to the keys of that name, one per row ([n]); one key in a batch stage.
 Draw = Callable[[str], jax.Array]
+PixelStage = Callable[[Draw, jax.Array], jax.Array]
+BatchStage = Callable[[Draw, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Supplied(NamedTuple):
-    """Facts of the run that a stage may depend on.
+    """Facts of the run that a stage may depend on."""
 
-    Attributes:
-      image_size: side of the images in pixels.
-      num_classes: length of a target.
-      batch_size: rows of the global batch.
-      repeats: rows that show the same image.
-      mesh: the mesh whose devices share the batch, None for one device.
-    """
-
-    image_size: int
-    num_classes: int
-    batch_size: int
-    repeats: int = 1
-    mesh: jax.sharding.Mesh | None = None
+    image_size: int  # side of the images in pixels
+    num_classes: int  # length of a target
+    batch_size: int  # rows of the global batch
+    repeats: int = 1  # rows that show the same image
+    mesh: jax.sharding.Mesh | None = None  # whose devices share the batch, None for one device
 
 
 def noted(stage: Callable, *notes: str) -> Callable:
@@ -35,13 +29,17 @@ def noted(stage: Callable, *notes: str) -> Callable:
     return stage
 
 
-def check_share(name: str, value: float) -> None:
-    """Raises ConfigError unless `value` is in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{name} must be between 0 and 1, not {value}")
+def check_share(**shares: float) -> None:
+    """Raises ConfigError unless every value is in [0, 1]."""
+    for name, value in shares.items():
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"{name} must be between 0 and 1, not {value}")
 
 
-def check_range(name: str, bounds: tuple[float, float]) -> None:
-    """Raises ConfigError unless `bounds` is (low, high) with 0 < low <= high."""
-    if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1]:
-        raise ConfigError(f"{name} must be (low, high) with 0 < low <= high, not {tuple(bounds)}")
+def check_range(**ranges: tuple[float, float]) -> None:
+    """Raises ConfigError unless every value is (low, high) with 0 < low <= high."""
+    for name, bounds in ranges.items():
+        if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1]:
+            raise ConfigError(
+                f"{name} must be (low, high) with 0 < low <= high, not {tuple(bounds)}"
+            )

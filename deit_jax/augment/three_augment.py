@@ -15,8 +15,8 @@ BLUR_PASSES = 3
 REACH = 2  # pixels; the box of a sigma up to 2 has a radius of 1.375
 
 
-def _box_weights(sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(whole radius int32, inner weight, edge weight uint32 of 2^24) of one of three boxes.
+def _box_weights(sigma: jax.Array) -> list[jax.Array]:
+    """Weights uint32 of 2^24, each [n], at distances 0 to REACH in one of three boxes.
 
     Pillow approximates a Gaussian of `sigma` by three box blurs with soft edges (BoxBlur.c).
     """
@@ -27,32 +27,22 @@ def _box_weights(sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     whole = jnp.floor(radius).astype(jnp.int32)
     inner = (2.0**24 / (2.0 * radius + 1.0)).astype(jnp.uint32)
     edge = (jnp.uint32(1 << 24) - (2 * whole + 1).astype(jnp.uint32) * inner) // 2
-    return whole, inner, edge
-
-
-def _box_blur(levels: jax.Array, weights: list[jax.Array], axis: int) -> jax.Array:
-    """One pass over uint32 [n, h, w, 3] along `axis`, the border pixels repeated."""
-    length = levels.shape[axis]
-    padding = [(REACH, REACH) if i == axis else (0, 0) for i in range(4)]
-    padded = jnp.pad(levels, padding, mode="edge")
-    shifted = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(2 * REACH + 1)]
-    total = jnp.uint32(0)
-    for i, tap in enumerate(shifted):
-        total = total + tap * weights[abs(i - REACH)]
-    return (total + (1 << 23)) >> 24
+    distances = range(REACH + 1)
+    return [jnp.where(i <= whole, inner, jnp.where(i == whole + 1, edge, 0)) for i in distances]
 
 
 def gaussian_blur(pixels: jax.Array, sigma: jax.Array) -> jax.Array:
     """`ImageFilter.GaussianBlur(sigma)` for uint8 [n, h, w, 3], sigma float32 [n] up to 2."""
-    whole, inner, edge = _box_weights(sigma)
-    weights = [
-        jnp.where(i <= whole, inner, jnp.where(i == whole + 1, edge, 0))[:, None, None, None]
-        for i in range(REACH + 1)
-    ]
+    weights = [weight[:, None, None, None] for weight in _box_weights(sigma)]
     levels = pixels.astype(jnp.uint32)
-    for axis in (2, 1):
-        for _ in range(BLUR_PASSES):
-            levels = _box_blur(levels, weights, axis)
+    for axis in (2, 2, 2, 1, 1, 1):
+        padding = [(REACH, REACH) if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(levels, padding, mode="edge")
+        total = jnp.uint32(0)
+        for i in range(2 * REACH + 1):
+            tap = jax.lax.slice_in_dim(padded, i, i + levels.shape[axis], axis=axis)
+            total = total + tap * weights[abs(i - REACH)]
+        levels = (total + (1 << 23)) >> 24
     return levels.astype(jnp.uint8)
 
 
@@ -72,8 +62,7 @@ def three_augment(keys: jax.Array, pixels: jax.Array) -> jax.Array:
         factor=jnp.where(gray, 0.0, numbers.factor),
     )
     pixels = color.pointwise(pixels, numbers)
-    blur = Route(member=choice == BLUR, share=1 / 3, operation=gaussian_blur, arguments=(sigma,))
-    return apply_routes(pixels, [blur])
+    return apply_routes(pixels, [Route(choice == BLUR, 1 / 3, gaussian_blur, (sigma,))])
 
 
 def color_jitter(keys: jax.Array, pixels: jax.Array, *, strength: float) -> jax.Array:

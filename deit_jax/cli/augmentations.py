@@ -1,6 +1,7 @@
 """`deit-jax augmentations --config=FILE[:variant]`: what a recipe does to images, as PNG sheets."""
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -106,23 +107,14 @@ def _operation_draws(originals, resolved, args: argparse.Namespace, operation: s
     import jax.numpy as jnp
     import numpy as np
 
-    from deit_jax.augment import normalize, operations, randaugment, random_bits
+    from deit_jax.augment import normalize, operations, policies, random_bits
 
-    policy = resolved.augment.auto_augment or ""
-    spec = randaugment.rand_augment(policy if policy.startswith("rand") else "rand-m9-mstd0.5-inc1")
+    name = resolved.augment.auto_augment or ""
+    policy = policies.rand_augment(name if name.startswith("rand") else "rand-m9-mstd0.5-inc1")
+    policy = dataclasses.replace(policy, operations=(operation,))
     words = random_bits.words(jax.random.split(jax.random.key(args.seed), args.draws), 2)
-    magnitude = operations.noisy_magnitude(
-        words[:, 0], spec.magnitude, std=spec.magnitude_std, maximum=spec.magnitude_max
-    )
     numbers = jnp.zeros(args.draws, jnp.int32)
-    values = operations.argument(
-        [operation],
-        numbers,
-        magnitude,
-        words[:, 1] >> 31 == 1,
-        increasing=spec.increasing,
-        posterize=spec.posterize,
-    )
+    values = policy.arguments(numbers, policy.magnitude, words[:, 0], words[:, 1])
     options = {"names": [operation], "fill": normalize.fill_color(resolved.augment.mean)}
     apply = jax.jit(functools.partial(operations.apply_layer, shares=np.ones(1), **options))
     repeated = np.concatenate([originals] * args.draws)

@@ -32,7 +32,7 @@ def assert_like_pillow(got, expected):
 
 
 def resized(image, box, matmul="float32"):
-    run = jax.jit(lambda image, box: resample(image, *crop.box_axes(box, 24), matmul=matmul))
+    run = jax.jit(lambda image, box: resample(image, crop.box_axes(box, 24), matmul=matmul))
     return np.asarray(run(image, box))
 
 
@@ -51,11 +51,12 @@ def test_a_crop_does_not_depend_on_the_size_of_batch_and_canvas(stored):
 
 
 def test_a_flip_mirrors_the_same_pixels(stored):
-    rows, columns = crop.box_axes(jnp.asarray(stored["box"]), 24)
+    axes = crop.box_axes(jnp.asarray(stored["box"]), 24)
     flip = jnp.arange(len(stored["box"])) % 2 == 0
+    flip = jnp.stack([jnp.zeros_like(flip), flip], axis=1)
     plain, flipped = (
-        np.asarray(resample(stored["image"], rows, axis, matmul="float32"))
-        for axis in (columns, crop.flipped(columns, flip))
+        np.asarray(resample(stored["image"], axes, matmul="float32"))
+        for axes in (axes, crop.flipped(axes, flip))
     )
     np.testing.assert_array_equal(flipped[::2], plain[::2, :, ::-1])
     np.testing.assert_array_equal(flipped[1::2], plain[1::2])
@@ -95,11 +96,11 @@ def test_padding_rows_stay_finite():
 
 def test_center_crop_rounds_half_to_even_and_pads_with_black():
     size = jnp.array([[24, 24 + margin] for margin in range(6)])
-    offsets = crop.center_crop_axes(size, 24, 24)[1].position[:, 0]
+    offsets = crop.center_crop_axes(size, 24, 24).position[:, 1, 0]
     np.testing.assert_array_equal(offsets, [round(margin / 2) for margin in range(6)])
     white = np.full((1, 20, 20, 3), 255, np.uint8)
-    rows, columns = crop.center_crop_axes(jnp.array([[20, 20]]), 20, 24)
-    got = np.asarray(resample(white, rows, columns, matmul="float32"))[0]
+    axes = crop.center_crop_axes(jnp.array([[20, 20]]), 20, 24)
+    got = np.asarray(resample(white, axes, matmul="float32"))[0]
     assert (got[2:22, 2:22] == 255).all()
     assert not got[:2].any() and not got[:, 22:].any()
 
@@ -116,7 +117,7 @@ def test_simple_random_crop_equals_torchvision(stored, monkeypatch):
     keys = jax.random.split(jax.random.key(0), len(offsets))
     size = jnp.asarray(stored["size"])
     axes = crop.simple_random_crop(24)(keys, size)
-    assert_like_pillow(resample(stored["image"], *axes, matmul="float32"), stored["src"])
+    assert_like_pillow(resample(stored["image"], axes, matmul="float32"), stored["src"])
     # torchvision draws offsets from 0 to the padded size minus the crop, both ends in.
     np.testing.assert_array_equal(seen["high"], crop.short_side_resized(size, 24) + 8 - 24)
 
@@ -126,7 +127,7 @@ def test_small_images_on_small_canvases(name):
     canvas = np.zeros((3, 32, 32, 3), np.uint8)
     canvas[:, :8, :8] = 200
     keys, size = jax.random.split(jax.random.key(0), 3), jnp.full((3, 2), 8)
-    got = resample(canvas, *crop.CROPS[name](32)(keys, size), matmul="float32")
+    got = resample(canvas, crop.CROPS[name](32)(keys, size), matmul="float32")
     # Nothing but the image's own pixels can reach the crop.
     np.testing.assert_array_equal(got, np.full((3, 32, 32, 3), 200))
 
@@ -174,7 +175,7 @@ def test_evaluation_and_crops_of_photos_equal_pillow(tfds_dir):
     words = random_bits.words(jax.random.split(jax.random.key(0), len(images)), 22)
     box = functools.partial(crop.random_resized_box, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
     boxes = np.asarray(jax.vmap(box)(words, jnp.asarray(size)))
-    run = jax.jit(lambda image, box: resample(image, *crop.box_axes(box, 224), matmul="float32"))
+    run = jax.jit(lambda image, box: resample(image, crop.box_axes(box, 224), matmul="float32"))
     expected = [
         image.crop((left, top, left + width, top + height)).resize((224, 224), Image.BICUBIC)
         for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True)

@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deit_jax.augment import crop, erasing, mix, policies, randaugment, random_bits
+from deit_jax.augment import crop, erasing, mix, policies, random_bits
 from deit_jax.augment.operations import RAND_AUGMENT_OPERATIONS as OPERATIONS
 
 OURS = 12000
 SIGNIFICANT = 1e-4
+
+
+def parse(text):
+    (make,) = policies.chosen(text)
+    return make(text)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def draw_policy(spec):
     ],
 )
 def test_operations_and_arguments_are_drawn_as_timm_draws_them(timm, name, text):
-    assert policy_p(*draw_policy(randaugment.rand_augment(text)), timm[name]) > SIGNIFICANT
+    assert policy_p(*draw_policy(policies.rand_augment(text)), timm[name]) > SIGNIFICANT
 
 
 @pytest.mark.parametrize(
@@ -93,19 +98,19 @@ def test_operations_and_arguments_are_drawn_as_timm_draws_them(timm, name, text)
     [{"prob": 0.45}, {"magnitude_std": 0.4}, {"magnitude_max": 9.6}, {"increasing": False}],
 )
 def test_a_wrong_policy_is_seen(timm, planted):
-    spec = dataclasses.replace(randaugment.rand_augment("rand-m9-mstd0.5-inc1"), **planted)
+    spec = dataclasses.replace(policies.rand_augment("rand-m9-mstd0.5-inc1"), **planted)
     assert policy_p(*draw_policy(spec), timm["policy_default"]) < SIGNIFICANT
 
 
 def test_a_biased_sign_is_seen(timm):
-    operations, values = draw_policy(randaugment.rand_augment("rand-m9-mstd0.5-inc1"))
+    operations, values = draw_policy(policies.rand_augment("rand-m9-mstd0.5-inc1"))
     unturned = (operations == OPERATIONS.index("Rotate")) & (np.arange(OURS) % 3 == 0)[:, None]
     biased = np.where(unturned, np.abs(values), values)
     assert policy_p(operations, biased, timm["policy_default"]) < SIGNIFICANT
 
 
 def test_layers_are_independent():
-    operations, _ = draw_policy(randaugment.rand_augment("rand-m9-mstd0.5-inc1"))
+    operations, _ = draw_policy(policies.rand_augment("rand-m9-mstd0.5-inc1"))
     table = np.zeros((16, 16))
     np.add.at(table, (operations[:, 0], operations[:, 1]), 1)
     assert stats.chi2_contingency(table).pvalue > SIGNIFICANT
@@ -122,12 +127,12 @@ AUTO_AUGMENT = [("drawn_original", "original"), ("drawn_v0r_noisy", "v0r-mstd0.5
 
 @pytest.mark.parametrize("name,text", AUTO_AUGMENT)
 def test_sub_policies_are_drawn_as_timm_draws_them(timm, name, text):
-    assert pairs_p(*draw_policy(policies.parse(text)), timm[name]) > SIGNIFICANT
+    assert pairs_p(*draw_policy(parse(text)), timm[name]) > SIGNIFICANT
 
 
 def test_wrong_sub_policies_are_seen(timm):
     original, noisy = timm["drawn_original"], timm["drawn_v0r_noisy"]
-    operations, values = draw_policy(policies.parse("original"))
+    operations, values = draw_policy(parse("original"))
     assert pairs_p(operations, values, noisy) < SIGNIFICANT
     # The second operation of another image's sub-policy.
     shifted = [np.stack([x[:, 0], np.roll(x[:, 1], 1)], axis=1) for x in (operations, values)]
@@ -137,12 +142,12 @@ def test_wrong_sub_policies_are_seen(timm):
     fewer = (operations == OPERATIONS.index("Equalize")) & (np.arange(OURS) % 15 == 0)[:, None]
     assert pairs_p(np.where(fewer, 15, operations), values, original) < SIGNIFICANT
     for wrong in ("v0-mstd0.5", "v0r-mstd1"):
-        assert pairs_p(*draw_policy(policies.parse(wrong)), noisy) < SIGNIFICANT
+        assert pairs_p(*draw_policy(parse(wrong)), noisy) < SIGNIFICANT
 
 
 @pytest.mark.parametrize("text", ["rand-m7-n3-p0.7", "original", "v0"])
 def test_routes_expect_what_is_drawn(text):
-    policy = policies.parse(text)
+    policy = parse(text)
     operations, _ = draw_policy(policy)
     found = np.stack([(operations == i).mean(axis=0) for i in range(len(OPERATIONS))], axis=1)
     np.testing.assert_allclose(found, policy.shares, atol=5 * 0.5 / np.sqrt(OURS))

@@ -10,7 +10,6 @@ from deit_jax.augment import (
     geometry,
     operations,
     policies,
-    randaugment,
     random_bits,
     three_augment,
 )
@@ -19,9 +18,14 @@ from deit_jax.augment.routing import Route, apply_routes
 FILL = (124, 116, 104)
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 NAMES = operations.RAND_AUGMENT_OPERATIONS
-SPEC = randaugment.rand_augment("rand-m9-mstd0.5-inc1")
+SPEC = policies.rand_augment("rand-m9-mstd0.5-inc1")
 # timm's plain set and the one whose effect grows with the magnitude.
 SETS = ({"increasing": False, "posterize": ""}, {"increasing": True, "posterize": "Increasing"})
+
+
+def parse(text):
+    (make,) = policies.chosen(text)
+    return make(text)
 
 
 def load(vectors, name):
@@ -80,7 +84,7 @@ def test_levels_become_timms_arguments(stored):
 @pytest.mark.parametrize("name", ["original", "originalr", "v0", "v0r"])
 def test_sub_policies_are_timms(vectors, name):
     number, prob, magnitude, *arguments = load(vectors, "autoaugment")[f"table_{name}"].T
-    spec = policies.parse(name)
+    spec = parse(name)
     for got, expected in zip(spec.tables, (number, prob, magnitude), strict=True):
         np.testing.assert_array_equal(got.T, np.asarray(expected, got.dtype))
     for negate, expected in zip((False, True), arguments, strict=True):
@@ -99,7 +103,7 @@ def test_sub_policies_are_timms(vectors, name):
 
 
 def test_a_policy_does_what_it_draws(stored):
-    policy = policies.parse("v0")
+    policy = parse("v0")
     pixels = np.concatenate([stored["source"]] * 20)
     keys = jax.random.split(jax.random.key(3), len(pixels))
     options = {"names": policy.operations, "shares": policy.shares, "fill": FILL}
@@ -300,7 +304,7 @@ def test_normal_draws_are_normal():
 )
 def test_unknown_policies_are_refused(text):
     with pytest.raises(ValueError, match="(?i)randaugment"):
-        randaugment.rand_augment(text)
+        policies.rand_augment(text)
 
 
 @pytest.mark.parametrize(
@@ -316,14 +320,14 @@ def test_unknown_policies_are_refused(text):
 )
 def test_unknown_strings_are_refused_with_what_is_known(text, names):
     with pytest.raises(ValueError, match=names):
-        policies.parse(text)
+        parse(text)
 
 
 def test_policy_strings_mean_what_timm_means():
-    assert randaugment.rand_augment("rand-m9-mstd0.5-inc1") == randaugment.RandAugment(
+    assert policies.rand_augment("rand-m9-mstd0.5-inc1") == policies.RandAugment(
         magnitude=9, magnitude_std=0.5, increasing=True
     )
-    assert randaugment.rand_augment("rand") == randaugment.RandAugment()
-    spec = randaugment.rand_augment("rand-m15-n3-p0.7-mstd101-mmax20-tweights")
+    assert policies.rand_augment("rand") == policies.RandAugment()
+    spec = policies.rand_augment("rand-m15-n3-p0.7-mstd101-mmax20-tweights")
     assert (spec.layers, spec.prob, spec.magnitude_std, spec.magnitude_max) == (3, 0.7, np.inf, 20)
     assert spec.weighted
