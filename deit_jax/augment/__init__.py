@@ -7,11 +7,12 @@ erased (`erasing.py`) and mixed (`mix.py`); `pipeline.py` composes these stages.
 To add
 
 * a stage, such as a grid mask: write a factory `make_grid_mask(supplied, *, grid_prob=0.0, ...)`
-  that checks its options and returns None when it is off, else a function; add one line to the
-  table in `pipeline.py` whose comment has the function's signature: `PIXEL_STAGES` (uint8, after
-  the crop), `IMAGE_STAGES` (normalized images) or `BATCH_STAGES` (mixed images and targets). The
-  order of the table is the order of the stages. Its keyword-only parameters are options of
-  `config.augment`. Its keys come from its name, `draw("grid_mask")`; no other draw changes.
+  that checks its options (ConfigError) and returns None when it is off, else a function; add one
+  line to the table in `pipeline.py` whose comment has the function's signature: `PIXEL_STAGES`
+  (uint8, after the crop), `IMAGE_STAGES` (normalized images) or `BATCH_STAGES` (mixed images and
+  targets). The order of the table is the order of the stages. Its keyword-only parameters are
+  options of `config.augment`. Its keys come from its name, `draw("grid_mask")`; no other draw
+  changes.
 * a crop: write a factory `crop(image_size, *, options)` that returns `axes(keys, size)`, and add
   one line to `CROPS` in `crop.py`.
 * an operation: write a function of (pixels, argument) and add one line to `OPERATIONS` in

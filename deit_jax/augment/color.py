@@ -23,14 +23,6 @@ def grayscale(pixels: jax.Array) -> jax.Array:
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
-def gray_mean(gray: jax.Array) -> jax.Array:
-    """int32 [n]: int(mean + 0.5) of gray int32 [n, h, w]."""
-    count = gray.shape[1] * gray.shape[2]
-    total = gray.sum((1, 2))
-    quotient = total // count
-    return quotient + (2 * (total - quotient * count) >= count)
-
-
 def blend(base: jax.Array, pixels: jax.Array, factor: jax.Array) -> jax.Array:
     """uint8: `Image.blend(base, pixels, factor)`, base + factor * (pixels - base), truncated.
 
@@ -75,7 +67,10 @@ def pointwise(pixels: jax.Array, numbers: Pointwise) -> jax.Array:
     """
     mask, threshold, add, base, factor = (x[:, None, None, None] for x in numbers)
     gray = grayscale(pixels)
-    mean = gray_mean(gray)[:, None, None, None]
+    count, total = gray[0].size, gray.sum((1, 2))
+    quotient = total // count
+    mean = quotient + (2 * (total - quotient * count) >= count)  # int(mean + 0.5)
+    mean = mean[:, None, None, None]
     bases = jnp.where(base == GRAY, gray[..., None], jnp.where(base == MEAN, mean, 0))
     levels = (pixels & mask).astype(jnp.int32)
     levels = jnp.where(levels >= threshold, 255 - levels, levels)
@@ -143,20 +138,15 @@ def autocontrast_table(counts: jax.Array) -> jax.Array:
     return jnp.where(spread > 0, table, identity)
 
 
-def look_up(pixels: jax.Array, table: jax.Array) -> jax.Array:
-    """uint8 [n, h, w, 3]: table int32 [n, 3, 256] applied channel by channel."""
-    n, height, width, _ = pixels.shape
-    flat = table.astype(jnp.uint8).reshape(n, 3 * 256)
-    entry = pixels.astype(jnp.int32) + 256 * jnp.arange(3, dtype=jnp.int32)[None, None, None]
-    return jnp.take_along_axis(flat, entry.reshape(n, -1), axis=1).reshape(pixels.shape)
-
-
 def histogram_operation(pixels: jax.Array, kind: jax.Array, _: jax.Array) -> jax.Array:
     """Equalize or autocontrast, kind int32 [n] of HISTOGRAM_OPERATIONS; neither has an argument."""
     counts = histogram(pixels)
     chosen = (kind == EQUALIZE)[:, None, None]
     table = jnp.where(chosen, equalize_table(counts), autocontrast_table(counts))
-    return look_up(pixels, table)
+    table = table.astype(jnp.uint8).reshape(-1, 3 * 256)
+    entry = pixels.astype(jnp.int32) + 256 * jnp.arange(3, dtype=jnp.int32)[None, None, None]
+    levels = jnp.take_along_axis(table, entry.reshape(len(pixels), -1), axis=1)
+    return levels.reshape(pixels.shape)
 
 
 def sharpness(pixels: jax.Array, factor: jax.Array) -> jax.Array:

@@ -33,9 +33,6 @@ def make_color(
       color_jitter: strength; 0 is off, and a policy turns it off too, as in timm.
       mean: of the normalization; its color fills the outside of a moved image, as in timm.
       options: those of the policy.
-
-    Raises:
-      ConfigError: an option is out of range, or a policy and 3-Augment are both on.
     """
     if color_jitter < 0:
         raise ConfigError(f"color_jitter must be at least 0 (off), not {color_jitter}")

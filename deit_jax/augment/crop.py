@@ -106,11 +106,7 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Crop:
-    """RandomResizedCrop: a random share (scale) of the area at a random aspect (ratio).
-
-    Raises:
-      ConfigError: scale or ratio is not a range above 0.
-    """
+    """RandomResizedCrop: a random share (scale) of the area at a random aspect (ratio)."""
     check_range(scale=scale, ratio=ratio)
     box = lambda word, size: random_resized_box(word, size, scale, ratio)
 
@@ -175,9 +171,6 @@ def make_crop(
 
     Returns:
       (draw, canvas uint8 [n, C, C, 3], size int32 [n, 2]) -> uint8 [n, s, s, 3].
-
-    Raises:
-      ConfigError: an option is out of range or unknown.
     """
     axes_of = builders.choose(CROPS, crop, "crop")(supplied.image_size, **options)
     check_share(hflip=hflip, vflip=vflip)

@@ -51,19 +51,16 @@ def _mixed_bits(bits: jax.Array) -> jax.Array:
     return bits ^ (bits >> 16)
 
 
-def pixel_noise(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """N(0, 1) float32 of `shape` from a hash of (uint32 [2], position).
-
-    Threefry for every pixel of every image would cost more than the rest of the
-    augmentation; a hash is cheap, fuses with what uses it and is as portable.
-    """
-    position = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-    return random_bits.normal(_mixed_bits(_mixed_bits(position ^ word[0]) + word[1]))
-
-
 def noise_per_pixel(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """N(0, 1) noise for every pixel and channel."""
-    return jax.vmap(lambda word: pixel_noise(word, shape[1:]))(word)
+    """N(0, 1) noise for every pixel and channel.
+
+    It is a hash of (uint32 [2], position): threefry for every pixel of every image would cost
+    more than the rest of the augmentation; a hash is cheap, fuses with what uses it and is as
+    portable.
+    """
+    position = jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32).reshape(shape[1:])
+    noise = lambda word: _mixed_bits(_mixed_bits(position ^ word[0]) + word[1])
+    return random_bits.normal(jax.vmap(noise)(word))
 
 
 def noise_per_box(word: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -95,9 +92,6 @@ def make_erasing(
       erasing_prob: of an image to be erased.
       erasing_mode: what fills the boxes, a name of `ERASING_MODES`.
       erasing_count: the largest number of boxes, which share the area.
-
-    Raises:
-      ConfigError: an option is out of range or unknown.
     """
     check_share(erasing_prob=erasing_prob)
     if erasing_count < 1:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.augment import fixed_point
-from deit_jax.augment.fixed_point import BITS, ONE, Fixed
+from deit_jax.augment.fixed_point import BITS, MAX_SIDE, ONE, Fixed
 
 LINE_OPERATIONS = SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = range(4)
 
@@ -70,10 +70,8 @@ def _inside(doubled_high: jax.Array, side: int) -> jax.Array:
 
 
 def _check_side(side: int) -> None:
-    if side > fixed_point.MAX_SIDE:
-        raise ValueError(
-            f"images of side {side} cannot be moved: at most {fixed_point.MAX_SIDE} pixels"
-        )
+    if side > MAX_SIDE:
+        raise ValueError(f"images of side {side} cannot be moved: at most {MAX_SIDE} pixels")
 
 
 def move_lines(

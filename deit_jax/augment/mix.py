@@ -60,10 +60,6 @@ class MixDraw(NamedTuple):
     box: jax.Array  # int32 [4]
 
 
-def _beta(key: jax.Array, word: jax.Array, alpha: float) -> jax.Array:
-    return random_bits.unit(word) if alpha == 1.0 else jax.random.beta(key, alpha, alpha)
-
-
 def _cut_box(word: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
     """timm 0.3.2's `rand_bbox`: sides int(side * sqrt(1 - lam)), uniform center, clipped.
 
@@ -112,9 +108,14 @@ def draw_mix(
     words_key, beta_key = jax.random.split(key)
     word = jax.random.bits(words_key, (8,))
     cut = random_bits.chance(word[0], cutmix_share(mixup, cutmix, switch_prob))
+
+    def beta(alpha: float) -> jax.Array:
+        if alpha in (0, 1):
+            return random_bits.unit(word[1]) if alpha else jnp.float32(1.0)
+        return jax.random.beta(beta_key, alpha, alpha)
+
     # Only one of the two lambdas is used, so they may share their randomness.
-    mixup_lam = _beta(beta_key, word[1], mixup) if mixup > 0 else jnp.float32(1.0)
-    cut_lam = _beta(beta_key, word[1], cutmix) if cutmix > 0 else jnp.float32(1.0)
+    mixup_lam, cut_lam = beta(mixup), beta(cutmix)
     if cutmix_minmax is None:
         box = _cut_box(word[2:6], cut_lam, height, width)
     else:
@@ -216,9 +217,6 @@ def make_mix(
         groups; None takes the largest one up to mix_group_limit.
       mix_group_limit: what one process of the published run had: 64 for DeiT-B (16
         processes), 256 for Ti and S (4 processes).
-
-    Raises:
-      ConfigError: an option is out of range or unknown, or no such group exists.
     """
     mode = builders.choose(MIX_MODES, mix_mode, "mix_mode")
     check_share(mix_prob=mix_prob, switch_prob=switch_prob)
@@ -228,13 +226,8 @@ def make_mix(
         check_range(cutmix_minmax=cutmix_minmax)
         cutmix = 1.0  # As in timm: the alpha does not matter, but CutMix is on.
     kinds = {"mixup": mixup, "cutmix": cutmix, "cutmix_minmax": cutmix_minmax, "mix_prob": mix_prob}
-    size = resolve_mix_group(
-        supplied.batch_size,
-        supplied.repeats,
-        mix_group=mix_group,
-        mix_group_limit=mix_group_limit,
-        **kinds,
-    )
+    groups = {"mix_group": mix_group, "mix_group_limit": mix_group_limit}
+    size = resolve_mix_group(supplied.batch_size, supplied.repeats, **groups, **kinds)
     if size is None:
         return None
 
@@ -275,9 +268,6 @@ def make_target(supplied: Supplied, *, smoothing: float = 0.1) -> BatchStage:
 
     Args:
       smoothing: label smoothing, the share that is spread over all classes.
-
-    Raises:
-      ConfigError: the smoothing is not between 0 and 1.
     """
     check_share(smoothing=smoothing)
     smoothed = lambda label: smoothed_one_hot(label, supplied.num_classes, smoothing)

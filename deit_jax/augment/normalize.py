@@ -28,11 +28,7 @@ def make_normalize(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> PixelStage:
-    """Levels from 0 to 1, minus the mean, divided by the deviation.
-
-    Raises:
-      ConfigError: not three numbers each, or a deviation that is not above 0.
-    """
+    """Levels from 0 to 1, minus the mean, divided by the deviation."""
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ConfigError(f"std must be 3 numbers above 0 and mean 3 numbers, not {std}, {mean}")
     return lambda draw, pixels: normalize(pixels, mean, std)

@@ -93,16 +93,12 @@ def _make_stages(supplied: Supplied, options: Mapping[str, Any]) -> list[dict[st
 
 
 class Described(NamedTuple):
-    """One stage that is on, by its name in its table.
+    """One stage that is on."""
 
-    Attributes:
-      texts: what it does, what its options choose, and what they amount to.
-      options: its options, without those that are None, False, 0 or empty and without lists
-        of names left at their default; one that several stages take is listed with the last.
-    """
-
-    name: str
-    texts: list[str]
+    name: str  # in its table
+    texts: list[str]  # what it does, what its options choose, and what they amount to
+    # Without those that are None, False, 0 or empty and without lists of names left at their
+    # default; one that several stages take is listed with the last.
     options: dict[str, Any]
 
 

@@ -181,8 +181,7 @@ class AutoAugment(Policy):
     def shares(self) -> np.ndarray:
         numbers, probs, _ = self.tables
         shares = np.zeros((2, len(self.operations)))
-        for layer in range(2):
-            np.add.at(shares[layer], numbers[:, layer], probs[:, layer] / len(numbers))
+        np.add.at(shares, (np.array([[0, 1]]), numbers), probs / len(numbers))
         return shares
 
     @property
@@ -206,9 +205,6 @@ def rand_augment(
         magnitude, nX layers, pX probability of a layer, mstdX noise of the magnitude (over 100:
         uniform), mmaxX its upper bound, inc1 the increasing set, tweights timm's weighted choice.
       operations: what is drawn from, names of `OPERATIONS`; the order is part of the recipe.
-
-    Raises:
-      ConfigError: a section that timm does not know, or an operation that is not registered.
     """
     fields: dict[str, Any] = dict(_section(part) for part in config.split("-")[1:])
     policy = RandAugment(operations=tuple(operations), **fields)
@@ -259,9 +255,6 @@ def auto_augment(sub_policies: str, posterize: str, config: str) -> AutoAugment:
       sub_policies, posterize: see `AutoAugment`.
       config: e.g. 'original' or 'v0r-mstd0.5' (timm `auto_augment_transform`); mstdX is the
         noise of the magnitudes.
-
-    Raises:
-      ConfigError: a section that timm does not know.
     """
     std = 0.0
     for section in config.split("-")[1:]:
@@ -284,11 +277,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def chosen(config: str | None) -> list[Callable[..., Policy]]:
-    """The entry of `POLICIES` that a string names, none for None or ''.
-
-    Raises:
-      ConfigError: there is no such policy.
-    """
+    """The entry of `POLICIES` that a string names, none for None or ''."""
     if not config:
         return []
     name = config.split("-")[0]

@@ -1,7 +1,7 @@
 """Running an operation only on the images that drew it, with static shapes.
 
-The members of a class are compacted into chunks of a static capacity, a little
-more than the class's expected number, and a loop does as many rounds of chunks
+The members of a class are compacted into chunks of a static capacity (the expected
+number and some standard deviations), and a loop does as many rounds of chunks
 as the batch needs: nearly always one. The result never depends on the capacity.
 """
 
@@ -25,12 +25,6 @@ class Route(NamedTuple):
     arguments: tuple[jax.Array, ...]  # leading axis n
 
 
-def capacity(n: int, share: float) -> int:
-    """Chunk size: the expected number and 2.5 standard deviations, 1..n."""
-    mean = n * share
-    return max(1, min(n, math.ceil(mean + HEADROOM_SIGMAS * math.sqrt(mean * (1.0 - share)))))
-
-
 def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
     """Pixels uint8 [n, h, w, 3] after each route's operation on its members.
 
@@ -41,7 +35,9 @@ def apply_routes(pixels: jax.Array, routes: list[Route]) -> jax.Array:
     n = len(pixels)
     plans = []
     for route in routes:
-        size = capacity(n, route.share)
+        mean = n * route.share
+        spread = HEADROOM_SIGMAS * math.sqrt(mean * (1.0 - route.share))
+        size = max(1, min(n, math.ceil(mean + spread)))
         order = jnp.argsort(~route.member, stable=True).astype(jnp.int32)  # members first
         # Padded with rows that do not exist (dropped when written).
         order = jnp.concatenate([order, jnp.zeros(size, jnp.int32)])

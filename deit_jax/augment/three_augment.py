@@ -35,7 +35,7 @@ def gaussian_blur(pixels: jax.Array, sigma: jax.Array) -> jax.Array:
     """`ImageFilter.GaussianBlur(sigma)` for uint8 [n, h, w, 3], sigma float32 [n] up to 2."""
     weights = [weight[:, None, None, None] for weight in _box_weights(sigma)]
     levels = pixels.astype(jnp.uint32)
-    for axis in (2, 2, 2, 1, 1, 1):
+    for axis in BLUR_PASSES * (2,) + BLUR_PASSES * (1,):
         padding = [(REACH, REACH) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(levels, padding, mode="edge")
         total = jnp.uint32(0)

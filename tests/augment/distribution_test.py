@@ -222,7 +222,7 @@ def test_wrong_erasing_is_seen(timm, monkeypatch):
 
 def test_noise_is_normal_and_differs_between_pixels_and_images():
     shape = (40, 40, 3)
-    noise = jax.vmap(lambda word: erasing.pixel_noise(word, shape))(words(2)[:8])
+    noise = erasing.noise_per_pixel(words(2)[:8], (8, *shape))
     flat = np.asarray(noise).reshape(8, -1)
     assert stats.kstest(flat.ravel(), "norm").pvalue > SIGNIFICANT
     correlation = np.corrcoef(flat) - np.eye(8)
