@@ -1,6 +1,6 @@
 """Keys' cubic convolution kernel on the host, for resizing images and position embeddings.
 
-On the device the augmentation has forms of its own (`augment/resample.py`, `augment/geometry.py`)
+On the device the augmentation has other forms (`augment/resample.py`, `augment/geometry.py`),
 whose rounding does not depend on the compiler.
 """
 

@@ -2,7 +2,7 @@
 
 `pointwise` is all operations that need no more than the pixel and a number, as
 one expression with neutral defaults; `equalize` and `autocontrast` look at each
-channel's histogram; `sharpness` at the neighbours.
+channel's histogram; `sharpness` at the neighbors.
 """
 
 import functools
@@ -42,7 +42,7 @@ def blend(base: jax.Array, pixels: jax.Array, factor: jax.Array) -> jax.Array:
 class Pointwise(NamedTuple):
     """Numbers of the pointwise operations, each [n]; the defaults of `neutral` do nothing."""
 
-    mask: jax.Array  # uint8: bits that are kept (posterize)
+    mask: jax.Array  # uint8: bits to keep (posterize)
     threshold: jax.Array  # int32: levels from here on are inverted (solarize; 0 inverts all)
     add: jax.Array  # int32: added to levels below 128 (solarize-add)
     base: jax.Array  # int32: BLACK, MEAN or GRAY (brightness, contrast, color)

@@ -137,7 +137,7 @@ def center_crop(image_size: int) -> Crop:
 
 
 def resize(image_size: int) -> Crop:
-    """The whole image resized, aspect not kept."""
+    """The whole image resized, aspect ratio ignored."""
     whole = lambda size: jnp.concatenate([jnp.zeros_like(size), size], axis=1)
     return lambda keys, size: box_axes(whole(size), image_size)
 

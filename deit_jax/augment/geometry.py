@@ -1,7 +1,7 @@
 """Pillow's affine transforms with bicubic resampling, on batches uint8 [n, h, w, 3].
 
 `Image.transform` uses Keys' kernel with a = -1 (its resize has a = -0.5), does
-not antialias, truncates, clamps the neighbours at the border and fills where the
+not antialias, truncates, clamps the neighbors at the border and fills where the
 center of a pixel comes from outside (Geometry.c). It works in float64; here places
 are fixed-point numbers (see `fixed_point`), and levels are interpolated in float32 as
 differences to a pixel nearby, which leaves a few values in a million one level off.
@@ -80,8 +80,8 @@ def move_lines(
     """Shear or translate: kind int32 [n] of LINE_OPERATIONS, amount float32 [n].
 
     amount: the slope of a shear, the share of the side of a translation; times the side
-    below 4096. Every line moves by a shift of its own, so one contiguous slice and four
-    taps per line do it; the vertical ones are done on the transposed image. Square images.
+    below 4096. Every line has its own shift, so each is one contiguous slice and four taps; the
+    vertical ones run on the transposed image. Square images.
     Raises ValueError for sides above 1024.
     """
     n, side = pixels.shape[:2]

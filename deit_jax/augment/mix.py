@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899) and label smoothing, per mix group.
 
 The published runs drew one lambda per process and its 64 images. Here a mix group
-is `mix_group` neighbouring rows of the global batch, whatever the devices are, and
+is `mix_group` neighboring rows of the global batch, whatever the devices are, and
 a row is mixed with the mirrored row of its group (timm's `x.flip(0)`).
 """
 
@@ -55,7 +55,7 @@ def resolve_mix_group(
 class MixDraw(NamedTuple):
     """One mix: weight `lam` of the row itself, box (top, bottom, left, right) when cutting."""
 
-    lam: jax.Array  # float32 [], the box's area already taken off
+    lam: jax.Array  # float32 [], corrected for the box's area
     cut: jax.Array  # bool []
     box: jax.Array  # int32 [4]
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 # Part of a run's identity: the number that is folded into a row's key for each name (None: the
-# key of the batch as it is). Any other name has a number above 2^31 from its own hash, so that
-# a stage can be added without a change to anybody's draws.
+# unchanged key of the batch). Any other name has a number above 2^31 from its hash, so that a new
+# stage changes no other draws.
 NUMBERS = {"crop": 0, "flip": 1, "erasing": 2, "operations": 3, "color_jitter": 4, "mix": None}
 
 

@@ -87,7 +87,7 @@ def resolve_matmul(matmul: str) -> str:
 def _weighted_levels(weights: jax.Array, pixels: jax.Array, matmul: str) -> jax.Array:
     """Contraction over the last axes: int32 [n, o, k], uint8 [n, a, b, k] to uint8 [n, o, a, b].
 
-    The weights are taken apart into terms of few bits. Every product and, up to 32
+    The weights are split into terms of few bits. Every product and, up to 32
     taps or a shrinking by 8, every sum of a term is a whole number below 2^24: no
     bit is lost, whatever the order of the sum. (Beyond, only the last few may be.)
     """
@@ -113,7 +113,7 @@ def resample(canvas: jax.Array, axes: Axes, *, matmul: str) -> jax.Array:
     """Resized images uint8 [n, out rows, out columns, 3] of canvases uint8 [n, h, w, 3].
 
     Pillow < 13's integer arithmetic; a weight may differ by 2^-22, since it is
-    found in float32. Both contractions run over the last axis of both operands, and
+    computed in float32. Both contractions run over the last axis of both operands, and
     the result comes out in NHWC.
     """
     down, across = (axis_weights(axes, i, canvas.shape[1 + i]) for i in range(2))
