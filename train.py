@@ -11,22 +11,15 @@ USAGE = "python train.py --config=FILE[:variant] --workdir=DIR [--config.section
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the overrides as `section.key=value`."""
     parser = argparse.ArgumentParser(usage=USAGE, description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="config file, with :variant if it has any")
-    parser.add_argument("--workdir", required=True, help="folder of the run; created if missing")
-    parser.add_argument(
-        "--force_resume", action="store_true", help="resume in a workdir whose config differs"
-    )
-    parser.add_argument(
-        "--coordinator", help="host:port of process 0, where no cluster manager provides it"
-    )
-    parser.add_argument("--num_processes", type=int)
-    parser.add_argument("--process_id", type=int)
-    parser.add_argument(
-        "--heartbeat_timeout_seconds",
-        type=int,
-        default=100,
-        help="a run of several processes ends when one sends no heartbeat for this long",
-    )
+    add = parser.add_argument
+    add("--config", required=True, help="config file, with :variant if it has any")
+    add("--workdir", required=True, help="folder of the run; created if missing")
+    add("--force_resume", action="store_true", help="resume in a workdir whose config differs")
+    add("--coordinator", help="host:port of process 0, where no cluster manager provides it")
+    add("--num_processes", type=int)
+    add("--process_id", type=int)
+    patience = "a run of several processes ends when one sends no heartbeat for this long"
+    add("--heartbeat_timeout_seconds", type=int, default=100, help=patience)
     flags, rest = parser.parse_known_args(argv)
     return flags, config.split_overrides(rest)
 

@@ -4,9 +4,8 @@ Its variables are never part of the training state or its checkpoints; they are 
 the step, so that they are neither constants of the program nor donated.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +28,7 @@ config.teacher.init is not set, and a distilled run needs a trained teacher. Giv
 To train the same student without a teacher: --config.loss.distillation=none"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Teacher:
+class Teacher(NamedTuple):
     """A frozen classifier.
 
     Attributes:
@@ -66,11 +64,9 @@ def make_teacher(
     Args:
       num_classes: of the student; a teacher with another number is refused.
       image_size, mean, std: side in pixels and statistics of the student's input.
-      init: checkpoint of the teacher: a published `.pth`, a `.safetensors`, or the
-        workdir of a run; see `pretrained.load_checkpoint`.
+      init: its checkpoint, see `pretrained.load_checkpoint`.
       name: registered model of `init`, when the file does not determine it.
-      ema: use the EMA of a run of ours.
-      which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
+      ema, which: of a run of ours: its EMA; `latest`, `best` (by its best_metric) or a step.
       input_size: side of the teacher's input in pixels; None for the student's, as in the
         paper.
       dtype: compute type; 'auto' is bfloat16 on accelerators, float32 on CPU.

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 
 PyTree = Any
 
-
-def _zero() -> jax.Array:
-    return jnp.zeros((), jnp.int32)
+_zero = lambda: jnp.zeros((), jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +39,6 @@ class TrainState:
 
     def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
         """The collections that `models.apply` takes, of the raw weights or the EMA."""
-        params, stats = (
-            (self.ema_params, self.ema_batch_stats) if ema else (self.params, self.batch_stats)
-        )
+        params = self.ema_params if ema else self.params
+        stats = self.ema_batch_stats if ema else self.batch_stats
         return {"params": params, "batch_stats": stats} if stats else {"params": params}

@@ -32,6 +32,5 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
 
 def map_with_name(function: Callable, tree: PyTree, *rest: PyTree) -> PyTree:
     """`jax.tree.map` whose function takes the leaf's path name first."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
-    )
+    named = lambda path, *leaves: function(path_name(path), *leaves)
+    return jax.tree_util.tree_map_with_path(named, tree, *rest)

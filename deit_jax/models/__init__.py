@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deit_jax.models.count import Size
 from deit_jax.models.deit import VisionTransformer
 from deit_jax.models.model import Model, Output
 from deit_jax.models.registry import create_model, list_models
@@ -24,7 +23,6 @@ __all__ = [
     "Model",
     "Output",
     "RegNet",
-    "Size",
     "VisionTransformer",
     "abstract_variables",
     "apply",

@@ -11,13 +11,12 @@ from jax.extend import core
 
 
 class Size(NamedTuple):
-    """What a model weighs and what one image costs.
+    """Size of a model, and cost of one image.
 
     Attributes:
       parameters: trained ones; running statistics of BatchNorm are not among them.
       macs: multiply-accumulates of one image's evaluation, in matrix products (attention's
-        too) and convolutions; LayerNorm, GELU, softmax and biases are not counted. Papers
-        print this number as "FLOPs", but one is two floating-point operations.
+        too) and convolutions alone. Papers call them "FLOPs", but each is two operations.
     """
 
     parameters: int

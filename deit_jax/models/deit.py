@@ -34,8 +34,6 @@ DROP_PATH_SCHEDULES = ("linear", "constant")
 # in half precision (whose LayerNorms save f32, counted double): residuals of `jax.vjp`.
 _SAVED_PER_BLOCK = {"none": (28.0, 34.0), "dots": (9.0, 9.0), "full": (1.0, 1.0)}
 
-_STEM = ("cls_token", "dist_token", "pos_embed", "patch_embed")
-
 
 class VisionTransformer(Model, kw_only=True):
     """Vision transformer of DeiT and DeiT-III.
@@ -119,8 +117,9 @@ class VisionTransformer(Model, kw_only=True):
         first = path.split("/")[0]
         if first.startswith("blocks_"):
             return 1 + int(first.removeprefix("blocks_"))
-        numbers = dict.fromkeys(_STEM, 0) | dict.fromkeys(self.head_params, self.num_layers)
-        return (numbers | {"norm": self.depth}).get(first)
+        numbers = dict.fromkeys(("cls_token", "dist_token", "pos_embed", "patch_embed"), 0)
+        numbers |= {"norm": self.depth} | dict.fromkeys(self.head_params, self.num_layers)
+        return numbers.get(first)
 
     def count(self) -> Size:
         """See `Model.count`."""
@@ -155,10 +154,9 @@ class VisionTransformer(Model, kw_only=True):
     def fit_param(
         self, path: str, value: np.ndarray, old: Model, fresh: np.ndarray | None
     ) -> tuple[np.ndarray, str]:
-        """See `Model.fit_param`; the position embedding is resized to this model's grid.
+        """See `Model.fit_param`; patches of the position embedding are resized to this grid.
 
-        The rows of the class and distillation tokens are copied; the row of a distillation
-        token that `old` lacks comes from `fresh`.
+        Rows of tokens are copied; that of a distillation token that `old` lacks is `fresh`.
         """
         if path != "pos_embed" or not isinstance(old, VisionTransformer):
             return value, ""
@@ -229,9 +227,6 @@ class VisionTransformer(Model, kw_only=True):
         """Keys of one block; `depth` stands for the embedding. Stochastic depth folds with 0."""
         return layers.fold_keys(keys, block + 1) if self.dropout_rate else None
 
-    def _drop_draws(self, keys: jax.Array | None) -> jax.Array | None:
-        return layers.drop_draws(keys, self.depth, 2) if self.drop_path_rate else None
-
     def _block_kwargs(self) -> dict[str, Any]:
         shared = ("num_heads", "mlp_ratio", "layer_scale_init", "dropout_rate", "epsilon", "dtype")
         return {name: getattr(self, name) for name in (*shared, "attention")}
@@ -246,7 +241,7 @@ class VisionTransformer(Model, kw_only=True):
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=(4, 5))
-        draws = self._drop_draws(keys)
+        draws = layers.drop_draws(keys, self.depth, 2) if self.drop_path_rate else None
         for i, rate in enumerate(self.drop_rates()):
             draw = None if draws is None else draws[:, i]
             x, weights = block(name=f"blocks_{i}", **self._block_kwargs())(
@@ -262,7 +257,7 @@ class VisionTransformer(Model, kw_only=True):
         blocks = [params[f"blocks_{i}"] for i in range(self.depth)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
         block = Block(parent=None, **self._block_kwargs())
-        draws = self._drop_draws(keys)
+        draws = layers.drop_draws(keys, self.depth, 2) if self.drop_path_rate else None
 
         def body(x, layer):
             index, rate, draw, block_params = layer

@@ -143,9 +143,8 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", initializers.normal(0.02), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
-        return matrix_product(x.astype(self.dtype), kernel) + bias.reshape(
-            (1,) * (x.ndim - 1) + (-1,)
-        )
+        y = matrix_product(x.astype(self.dtype), kernel)
+        return y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class PatchEmbed(nn.Module):

@@ -87,8 +87,6 @@ def create_model(
     """The registered model `name`, with any attribute of its class overridden.
 
     Args:
-      name: of `ARCHITECTURES`.
-      num_classes: K.
       image_size: one side or (height, width) in pixels; None for the published one.
       attributes: of the class, see `options`; those left out are as published.
 

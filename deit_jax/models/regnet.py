@@ -89,15 +89,8 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = Conv(
-            self.features,
-            self.size,
-            self.dtype,
-            stride=self.stride,
-            groups=self.groups,
-            use_bias=self.folded,
-            name="conv",
-        )(x)
+        conv = functools.partial(Conv, stride=self.stride, groups=self.groups, use_bias=self.folded)
+        x = conv(self.features, self.size, self.dtype, name="conv")(x)
         if self.folded:
             return x
         init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
@@ -228,23 +221,21 @@ class RegNet(Model, kw_only=True):
         )
         x = nn.relu(stem(image.astype(self.dtype), train))
         features = {"stem": x} if capture else {}
-        index, last = 0, max(sum(self.depths) - 1, 1)
-        for stage, depth in enumerate(self.depths):
-            for b in range(depth):
-                name = f"s{stage + 1}_b{b + 1}"
-                draw = None if draws is None else draws[:, index, 0]
-                x = Bottleneck(
-                    features=self.widths[stage],
-                    group_size=self.group_sizes[stage],
-                    stride=self.strides[stage] if b == 0 else 1,
-                    se_ratio=self.se_ratio,
-                    dtype=self.dtype,
-                    folded=self.folded,
-                    name=name,
-                )(x, train, draw, self.drop_path_rate * index / last)
-                index += 1
-                if capture:
-                    features[name] = x
+        blocks = [(stage, b) for stage, depth in enumerate(self.depths) for b in range(depth)]
+        for index, (stage, b) in enumerate(blocks):
+            name = f"s{stage + 1}_b{b + 1}"
+            draw = None if draws is None else draws[:, index, 0]
+            x = Bottleneck(
+                features=self.widths[stage],
+                group_size=self.group_sizes[stage],
+                stride=self.strides[stage] if b == 0 else 1,
+                se_ratio=self.se_ratio,
+                dtype=self.dtype,
+                folded=self.folded,
+                name=name,
+            )(x, train, draw, self.drop_path_rate * index / max(len(blocks) - 1, 1))
+            if capture:
+                features[name] = x
         x = x.astype(jnp.float32).mean((1, 2))
         head = nn.Dense(self.num_classes, kernel_init=initializers.normal(0.01), name="head")
         return Output(head(x), None), features

@@ -54,9 +54,8 @@ class Experiment:
 
     def place_teacher(self) -> Any:
         """The teacher's variables, whole on every device; None for a run without one."""
-        if self.teacher is None:
-            return None
-        return jax.device_put(self.teacher.variables, sharding.replicated(self.mesh))
+        everywhere = sharding.replicated(self.mesh)
+        return self.teacher and jax.device_put(self.teacher.variables, everywhere)
 
     def make_train_step(self) -> Callable:
         """`step(state, teacher variables, batch) -> (state, metrics)`, see `train.step`."""

@@ -139,7 +139,9 @@ class _Run:
                     self._end_of_step(step)
         finally:
             self.profiler.stop()
-        self._finish()
+        if jax.process_index() == 0:
+            curves.plot_curves({self.workdir.name: self.workdir}, self.workdir / "curves.png")
+            _print(f"done: checkpoints, metrics.jsonl and curves.png in {self.workdir}")
         return self.results
 
     def _prefetch(self, host_batches: data.BatchIterator) -> data.prefetch_to_device:
@@ -147,7 +149,7 @@ class _Run:
         return data.prefetch_to_device(host_batches, to_global)
 
     def _dispatch(self, step: int, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Starts `step` (counted from 1); its metrics, not waited for."""
+        """Starts `step` (counted from 1) and returns its metrics without waiting for them."""
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             self.state, metrics = self.train_step(self.state, self.teacher, batch)
         self.pending.append((step, metrics))
@@ -210,8 +212,7 @@ class _Run:
         }
         if self.skipped_steps:
             notes.append(f"skipped {self.skipped_steps}")
-        memory = hardware.peak_memory_gib()
-        if memory is not None:
+        if (memory := hardware.peak_memory_gib()) is not None:
             means["memory_gib"] = memory
             notes.append(f"memory {memory:.1f} GiB")
         epoch = step // self.durations.steps_per_epoch
@@ -265,11 +266,6 @@ class _Run:
             _print(f"{name:<9}{evaluate.summary(sums)}")
             if step == self.durations.stop_at and self.teacher is not None:
                 _print(agreement.table(sums, title=f"{name}: differ, % of images"))
-
-    def _finish(self) -> None:
-        if jax.process_index() == 0:
-            curves.plot_curves({self.workdir.name: self.workdir}, self.workdir / "curves.png")
-            _print(f"done: checkpoints, metrics.jsonl and curves.png in {self.workdir}")
 
 
 def _health_notes(health: data.Health) -> list[str]:

@@ -7,12 +7,12 @@ Exit codes, for launch scripts:
     143, 130 immediately   a second signal: stopped without saving
 """
 
+import functools
 import os
 import signal
 import socket
 import sys
 import threading
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -31,17 +31,14 @@ class Preemption:
     the same step. jax then owns SIGTERM: it does not end a process that never calls
     `requested`, and only a second SIGINT (or SIGKILL) stops one immediately.
 
-    Must be entered on the main thread.
+    Must be entered on the main thread. `exit_code` is the process's exit status after the save.
     """
+
+    exit_code = EXIT_RESTART
 
     def __init__(self) -> None:
         self._signal: int | None = None
         self._shared = jax.process_count() > 1
-
-    @property
-    def exit_code(self) -> int:
-        """Exit status of the process after it has saved."""
-        return EXIT_INTERRUPTED if self._signal == signal.SIGINT else EXIT_RESTART
 
     def requested(self, step: int) -> bool:
         """Whether to save the state after `step` steps and stop; the same on all processes.
@@ -57,7 +54,8 @@ class Preemption:
         sender, receiver = socket.socketpair()
         sender.setblocking(False)
         previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, _leave_to_watcher) for number in watched}
+        # These do nothing: with a handler, Python passes the signal on instead of exiting.
+        handlers = {number: signal.signal(number, lambda *_: None) for number in watched}
         watcher = threading.Thread(target=self._watch, args=(receiver,), daemon=True)
         watcher.start()
 
@@ -76,24 +74,18 @@ class Preemption:
         self._restore()
 
     def _watch(self, signals: socket.socket) -> None:
+        write = functools.partial(print, file=sys.stderr, flush=True)
         while received := signals.recv(1):
             number = received[0]
             if number not in (signal.SIGINT, signal.SIGTERM):
                 continue
             name = signal.Signals(number).name
             if self._signal is not None:
-                print(f"{name} again: stopping now, without saving", file=sys.stderr, flush=True)
+                write(f"{name} again: stopping now, without saving")
                 os._exit(128 + number)
+            self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESTART
             self._signal = number
-            print(
-                f"{name}: saving at the next step, then stopping; repeat it to stop now",
-                file=sys.stderr,
-                flush=True,
-            )
+            write(f"{name}: saving at the next step, then stopping; repeat it to stop now")
             if self._shared:
                 # jax's own handler notifies the other processes and agrees on a step with them.
                 os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave_to_watcher(number: int, frame: Any) -> None:
-    """Installed only so that Python passes the signal to the watcher instead of exiting."""

@@ -16,8 +16,6 @@ from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import init as init_lib
 from deit_jax.train import step as step_lib
 
-PyTree = Any
-
 
 def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> tuple[bool, list[str]]:
     """Repeats the step of a dump, with `section.key=value` overrides of the run's config.
@@ -71,15 +69,15 @@ def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> tuple[bool, l
     return finite, lines
 
 
-def not_finite(tree: PyTree) -> dict[str, tuple[int, int]]:
+def not_finite(tree: Any) -> dict[str, tuple[int, int]]:
     """Name -> (values that are NaN or infinite, all values), of the arrays that have any."""
     count = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), tree))
     counts = trees.named_leaves(jax.device_get(count(tree)))
-    sizes = {name: leaf.size for name, leaf in trees.named_leaves(tree).items()}
-    return {name: (int(bad), sizes[name]) for name, bad in counts.items() if bad}
+    leaves = trees.named_leaves(tree)
+    return {name: (int(bad), leaves[name].size) for name, bad in counts.items() if bad}
 
 
-def largest_value(tree: PyTree) -> tuple[str, float]:
+def largest_value(tree: Any) -> tuple[str, float]:
     """Name and magnitude of the largest finite value."""
     magnitude = lambda x: jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0))
     largest = jax.device_get(jax.jit(lambda tree: jax.tree.map(magnitude, tree))(tree))

@@ -61,10 +61,8 @@ def _describe(e: Experiment) -> list[str]:
         f"mesh {shape}",
         f"data: {e.data.description}",
     ]
-    if e.teacher:
-        lines.append(f"teacher: {e.teacher.description}")
-    if e.start:
-        lines.append(f"start: {e.start.report}")
+    lines += [f"teacher: {e.teacher.description}"] if e.teacher else []
+    lines += [f"start: {e.start.report}"] if e.start else []
     lines += ["", summary.describe(e.recipe), ""]
     lines += [f"warning: {text}" for text in checks.recipe_warnings(e.recipe)]
     return [*lines, "config", *_sections(e.recipe.config)]

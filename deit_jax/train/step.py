@@ -1,7 +1,6 @@
 """One training step, a pure function of state and batch.
 
-The same factory serves plain training, soft, hard, token and class-token
-distillation: a run without a teacher passes `teacher_fn=None`.
+A run without distillation passes `teacher_fn=None`.
 """
 
 import dataclasses

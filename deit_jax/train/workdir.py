@@ -2,7 +2,6 @@
 
 import fnmatch
 import json
-import os
 import pathlib
 import tempfile
 from typing import Any
@@ -32,7 +31,7 @@ LENGTH = ("train.total_epochs", "train.total_steps")
 
 
 def open_workdir(
-    path: str | os.PathLike, config: Any, *, force_resume: bool = False
+    path: str | pathlib.Path, config: Any, *, force_resume: bool = False
 ) -> tuple[pathlib.Path, list[str]]:
     """Makes the folder and checks it against the config.
 
@@ -49,7 +48,7 @@ def open_workdir(
     if not stored_file.is_file():
         return folder, []
     changed = config_lib.differences(_read_stored(stored_file), config.to_dict())
-    serious = {k: v for k, v in changed.items() if not _matches(k, HARMLESS + LENGTH)}
+    serious = {k: v for k, v in changed.items() if not _may_change(k)}
     lines = [
         f"  config.{key}: was {old!r}, now {new!r}"
         for key, (old, new) in (serious or changed).items()
@@ -71,18 +70,17 @@ def store_config(folder: pathlib.Path, config: Any) -> None:
     file = folder / "config.json"
     temporary = file.with_suffix(".tmp")
     temporary.write_text(config_lib.to_json(config))
-    os.replace(temporary, file)
+    temporary.replace(file)
 
 
-def _matches(key: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatch(key, pattern) for pattern in patterns)
+def _may_change(key: str) -> bool:
+    return any(fnmatch.fnmatch(key, pattern) for pattern in HARMLESS + LENGTH)
 
 
 def _check_writable(folder: pathlib.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(
             f"--workdir={folder} cannot be written ({error.strerror}); choose a writable folder"
