@@ -1,4 +1,4 @@
-"""What the library asks of a model. A new family inherits an answer to every question."""
+"""The interface of a model; a new family inherits a default for every member."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
 
 class Model(nn.Module, kw_only=True):
-    """A classifier of images, and what training, evaluation and `explain` ask about it.
+    """A classifier of images, and what training, evaluation and `explain` need of it.
 
     A family is a subclass with its attributes, `__call__` and `check`; everything else has a
     default that holds for a network with one head called `head`. Parameters called
@@ -46,10 +46,8 @@ class Model(nn.Module, kw_only=True):
         the new model has them.
       no_weight_decay: last names of own parameters without weight decay, besides biases,
         scales and tokens.
-      num_layers: number that `layer_of` gives to the head, the last layer; 0: layers have no
-        numbers.
-      recomputed_passes: forward passes (0 or 1) that the backward pass recomputes to save
-        memory.
+      num_layers: number of the head's layer, the last, see `layer_of`; 0 without numbers.
+      recomputed_passes: forward passes (0 or 1) that are repeated in the backward pass.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("class",)

@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 
 
 class Preemption:
-    """Context manager around the training loop; says after each step whether to save and stop.
+    """Context manager around the training loop; decides after each step whether to stop.
 
     A thread watches the signals, because Python's own handlers wait for the interpreter,
     which a compilation occupies for minutes: the second signal must work then too.

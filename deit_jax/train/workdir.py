@@ -33,7 +33,7 @@ LENGTH = ("train.total_epochs", "train.total_steps")
 def open_workdir(
     path: str | pathlib.Path, config: Any, *, force_resume: bool = False
 ) -> tuple[pathlib.Path, list[str]]:
-    """Makes the folder and checks it against the config.
+    """Makes the folder and checks that its run, if it has one, is that of the config.
 
     Returns the folder and notices for the user: a run that is made longer or shorter
     resumes under the schedule of the new length.
