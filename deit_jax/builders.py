@@ -156,7 +156,7 @@ def headlines(build: Callable, section: Mapping[str, Any]) -> list[str]:
 def _chosen(build: Callable, section: Mapping[str, Any]) -> Iterator[Callable]:
     """Every entry that the options of a builder choose."""
     for key, choice in getattr(build, "choices", {}).items():
-        value = section.get(key, keywords(build)[key].default) if key else None
+        value: Any = section.get(key, keywords(build)[key].default) if key else None
         if isinstance(choice, Mapping):
             names = value if isinstance(value, tuple | list) else [value]
             yield from (choose(choice, name, key) for name in names)

@@ -223,7 +223,8 @@ def _unknown_key(
     wrong = path if in_section or "." not in path else section
     reason, near = "", [k for k in known if k.split(".")[-1] == leaf]
     if section in schema.sections:
-        others = [*builders.owners(schema.sections[section], config[section], leaf)]
+        values: Any = config[section]
+        others = [*builders.owners(schema.sections[section], values, leaf)]
         reason = f" (an option of {section}.{f' and {section}.'.join(others)})" if others else ""
         close = difflib.get_close_matches(
             leaf, [k.partition(".")[2] for k in in_section], cutoff=0.7

@@ -29,7 +29,7 @@ def train_batches(
     seed: int = 0,
     start_step: int = 0,
     device_count: int = 1,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
     *,
     canvas: int = 512,
     repeats: int = 1,
@@ -108,7 +108,7 @@ def eval_batches(
     canvas: int,
     image_size: int,
     crop_ratio: float = 0.875,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
     **options,
 ) -> BatchIterator:
     """Every record once, in order, the last batch padded; all processes make equally many.
@@ -166,7 +166,7 @@ def _half_window(source: Source, images_per_step: int) -> int | None:
     return max(1, int(window / 2 / max(images_per_step, 1)))
 
 
-def _local_rows(rows: Sequence[int] | None, n: int) -> np.ndarray:
+def _local_rows(rows: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:
     if rows is None:
         return np.arange(n)
     local = np.asarray(rows, np.int64)
