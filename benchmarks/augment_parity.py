@@ -23,14 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax import data
-from deit_jax.augment import (
-    color,
-    crop,
-    make_eval_transform,
-    operations,
-    policies,
-    three_augment,
-)
+from deit_jax.augment import color, crop, make_eval_transform, operations, policies, three_augment
 from deit_jax.augment.resample import MATMULS, resample, resolve_matmul
 
 HERE = pathlib.Path(__file__).resolve().parent

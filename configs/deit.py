@@ -83,14 +83,14 @@ def table_9() -> ConfigDict:
                 "min_lr": 1e-5,  # official code: where the cosine ends
             },
             "step": {
-                "ema_decay": 0.99996,  # official code; no published number is of averaged weights
+                "ema_decay": 0.99996  # official code; no published number is of averaged weights
             },
             "train": {
                 "batch_size": 1024,  # Batch size; counts the repeats
                 "total_epochs": 300.0,  # Epochs
             },
             "eval": {
-                "crop_ratio": 0.875,  # official code: short side to 224 / 0.875 = 256, center crop
+                "crop_ratio": 0.875  # official code: short side to 224 / 0.875 = 256, center crop
             },
         }
     )

@@ -160,11 +160,7 @@ def _choose(values: Any, section: Any, name: str, given: dict[str, str]) -> dict
 
 
 def _complete_options(
-    values: Any,
-    known: Mapping[str, Option],
-    section: str,
-    problems: errors.Problems,
-    where: Any,
+    values: Any, known: Mapping[str, Option], section: str, problems: errors.Problems, where: Any
 ) -> None:
     """Adds the defaults that are missing; notes keys and values that are wrong."""
     prefix = f"{section}." if section else ""

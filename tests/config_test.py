@@ -159,8 +159,7 @@ def test_options_are_those_of_the_chosen_entry(load):
     assert "momentum" not in load(":small", "optim.kind=adam").optim
     assert load(":small", "optim.kind=adam", "optim.beta=0.5").optim.beta == 0.5
     with pytest.raises(
-        ConfigError,
-        match=r"optim.beta .an option of optim.kind=adam.; known: optim.clip",
+        ConfigError, match=r"optim.beta .an option of optim.kind=adam.; known: optim.clip"
     ):
         load(":small", "optim.beta=0.5")
     with pytest.raises(ConfigError, match=r"config.optim: unknown kind 'adm'; known: adam, sgd"):
@@ -234,7 +233,4 @@ def test_arguments_become_overrides():
 def test_differences_name_both_values():
     old = {"a": {"b": 1, "gone": 2}, "c": [1, 2]}
     new = {"a": {"b": 3}, "c": (1, 2)}
-    assert config_lib.differences(old, new) == {
-        "a.b": (1, 3),
-        "a.gone": (2, "(absent)"),
-    }
+    assert config_lib.differences(old, new) == {"a.b": (1, 3), "a.gone": (2, "(absent)")}

@@ -48,9 +48,7 @@ def saved(request, tmp_path_factory):
             model, optax.identity(), jax.random.key(0), ema=True, variables=raw
         )
         state = dataclasses.replace(
-            state,
-            ema_params=average["params"],
-            ema_batch_stats=average.get("batch_stats", {}),
+            state, ema_params=average["params"], ema_batch_stats=average.get("batch_stats", {})
         )
         metadata = {
             "model": {"name": name, "num_classes": CLASSES, "image_size": side} | attributes,

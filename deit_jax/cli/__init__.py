@@ -5,7 +5,9 @@ modules import what they need inside `run`, so that `--help` answers at once.
 """
 
 import argparse
+import functools
 import sys
+from typing import Any
 
 from deit_jax.cli import augmentations, compare, convert, data, evaluate, explain, predict, replay
 
@@ -19,7 +21,10 @@ def main(argv: list[str] | None = None) -> int:
 
     description = "Inspect data, recipes and models; evaluate, use and convert weights."
     parser = argparse.ArgumentParser(prog="deit-jax", description=description)
-    subparsers = parser.add_subparsers(dest="command", required=True)
+    # --config.a.b is not an abbreviation of anything.
+    options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    of_command: Any = functools.partial(argparse.ArgumentParser, **options)
+    subparsers = parser.add_subparsers(dest="command", required=True, parser_class=of_command)
     for command in COMMANDS:
         command.add_parser(subparsers)
     args, args.overrides = parser.parse_known_args(argv)

@@ -21,8 +21,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="a recipe's augmentation as sheets of images",
         usage="deit-jax augmentations --config=FILE[:variant] [--config.key=value ...]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE[:variant]", required=True, help="the recipe")
     parser.add_argument("--output", metavar="PNG", default="augmentations.png", help="the sheet")

@@ -27,9 +27,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         usage="deit-jax evaluate --checkpoint=PATH|NAME [--data=val,v2,real] [options] "
         "[--config.key=value ...]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # --config.a.b is not an abbreviation of anything.
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint", required=True, help="file, folder, workdir, or name of a published model"

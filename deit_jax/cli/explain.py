@@ -27,9 +27,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="a recipe as it will run, or a model's size and cost",
         usage="deit-jax explain [MODEL ...] | --config=FILE[:variant] [--config.key=value ...]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # --config.a.b is not an abbreviation of anything.
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", nargs="*", help="registered names; none: all")
     parser.add_argument("--config", metavar="FILE[:variant]", help="the recipe")

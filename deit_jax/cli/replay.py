@@ -20,8 +20,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="repeat the step that stopped a run and name its non-finite gradients",
         usage="deit-jax replay --dump=WORKDIR/nonfinite-step-N [--config.key=value ...]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--dump", required=True, metavar="DIR", help="written by the run")
     checkpoint_arguments.add_config(parser)

@@ -175,10 +175,7 @@ class BatchIterator(Iterator[Batch]):
     """
 
     def __init__(
-        self,
-        jobs: Iterator[tuple[Batch, np.ndarray, np.ndarray]],
-        reader: Reader,
-        loading: Loading,
+        self, jobs: Iterator[tuple[Batch, np.ndarray, np.ndarray]], reader: Reader, loading: Loading
     ):
         self.health = Health()
         self._max_corrupt_share = loading.max_corrupt_share

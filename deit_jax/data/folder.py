@@ -33,10 +33,7 @@ class FolderSource(Source):
 
 
 def open_folder(
-    *,
-    path: str | None = None,
-    train_split: str | None = None,
-    eval_split: str | None = None,
+    *, path: str | None = None, train_split: str | None = None, eval_split: str | None = None
 ) -> Data:
     """Image files in folders, one folder per class: PATH/train/<class>/*.jpg.
 

@@ -7,12 +7,7 @@ from deit_jax.data.source import Data
 from deit_jax.data.tfds_sets import open_tfds
 
 # A function whose keyword-only parameters are its options, and which returns `Data`.
-SOURCES = {
-    "tfds": open_tfds,
-    "folder": open_folder,
-    "arrays": open_arrays,
-    "digits": open_digits,
-}
+SOURCES = {"tfds": open_tfds, "folder": open_folder, "arrays": open_arrays, "digits": open_digits}
 
 
 @builders.chooses(source=SOURCES)

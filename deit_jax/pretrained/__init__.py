@@ -11,11 +11,4 @@ from deit_jax.pretrained.adapt import Adapted, adapt
 from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
 from deit_jax.pretrained.load import describe, load_checkpoint
 
-__all__ = [
-    "Adapted",
-    "CheckpointInfo",
-    "LoadedCheckpoint",
-    "adapt",
-    "describe",
-    "load_checkpoint",
-]
+__all__ = ["Adapted", "CheckpointInfo", "LoadedCheckpoint", "adapt", "describe", "load_checkpoint"]

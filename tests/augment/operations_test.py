@@ -5,14 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.augment import (
-    color,
-    geometry,
-    operations,
-    policies,
-    random_bits,
-    three_augment,
-)
+from deit_jax.augment import color, geometry, operations, policies, random_bits, three_augment
 from deit_jax.augment.routing import Route, apply_routes
 
 FILL = (124, 116, 104)
@@ -299,8 +292,7 @@ def test_normal_draws_are_normal():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["rand-m9.5", "rand-mstd", "rand-x3", "rand-p1.5", "rand-m9-t3a", "rand--m9"],
+    "text", ["rand-m9.5", "rand-mstd", "rand-x3", "rand-p1.5", "rand-m9-t3a", "rand--m9"]
 )
 def test_unknown_policies_are_refused(text):
     with pytest.raises(ValueError, match="(?i)randaugment"):

@@ -56,10 +56,7 @@ def test_teacher_is_the_published_one():
 
 @pytest.mark.parametrize(
     ("key", "name", "size", "classes"),
-    [
-        ("regnet", "regnety_002", 64, 7),
-        ("regnety_004", "regnety_004", 224, 1000),
-    ],
+    [("regnet", "regnety_002", 64, 7), ("regnety_004", "regnety_004", 224, 1000)],
 )
 def test_logits_and_blocks_equal_timm(vectors, key, name, size, classes):
     stored = np.load(vectors / "models_timm.npz")

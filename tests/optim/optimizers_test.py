@@ -210,11 +210,7 @@ ADAM = {"beta1", "beta2", "eps"}
 
 @pytest.mark.parametrize(
     "name, own",
-    [
-        ("adamw", ADAM),
-        ("lamb", ADAM | {"lamb_clip_norm"}),
-        ("sgd", {"momentum", "nesterov"}),
-    ],
+    [("adamw", ADAM), ("lamb", ADAM | {"lamb_clip_norm"}), ("sgd", {"momentum", "nesterov"})],
 )
 def test_options_are_those_of_the_chosen_optimizer(stored, name, own):
     assert set(builders.options(optim.make_optimizer, {"name": name})) == COMMON | own

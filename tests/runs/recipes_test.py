@@ -182,11 +182,7 @@ DEIT3_SIZES = {
     "s_21k": {"model.drop_path_rate": 0.05},
     "b_21k": {"model.drop_path_rate": 0.1},
     "l_21k": {"model.drop_path_rate": 0.3},
-    "h_21k": {
-        "model.image_size": 126,
-        "model.drop_path_rate": 0.5,
-        "train.total_epochs": 90.0,
-    },
+    "h_21k": {"model.image_size": 126, "model.drop_path_rate": 0.5, "train.total_epochs": 90.0},
     "s_21k_1k": {"model.drop_path_rate": 0.05},
     "b_21k_1k": {"model.drop_path_rate": 0.15},
     "l_21k_1k": {"model.drop_path_rate": 0.4},
@@ -260,10 +256,7 @@ def expected() -> dict[str, dict]:
     found["teachers.py:b_from_deit_b"] = student
     for side in (160, 224, 320, 384):
         found[f"finetune.py:{side}"] = FINETUNING | {"model.image_size": side}
-    at_384 = FINETUNING | {
-        "model.name": "deit_base_distilled_patch16_384",
-        "model.image_size": 384,
-    }
+    at_384 = FINETUNING | {"model.name": "deit_base_distilled_patch16_384", "model.image_size": 384}
     found["finetune.py:384_distilled"] = at_384 | HARD | {"teacher.input_size": 384}
     found["finetune.py:384_distilled_labels"] = at_384 | {"loss.label_on": "mean"}
     for task, facts in TASKS.items():

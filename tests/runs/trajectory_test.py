@@ -81,9 +81,7 @@ def train(stored, variant):
     start = variables(shapes, seed=1)
     rates = jnp.asarray([data.rate(step) for step in range(data.STEPS)], jnp.float32)
     tx = optim.make_optimizer(
-        start["params"],
-        lambda step: rates[step],
-        weight_decay=data.WEIGHT_DECAY,
+        start["params"], lambda step: rates[step], weight_decay=data.WEIGHT_DECAY
     )
     teacher_shapes = {name: value.shape for name, value in final_of(stored, "plain").items()}
     teacher_variables = {} if variant == "plain" else variables(teacher_shapes, seed=2)
