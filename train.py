@@ -1,9 +1,11 @@
 """Trains, distils or fine-tunes a model as its config says."""
 
 import argparse
+import os
+import signal
 import sys
 
-from deit_jax import config, distributed, errors
+from deit_jax import config, errors
 
 USAGE = "python train.py --config=FILE[:variant] --workdir=DIR [--config.section.key=value ...]"
 
@@ -28,6 +30,9 @@ def main(argv: list[str]) -> int:
     """Exit status: 0 done, 1 failed, 2 could not start, 75 or 130 saved and stopped by a signal."""
     try:
         flags, overrides = parse(argv)
+        # Imported here: jax takes seconds, and a signal must be answered during them.
+        from deit_jax import distributed
+
         distributed.initialize(
             coordinator=flags.coordinator,
             num_processes=flags.num_processes,
@@ -49,4 +54,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Until the loop takes over there is nothing to save, and a preempted run is to be rerun.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_TEMPFAIL))
     sys.exit(main(sys.argv[1:]))

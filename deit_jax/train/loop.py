@@ -34,6 +34,7 @@ from deit_jax.train import dump, nonfinite, preemption
 from deit_jax.train import init as init_lib
 from deit_jax.train import setup as setup_lib
 from deit_jax.train import step as step_lib
+from deit_jax.train import workdir as workdir_lib
 from deit_jax.train.experiment import Experiment
 from deit_jax.train.nonfinite import NonFiniteError
 
@@ -90,6 +91,9 @@ class _Run:
         self.writer = writers.MetricsWriter(
             workdir, start, experiment.recipe.config.to_dict(), **experiment.recipe.config.log
         )
+        if jax.process_index() == 0:
+            # Only now: a start that is refused must not change the config of the run.
+            workdir_lib.store_config(workdir, experiment.recipe.config)
         self.progress = progress.Progress(
             total_steps=self.durations.total_steps,
             steps_per_epoch=self.durations.steps_per_epoch,

@@ -2,7 +2,7 @@
 
 Exit codes, for launch scripts:
 
-    75   SIGTERM (spot preemption): saved, rerun the same command (EX_TEMPFAIL)
+    75   SIGTERM (spot preemption): saved, or not started yet; rerun the same command (EX_TEMPFAIL)
     130  SIGINT (Ctrl-C): saved, do not rerun
     143, 130 immediately   a second signal: stopped without saving
 """
@@ -81,7 +81,8 @@ class Preemption:
                 continue
             name = signal.Signals(number).name
             if self._signal is not None:
-                write(f"{name} again: stopping now, without saving")
+                repeated = f"{name} again" if number == self._signal else name
+                write(f"{repeated}: stopping now, without saving")
                 os._exit(128 + number)
             self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESTART
             self._signal = number

@@ -22,7 +22,7 @@ _WIDTH = 110
 def prepare(
     config: ml_collections.ConfigDict, workdir: str, force_resume: bool
 ) -> tuple[Experiment, pathlib.Path, profiler.Span | None]:
-    """Checks everything, prints what will run, and claims the workdir.
+    """Checks everything and prints what will run; a run in the workdir is left as it is.
 
     Returns:
       (the experiment, the workdir, which can be written, and the steps to profile, if any).
@@ -47,7 +47,6 @@ def prepare(
         params = experiment.recipe.params
         print(parameter_overview.get_parameter_overview(params, include_stats=False))
         print(*_describe(experiment), *notices, sep="\n", flush=True)
-        workdir_lib.store_config(folder, config)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)
     return experiment, folder, span
 

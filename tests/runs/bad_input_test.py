@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from deit_jax.checkpoint import lock
 from deit_jax.errors import ConfigError
 from deit_jax.train import experiment, loop
 
@@ -234,7 +235,19 @@ def test_workdir_of_another_run(tmp_path, compilation_cache, capsys, monkeypatch
         tiny_runs.train(other, tmp_path)
     assert "config.schedule.base_lr: was 0.002, now 0.5" in str(caught.value)
     assert "config.seed: was 0, now 3" in str(caught.value)
+    stored = (tmp_path / "config.json").read_text()
     harmless = tiny_runs.tiny("quickstart.py:plain", compilation_cache, "train.log_every_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_me", lambda: "pid 1 elsewhere")
+        held = lock.FolderLock(tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match="another process .pid 1 elsewhere. is training in"):
+        tiny_runs.train(harmless, tmp_path)
+    assert (tmp_path / "config.json").read_text() == stored
+    held.release()
+    deeper = tiny_runs.tiny("quickstart.py:plain", compilation_cache, "model.depth=3")
+    with pytest.raises(ConfigError, match="does not fit this config"):
+        loop.train(deeper, workdir=str(tmp_path), force_resume=True)
+    assert (tmp_path / "config.json").read_text() == stored
     tiny_runs.train(harmless, tmp_path)
     longer = tiny_runs.tiny("quickstart.py:plain", compilation_cache, "train.total_steps=4")
     tiny_runs.train(longer, tmp_path)

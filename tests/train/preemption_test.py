@@ -59,8 +59,15 @@ with Preemption():
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_stops_a_long_compilation_immediately(number):
+@pytest.mark.parametrize(
+    "first, second, words",
+    [
+        (signal.SIGTERM, signal.SIGTERM, "SIGTERM again: stopping now"),
+        (signal.SIGINT, signal.SIGINT, "SIGINT again: stopping now"),
+        (signal.SIGINT, signal.SIGTERM, "SIGTERM: stopping now"),
+    ],
+)
+def test_a_second_signal_stops_a_long_compilation_immediately(first, second, words):
     # Like a compilation, one long call that gives the lock away but does not come back to
     # the interpreter: Python's own handlers would not run until it ends.
     work = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
@@ -73,11 +80,27 @@ def test_a_second_signal_stops_a_long_compilation_immediately(number):
     with process:
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
-        process.send_signal(number)
+        process.send_signal(first)
         assert "saving at the next step" in process.stderr.readline()
-        process.send_signal(number)
-        assert process.wait(timeout=20) == 128 + number
-        assert "stopping now" in process.stderr.read()
+        process.send_signal(second)
+        assert process.wait(timeout=20) == 128 + second
+        assert process.stderr.read().startswith(words)
+
+
+def test_a_run_that_is_preempted_while_it_imports_is_to_be_rerun(tmp_path):
+    # In place of jax, whose import takes seconds.
+    (tmp_path / "jax.py").write_text("import time; print('ready', flush=True); time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config=configs/deit.py:ti", f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == EXIT_RESTART
 
 
 @pytest.mark.parametrize("status, comes_back", [(0, False), (EXIT_RESTART, True), (1, False)])
