@@ -101,9 +101,8 @@ def build(case: dict) -> tuple[experiment_lib.Experiment, models.Model | None]:
         experiment = experiment_lib.build(resolved)
     teacher, teacher_model = random_teacher(case) if case["teacher"] else (None, None)
     if teacher is not None:
-        experiment = dataclasses.replace(
-            experiment, teacher=teacher, loss_fn=losses.make_loss(**loss)
-        )
+        recipe = dataclasses.replace(experiment.recipe, loss_fn=losses.make_loss(**loss))
+        experiment = dataclasses.replace(experiment, recipe=recipe, teacher=teacher)
     if case["input"] == "image":
         experiment = dataclasses.replace(experiment, augment_fn=plain_input(resolved.augment))
     return experiment, teacher_model
