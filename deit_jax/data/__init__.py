@@ -14,8 +14,8 @@
 A new data format is a class and a function, in a new module, and one line:
 
 1. a subclass of `Source` with `__len__`, `get(indices) -> (records, labels)`, safe to call from
-   several threads, and `record_name(index)`; a record is an encoded image (bytes) or uint8
-   [h, w, 3];
+   several threads, and `record_name(index)`; a record is an encoded image (bytes), uint8
+   [h, w, 3], or a `CorruptImage` where it cannot be read;
 2. a function that returns `Data`, whose keyword-only parameters are its options and whose
    docstring begins with what it is; `check_labels` checks labels;
 3. its line in `SOURCES`: `"mine": open_mine`. A config then sets `data.source = "mine"`.
@@ -26,11 +26,11 @@ Importing this needs no TensorFlow; decoding image files does.
 """
 
 from deit_jax.data.batches import BatchIterator, CorruptShareExceeded, Health
-from deit_jax.data.decode import CorruptImage, decode_image
+from deit_jax.data.decode import decode_image
 from deit_jax.data.open import SOURCES, open_data
 from deit_jax.data.order import canvas_count, distinct_images_per_epoch, steps_per_epoch
 from deit_jax.data.pipeline import eval_batches, train_batches
-from deit_jax.data.source import Data, Source, check_labels
+from deit_jax.data.source import CorruptImage, Data, Source, check_labels
 from deit_jax.data.transfer import prefetch_to_device
 
 __all__ = [

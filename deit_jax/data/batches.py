@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.cmyk import frame
-from deit_jax.data.decode import CorruptImage
-from deit_jax.data.source import Record, Source
+from deit_jax.data.source import CorruptImage, Record, Source
 from deit_jax.errors import ConfigError
 
 Batch = dict[str, np.ndarray]
@@ -82,7 +81,7 @@ class Loading:
         threads: that read and decode; None: one per usable core.
         prefetch: batches loaded ahead of the next one.
         max_corrupt_share: of the data set. Records that cannot be decoded are logged and
-            counted; more of them than this share are an error.
+            counted; more of them than this share are an error, and so are all of them.
 
     Raises:
         ConfigError: an option out of range.
@@ -104,7 +103,7 @@ class Loading:
 
 
 class CorruptShareExceeded(ConfigError):
-    """More records are damaged than `max_corrupt_share` allows."""
+    """More records are damaged than `max_corrupt_share` allows, or all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +228,11 @@ class BatchIterator(Iterator[Batch]):
                 f"max_corrupt_share={self._max_corrupt_share:g} allows: "
                 f"{', '.join(list(corrupt.values())[:5])}; repair or remove them, or raise "
                 f"max_corrupt_share above {len(corrupt) / len(source):.2g}"
+            )
+        if len(corrupt) == len(source):
+            raise CorruptShareExceeded(
+                f"none of the {len(source)} records can be decoded: "
+                f"{', '.join(list(corrupt.values())[:5])}"
             )
 
     def close(self) -> None:

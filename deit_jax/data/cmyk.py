@@ -13,8 +13,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from deit_jax.data.source import CorruptImage
+
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOS, _DQT, _APP14 = 0xDA, 0xDB, 0xEE
+# Of a frame header with four components, marker included.
+_SOF_BYTES = 22
 _ADOBE_CMYK = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
@@ -50,6 +54,9 @@ def decode_cmyk(data: bytes, decode_rgb: Callable[[bytes], np.ndarray]) -> np.nd
     Args:
         data: the file.
         decode_rgb: TensorFlow's decoder, bytes -> uint8 [h, w, 3].
+
+    Raises:
+        CorruptImage: a frame header that is too short for four components.
     """
     colors = _inverted_sum(data, decode_rgb, constant_k=True) - 128
     k = (_inverted_sum(data, decode_rgb, constant_k=False) - colors)[..., :1]
@@ -77,6 +84,8 @@ def _edited(data: bytes, *, marker: bool, constant_k: bool) -> bytes:
         segment = bytearray(data[start:end])
         if kind == _APP14:
             continue
+        if kind in _SOF and len(segment) < _SOF_BYTES:
+            raise CorruptImage("the frame header of the JPEG is cut short")
         if kind in _SOF and constant_k:
             tables = {segment[12 + 3 * i] for i in range(3)}
             free = min({0, 1, 2, 3} - tables)

@@ -6,18 +6,17 @@ does not apply it.
 """
 
 import re
+import struct
+from collections.abc import Iterator
 
 import numpy as np
 
 from deit_jax.data._tensorflow import tensorflow
 from deit_jax.data.cmyk import decode_cmyk, frame
+from deit_jax.data.source import CorruptImage, Record
 
 
-class CorruptImage(ValueError):
-    """The bytes are not an image that can be decoded."""
-
-
-def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> np.ndarray:
+def decode_image(record: Record, *, at_least: int | None = None) -> np.ndarray:
     """RGB pixels, uint8 [h, w, 3]; arrays pass through.
 
     Args:
@@ -26,8 +25,11 @@ def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> 
             `Image.draft`. None: always at full size.
 
     Raises:
-        CorruptImage: the bytes are damaged, or of a format that is not decoded here.
+        CorruptImage: the bytes are damaged, or of a format that is not decoded here, or the
+            record could not be read.
     """
+    if isinstance(record, CorruptImage):
+        raise record
     if isinstance(record, np.ndarray):
         return record
     tf = tensorflow()
@@ -41,8 +43,7 @@ def decode_image(record: bytes | np.ndarray, *, at_least: int | None = None) -> 
         if record[:8] == b"\x89PNG\r\n\x1a\n":
             return _decode_png(record)
         if record[:4] == b"RIFF" and record[8:12] == b"WEBP":
-            image = tf.io.decode_image(record, expand_animations=False)
-            return np.ascontiguousarray(np.asarray(image)[..., :3])
+            return _decode_webp(record)
         if record[:2] == b"BM":
             return _decode_bmp(record)
     except tf.errors.OpError as error:
@@ -77,6 +78,28 @@ def _decode_bmp(record: bytes) -> np.ndarray:
         raise CorruptImage(f"BMP of {bits} bits with a palette; save it as PNG")
     image = np.asarray(tensorflow().io.decode_bmp(record))
     return np.ascontiguousarray(image[..., :3])
+
+
+def _decode_webp(record: bytes) -> np.ndarray:
+    if any(_animates(kind, flags) for kind, flags in _webp_chunks(record)):
+        # TensorFlow's decoder writes beyond the end of the image's memory (2.21).
+        raise CorruptImage("animated WebP; save it as one still image")
+    image = tensorflow().io.decode_image(record, expand_animations=False)
+    return np.ascontiguousarray(np.asarray(image)[..., :3])
+
+
+def _animates(kind: bytes, flags: int) -> bool:
+    return kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and bool(flags & 2))
+
+
+def _webp_chunks(record: bytes) -> Iterator[tuple[bytes, int]]:
+    """Kind and first byte of each chunk; a chunk that says to be longer than the file ends it."""
+    position = 12
+    while position + 9 <= len(record):
+        kind, length, first = struct.unpack_from("<4sIB", record, position)
+        yield kind, first
+        # Chunks begin at even positions.
+        position += 8 + length + length % 2
 
 
 def _reason(error: Exception) -> str:

@@ -1,17 +1,33 @@
 """Image folders: `path/train/<class>/*.jpg`, `path/val/<class>/*.jpg`."""
 
+import contextlib
 import itertools
 import os
 import pathlib
+import stat
+from collections.abc import Iterator
 
 import numpy as np
 
 from deit_jax.data._tensorflow import require_tensorflow
-from deit_jax.data.source import Data, Source
+from deit_jax.data.source import CorruptImage, Data, Record, Source
 from deit_jax.errors import ConfigError, close_matches, unknown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _EVAL_NAMES = ("val", "validation", "valid", "test")
+
+
+def read_file(path: str | os.PathLike) -> Record:
+    """The content of an image file, or the `CorruptImage` that says why it cannot be read.
+
+    Nothing but a regular file is opened: reading from a pipe could wait for ever.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return CorruptImage("not a regular file")
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        return CorruptImage(error.strerror or str(error))
 
 
 class FolderSource(Source):
@@ -24,8 +40,8 @@ class FolderSource(Source):
     def __len__(self) -> int:
         return len(self._files)
 
-    def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        images = [pathlib.Path(self._files[index]).read_bytes() for index in indices]
+    def get(self, indices: np.ndarray) -> tuple[list[Record], np.ndarray]:
+        images = [read_file(self._files[index]) for index in indices]
         return images, self._labels[np.asarray(indices)]
 
     def record_name(self, index: int) -> str:
@@ -46,8 +62,8 @@ def open_folder(
             val, validation, valid, test that exists.
 
     Raises:
-        ConfigError: a missing path or split, a class without images, a class that only the
-            evaluation split has.
+        ConfigError: a missing path or split, a folder that cannot be read, a class without
+            images, a class that only the evaluation split has.
     """
     require_tensorflow()
     layout = "train/<class>/*.jpg and val/<class>/*.jpg"
@@ -56,7 +72,8 @@ def open_folder(
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise ConfigError(f"no folder {root}; source 'folder' reads {layout} in it")
-    present = sorted(p.name for p in root.iterdir() if p.is_dir())
+    with _readable(root):
+        present = sorted(p.name for p in root.iterdir() if p.is_dir())
     train_split = train_split or "train"
     if eval_split is None:
         eval_split = next((name for name in _EVAL_NAMES if name in present), "val")
@@ -84,17 +101,26 @@ def open_folder(
     )
 
 
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        raise ConfigError(f"folder {where} cannot be read: {error.strerror}") from error
+
+
 def _class_names(split: pathlib.Path) -> list[str]:
-    names = sorted(
-        entry.name for entry in os.scandir(split) if entry.is_dir() and entry.name[0] != "."
-    )
+    with _readable(split), os.scandir(split) as entries:
+        names = sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
     if not names:
         raise ConfigError(f"{split} has no class folders; images belong in {split}/<class>/")
     return names
 
 
 def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) -> FolderSource:
-    images = [_images(split / name) for name in names]
+    with _readable(split):
+        images = [_images(split / name) for name in names]
     empty = [name for name, files in zip(names, images, strict=True) if not files]
     if empty and (all_classes or len(empty) == len(names)):
         raise ConfigError(
@@ -107,7 +133,11 @@ def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) ->
 
 def _images(folder: pathlib.Path) -> list[str]:
     images = []
-    for base, directories, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for base, directories, names in os.walk(folder, onerror=refuse):
         directories.sort()
         images += [
             os.path.join(base, name)

@@ -7,11 +7,19 @@ import numpy as np
 
 from deit_jax.errors import ConfigError
 
-Record = bytes | np.ndarray
+
+class CorruptImage(ValueError):
+    """A record is not an image that can be read and decoded; says why."""
+
+
+Record = bytes | np.ndarray | CorruptImage
 
 
 class Source(Protocol):
-    """Records by number: encoded images (bytes) or uint8 [h, w, 3] arrays, with their labels.
+    """Records by number, with their labels.
+
+    A record is an encoded image (bytes), a uint8 [h, w, 3] array, or the `CorruptImage` that
+    says why it cannot be read.
 
     `get` must be safe to call from several threads at once.
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from deit_jax import augment, models
 from deit_jax.data import imagenet_classes
-from deit_jax.data.decode import CorruptImage, decode_image
+from deit_jax.data.decode import decode_image
+from deit_jax.data.folder import read_file
+from deit_jax.data.source import CorruptImage
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation.evaluator import square_side
 from deit_jax.evaluation.heads import head_outputs
@@ -34,7 +36,7 @@ def make_classifier(
     """`classify(path) -> probabilities f32 [K]` by name of `heads.HEADS`.
 
     The image is prepared as in evaluation; `crop_ratio` defaults to the checkpoint's.
-    `classify` raises ConfigError for a file that cannot be decoded.
+    `classify` raises ConfigError for a file that cannot be read or decoded.
     """
     model = loaded.create_model()
     transform = augment.make_eval_transform(
@@ -52,7 +54,7 @@ def make_classifier(
 
     def classify(path: pathlib.Path) -> dict[str, np.ndarray]:
         try:
-            pixels = decode_image(path.read_bytes())
+            pixels = decode_image(read_file(path))
         except CorruptImage as error:
             raise ConfigError(f"{path}: {error}") from None
         # Whole multiples of 256, so that photos of like size share one compiled program.

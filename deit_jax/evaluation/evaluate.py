@@ -133,7 +133,7 @@ def evaluate(
     Returns, for each candidate, `count` and the mean of every sum over the images.
 
     Raises:
-      ConfigError: there was no image.
+      ConfigError: there was no image that can be decoded.
     """
     totals = {name: collections.defaultdict(float) for name in candidates}
 
@@ -152,7 +152,7 @@ def evaluate(
 
 def _means(total: Mapping[str, float]) -> dict[str, float]:
     if not total["count"]:
-        raise ConfigError("the evaluation split has no image")
+        raise ConfigError("the evaluation split has no image that can be decoded")
     means = {key: value / total["count"] for key, value in total.items() if key != "count"}
     return {"count": int(total["count"])} | means
 

@@ -69,14 +69,14 @@ def predict(
     """Runs every batch once; padding and images that could not be decoded are left out.
 
     Raises:
-      ConfigError: there was no image.
+      ConfigError: there was no image that can be decoded.
     """
     parts = []
     for rows in fetched(step(variables, batch) for batch in batches):
         mask = rows.pop("mask")
         parts.append(jax.tree.map(lambda array, mask=mask: array[mask], rows))
     if not sum(len(part["index"]) for part in parts):
-        raise ConfigError("the evaluation split has no image")
+        raise ConfigError("the evaluation split has no image that can be decoded")
     return Predictions(**jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
 
 

@@ -25,14 +25,19 @@ def test_report_names_what_cannot_be_decoded(tmp_path, capsys):
         (tmp_path / split / "cat").mkdir(parents=True)
         (tmp_path / split / "cat" / "a.jpg").write_bytes(jpeg)
         (tmp_path / split / "cat" / "b.jpg").write_bytes(content)
+    (tmp_path / "val" / "cat" / "c.jpg").symlink_to("/nowhere/x")
+    (tmp_path / "val" / "cat" / "d.webp").write_bytes(
+        b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(9)
+    )
     where = ("--source=folder", f"--path={tmp_path}")
     assert call(*where) == 0
     assert call(*where, "--decode", "--canvas=25") == 1
     printed = capsys.readouterr().out
-    assert "train 2, val 2 images, 1 classes" in printed
+    assert "train 2, val 4 images, 1 classes" in printed
     assert "2 of 2 images decoded; longer side 30 to 30" in printed
     assert "median 30; 100.0% exceed 25" in printed
     assert f"cannot decode {tmp_path}/val/cat/b.jpg" in printed
+    assert "val/cat/c.jpg: No such file" in printed and "val/cat/d.webp: animated" in printed
 
 
 def test_digits(capsys):

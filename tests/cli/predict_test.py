@@ -42,6 +42,10 @@ def test_predict_refuses_what_is_not_an_image(tmp_path, capsys):
     (tmp_path / "text.jpg").write_text("no image")
     code, _, error = run(capsys, "predict", "--checkpoint", source, tmp_path / "text.jpg")
     assert code == 2 and "text.jpg" in error and error.count("\n") == 1
+    animated = tmp_path / "animated.webp"
+    animated.write_bytes(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(9))
+    code, _, error = run(capsys, "predict", "--checkpoint", source, animated)
+    assert code == 2 and "animated" in error and error.count("\n") == 1
 
 
 def test_imagenet_names():

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import data
+from deit_jax.data import cmyk, decode
 from deit_jax.data.resize import evaluation_square, fit_within, resize_bicubic, resized_shape
 
 HEIGHT, WIDTH = 61, 83
@@ -137,6 +138,49 @@ def test_what_cannot_be_decoded_is_an_error(damaged):
     with pytest.raises(data.CorruptImage) as error:
         data.decode_image(damaged)
     assert "{{" not in str(error.value) and str(error.value)
+
+
+def webp(*chunks):
+    """A WebP file of these (kind, content) chunks."""
+    body = b"".join(struct.pack("<4sI", kind, len(text)) + text for kind, text in chunks)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def test_animated_webp_never_reaches_tensorflow(monkeypatch):
+    """Its decoder writes beyond the end of the memory that it allocates."""
+
+    class Errors:
+        OpError = OSError
+
+    class NoDecoder:
+        errors = Errors
+
+    monkeypatch.setattr(decode, "tensorflow", NoDecoder)
+    frames = [Image.fromarray(pixels(seed)) for seed in range(2)]
+    animated = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    still = (b"ALPH", b"1234"), (b"EXIF", b"12")
+    canvas = bytes(9)
+    for file in (
+        animated,
+        animated[:20] + b"\0" + animated[21:],
+        webp((b"VP8X", b"\x02" + canvas), *still),
+        webp((b"VP8X", b"\x00" + canvas), *still, (b"ANIM", b"123456")),
+        webp((b"VP8X", b"\x00" + canvas), *still, (b"ANMF", b"123456")),
+    ):
+        with pytest.raises(data.CorruptImage, match="animated"):
+            data.decode_image(file)
+
+
+def test_a_cut_frame_header_of_a_four_component_jpeg_is_an_error():
+    """Nine to twenty-one of the 22 bytes: the rest of the segment becomes the scan's."""
+    encoded = encode(Image.fromarray(pixels(0)).convert("CMYK"), "JPEG")
+    start = next(start for kind, start, _ in cmyk.segments(encoded) if kind == 0xC0)
+    for length in range(8, 20):
+        cut = encoded[: start + 2] + struct.pack(">H", length) + encoded[start + 4 :]
+        shorter = encoded[: start + 2 + length] + encoded[start + 22 :]
+        for damaged in (cut, shorter):
+            with pytest.raises(data.CorruptImage):
+                data.decode_image(damaged)
 
 
 def test_photos_equal_pillow(tfds_dir):

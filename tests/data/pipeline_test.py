@@ -235,6 +235,17 @@ def test_too_many_corrupt_records_stop_the_run(damaged):
         next(batches)
 
 
+def test_without_a_sound_record_nothing_is_read():
+    """Whatever the share that is allowed: there is nothing to train or evaluate on."""
+    damaged = Encoded(n=20, damaged=range(20))
+    message = "none of the 20 records can be decoded: record"
+    options = {"batch_size": 4, "canvas": 32, "max_corrupt_share": 1.0}
+    with pytest.raises(data.CorruptShareExceeded, match=message):
+        first_batches(data.train_batches(damaged, **options), 1)
+    with pytest.raises(data.CorruptShareExceeded, match=message):
+        first_batches(data.eval_batches(damaged, image_size=16, **options), 5)
+
+
 def test_allowed_share_of_corrupt_records():
     damaged = Encoded(damaged=[5, 6])
     first_batches(

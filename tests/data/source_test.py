@@ -249,6 +249,38 @@ def test_folder_mistakes(tmp_path, splits, message):
         data.open_data(source="folder", path=fill(tmp_path, **splits))
 
 
+def test_photos_that_cannot_be_opened_are_bad_samples(tmp_path):
+    """By name, at once (a pipe would wait for ever), and the same after a restart."""
+    path = fill(tmp_path, train={"a": 8}, val={"a": 1})
+    folder = tmp_path / "train" / "a"
+    (folder / "dangling.jpg").symlink_to("/nowhere/x")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    train = data.open_data(source="folder", path=path).train
+    (folder / "3.jpg").unlink()
+    expected = {"dangling.jpg", "loop.jpg", "pipe.jpg", "3.jpg"}
+    seen = []
+    for start in (0, 0, 1):
+        options = {"canvas": 16, "start_step": start, "max_corrupt_share": 0.5}
+        with data.train_batches(train, 11, **options) as batches:
+            seen += [next(batches)["index"].tolist() for _ in range(2 - start)]
+            names = {os.path.basename(name) for name in batches.health.corrupt_names.values()}
+        assert names == expected
+    assert seen[0:2] == seen[2:4] and seen[4] == seen[1]
+    with (
+        pytest.raises(data.CorruptShareExceeded, match=r"a/\w+.jpg"),
+        data.train_batches(train, 11, canvas=16) as batches,
+    ):
+        next(batches)
+
+
+def test_a_class_folder_that_cannot_be_read_is_named(tmp_path):
+    path = fill(tmp_path, train={"a": 1}, val={"a": 1})
+    (tmp_path / "train" / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match="train/loop cannot be read: Too many levels"):
+        data.open_data(source="folder", path=path)
+
+
 def test_folder_without_class_folders(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
