@@ -174,15 +174,15 @@ def _complete_options(
             continue
         value = values[key]
         try:
-            converted = _convert(value, option.annotation)
+            typed = converted(value, option.annotation)
         except TypeError:
             problems.add(
                 f"{where(section, key)}config.{prefix}{key} takes "
-                f"{_type_name(option.annotation)}, not {value!r}"
+                f"{type_name(option.annotation)}, not {value!r}"
             )
         else:
             with values.ignore_type():
-                values[key] = converted
+                values[key] = typed
 
 
 def _default(option: Option) -> Any:
@@ -240,7 +240,7 @@ def _parsed(path: str, text: str, annotation: Any, current: Any) -> Any:
         return _parse(text, annotation)
     except (TypeError, ValueError, SyntaxError):
         raise errors.ConfigError(
-            f"config.{path} takes {_type_name(annotation)} (now {current!r}), not {text!r}"
+            f"config.{path} takes {type_name(annotation)} (now {current!r}), not {text!r}"
         ) from None
 
 
@@ -260,10 +260,10 @@ def _parse(text: str, annotation: Any) -> Any:
         scalars = [kind for kind in kinds if not _is_sequence(kind)]
         if not any(_is_a(value, kind) for kind in scalars):
             value = (value,)
-    return _convert(value, annotation)
+    return converted(value, annotation)
 
 
-def _convert(value: Any, annotation: Any) -> Any:
+def converted(value: Any, annotation: Any) -> Any:
     """`value` as the annotation says; an int serves as a float, a list as a tuple.
 
     Raises:
@@ -282,7 +282,7 @@ def _convert(value: Any, annotation: Any) -> Any:
             if items and len(kinds_of_items) != len(value):
                 continue
             pairs = zip(value, kinds_of_items or (Any,) * len(value), strict=True)
-            return tuple(_convert(item, kind) for item, kind in pairs)
+            return tuple(converted(item, kind) for item, kind in pairs)
     raise TypeError
 
 
@@ -305,7 +305,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(kind, type) and not _is_sequence(kind) and isinstance(value, kind)
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     """`int or None` for `int | None`."""
     kinds = _alternatives(annotation)
     names = [str(kind) if typing.get_args(kind) else kind.__name__ for kind in kinds]

@@ -20,6 +20,13 @@ class RunStopped(RuntimeError):
     exit_code = 1
 
 
+def printable(text: str, *, limit: int | None = None) -> str:
+    """`text` from a file for the terminal: control characters escaped, cut after `limit`."""
+    if limit is not None and len(text) > limit:
+        text = text[:limit] + " ..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def close_matches(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     """The known names, comma separated, nearest to `name` first; the first `limit` of many."""
     known = sorted(known)

@@ -12,7 +12,7 @@ from deit_jax.data import imagenet_classes
 from deit_jax.data.decode import decode_image
 from deit_jax.data.folder import read_file
 from deit_jax.data.source import CorruptImage
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, printable
 from deit_jax.evaluation.evaluator import square_side
 from deit_jax.evaluation.heads import head_outputs
 from deit_jax.pretrained import CheckpointInfo, LoadedCheckpoint
@@ -24,7 +24,7 @@ def readable_names(info: CheckpointInfo) -> list[str]:
     1,000 classes without names are taken to be ImageNet-1k in its usual order.
     """
     if info.class_names:
-        return [imagenet_classes.class_name(name) for name in info.class_names]
+        return [printable(imagenet_classes.class_name(name)) for name in info.class_names]
     if info.num_classes == len(imagenet_classes.class_names()):
         return list(imagenet_classes.class_names())
     return [f"class {number}" for number in range(info.num_classes)]

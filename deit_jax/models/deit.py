@@ -79,6 +79,11 @@ class VisionTransformer(Model, kw_only=True):
         """Raises ConfigError when the attributes do not fit together."""
         layers.resolve_attention(self.attention, self.dtype)
         layers.check_values(self, sizes=("patch_size", "embed_dim", "depth", "num_heads"))
+        if not 0 < self.epsilon < 1 or not self.mlp_ratio > 0:
+            raise ConfigError(
+                f"epsilon must be above 0 and below 1, not {self.epsilon}; mlp_ratio above 0, "
+                f"not {self.mlp_ratio}"
+            )
         if self.remat not in REMAT:
             raise unknown("remat", self.remat, REMAT)
         if self.drop_path_schedule not in DROP_PATH_SCHEDULES:

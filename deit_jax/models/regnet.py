@@ -172,6 +172,8 @@ class RegNet(Model, kw_only=True):
                 f"widths, depths, group_sizes and strides need one entry per stage, not {lengths}"
             )
         layers.check_values(self, sizes=("stem_width", "stem_stride", *lengths))
+        if round(min((self.stem_width, *self.widths)) * self.se_ratio) < 1:
+            raise ConfigError(f"se_ratio {self.se_ratio} leaves no channels")
         for width, group in zip(self.widths, self.group_sizes, strict=True):
             if width % group:
                 raise ConfigError(f"width {width} is not a multiple of its group size {group}")

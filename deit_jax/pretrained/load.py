@@ -4,12 +4,15 @@ import pathlib
 from typing import Any
 
 from deit_jax import checkpoint
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, printable
 from deit_jax.models import create_model
 from deit_jax.pretrained import hub
+from deit_jax.pretrained import notes as notes_lib
 from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
 from deit_jax.pretrained.formats import READERS, detect, huggingface, names, torch_file
 
+# A file can have any number of wrong tensors, of any name.
+_LONGEST_MESSAGE = 1000
 # How to compute, not what: a checkpoint does not decide it.
 _COMPUTE = ("dtype", "attention", "scan", "remat")
 
@@ -82,7 +85,7 @@ def _read(
     try:
         return _read_state_dict(path, ema, model, model_kwargs, arrays=arrays)
     except ConfigError as error:
-        text = str(error)
+        text = printable(str(error), limit=_LONGEST_MESSAGE)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
@@ -125,10 +128,12 @@ def _read_state_dict(
     if model is not None:
         name, arguments = model, {"num_classes": detect.num_classes(shapes, default=1000)} | hints
     elif notes.get("model"):
-        arguments = notes["model"] | model_kwargs
+        arguments = notes_lib.check_model(notes["model"]) | model_kwargs
         name = arguments.pop("name")
     else:
         name, arguments = detect.guess_model(shapes, naming, hints)
+    arguments = notes_lib.check_arguments(name, arguments)
+    notes_lib.check_depth(arguments, len(tensors))
     if config and not notes.get("class_names"):
         num_classes = arguments.get("num_classes", 1000)
         notes = notes | {"class_names": huggingface.class_names(config, num_classes)}
@@ -147,16 +152,16 @@ def _info(
     `notes` of our own files hold `class_names` and `image`; the published model is the rest.
     """
     try:
-        size = create_model(model, **arguments).image_size
+        created = create_model(model, **arguments)
     except TypeError as error:  # an argument that is not an attribute of the model
         raise ConfigError(str(error)) from None
-    class_names = notes.get("class_names")
+    image = notes_lib.check_image(notes.get("image", {}))
     return {
         "model": model,
         "model_kwargs": {key: arguments[key] for key in arguments if key not in _COMPUTE},
-        "class_names": tuple(class_names) if class_names else None,
+        "class_names": notes_lib.check_class_names(notes.get("class_names"), created),
         "source": source,
         "format": format,
-        "image": {"size": tuple(size)} | hub.preparation(model) | notes.get("image", {}),
+        "image": {"size": tuple(created.image_size)} | hub.preparation(model) | image,
         "metadata": {},
     }

@@ -75,7 +75,8 @@ def _guess_transformer(shapes: Shapes, naming: str, hints: dict[str, Any]) -> di
         shapes, 4, "patch_embed.proj.weight", "patch_embeddings.projection.weight"
     )
     position = _need(shapes, 3, "pos_embed", "position_embeddings")
-    layer = r".*\bblocks\.(\d+)\." if naming in ("timm", "facebook") else r".*\blayers?\.(\d+)\."
+    timm = naming in ("timm", "facebook")
+    layer = r".*\bblocks\.(\d{1,9})\." if timm else r".*\blayers?\.(\d{1,9})\."
     matches = (re.match(layer, name) for name in shapes)
     depth = _length({int(match[1]) for match in matches if match}, "block")
     distilled = _find(shapes, "dist_token", "distillation_token") is not None
@@ -117,7 +118,9 @@ def _image_size(patches: int, patch_size: int, hints: dict[str, Any]) -> Any:
 
 def _guess_regnet(shapes: Shapes) -> dict[str, Any]:
     # Facebook's and timm's numbers start at 1, Hugging Face's at 0.
-    pattern = r"(s|.*stages\.)(\d+)\.(?:b|layers\.)(\d+)\.(?:conv2\.conv|layer\.1\.convolution)"
+    pattern = (
+        r"(s|.*stages\.)(\d{1,9})\.(?:b|layers\.)(\d{1,9})\.(?:conv2\.conv|layer\.1\.convolution)"
+    )
     blocks: dict[int, dict[int, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         match = re.match(pattern + r"\.weight$", name)

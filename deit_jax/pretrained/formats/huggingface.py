@@ -35,8 +35,10 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged file ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("id2label", {}), dict):
+        raise ConfigError(f"{path}: damaged file (not the settings of a model)")
     if config.get("model_type") not in ("deit", "vit", "regnet"):
         raise ConfigError(
             f"{path}: model_type {config.get('model_type')!r}; known: deit, vit, regnet"

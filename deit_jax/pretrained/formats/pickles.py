@@ -44,6 +44,13 @@ class _Global:
     name: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Inert:
+    """In place of an object that scripts save beside the weights; it holds nothing."""
+
+    name: str
+
+
 _DTYPES = {
     "torch.FloatStorage": np.dtype("float32"),
     "torch.DoubleStorage": np.dtype("float64"),
@@ -59,7 +66,11 @@ _DTYPES = {
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
-_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_DTYPES}
+# The command line, which the official code and timm save with the weights.
+_INERT = {"argparse.Namespace"}
+_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_INERT, *_DTYPES}
+# Those of state dicts and of optimizers; the hash of nested tuples may take for ever.
+_KEYS = (str, int, float, bool, type(None))
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MARK = object()
 _LITERALS = "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE".split()
@@ -68,8 +79,8 @@ _LITERALS = "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE".
 def load_state(file: IO[bytes], storages: dict[str, Storage] | None = None) -> Any:
     """Reads one pickle from `file` and leaves the position behind it.
 
-    Returns dicts, lists, tuples, numbers, strings and `TensorRef`s; `storages` is filled with
-    every storage that the pickle mentions, by key.
+    Returns dicts, lists, tuples, numbers, strings, `TensorRef`s and `Inert`s; `storages` is
+    filled with every storage that the pickle mentions, by key.
     Raises PickleRefused, naming what was refused.
     """
     machine = _Machine({} if storages is None else storages)
@@ -134,6 +145,9 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is not dict or len(pairs) % 2:
             raise PickleRefused("damaged pickle (items for no dict)")
+        for key in pairs[::2]:
+            if type(key) not in _KEYS:
+                raise PickleRefused(f"refused a {type(key).__name__} as key of a dict")
         target.update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def extend(self, values: list[Any]) -> None:
@@ -143,8 +157,18 @@ class _Machine:
 
     def push_global(self, name: str) -> None:
         if name not in _KNOWN:
-            raise PickleRefused(f"refused to load {name!r}: a state dict does not need it")
+            raise PickleRefused(
+                f"refused to load {name!r}: a state dict does not need it; "
+                "where the file is trusted, save its state dict alone with torch"
+            )
         self.push(_Global(name))
+
+    def new_object(self) -> None:
+        """An object without its attributes, of a class that is known to be irrelevant."""
+        cls, arguments = self.pop_several(2)
+        if not isinstance(cls, _Global) or cls.name not in _INERT or arguments != ():
+            raise PickleRefused("refused to make an object")
+        self.push(Inert(cls.name))
 
     def reduce(self) -> None:
         function, arguments = self.pop_several(2)
@@ -158,9 +182,9 @@ class _Machine:
         self.push(storage)
 
     def build(self) -> None:
-        """The attributes of an OrderedDict (torch keeps `_metadata` there) are dropped."""
+        """Attributes are dropped; torch keeps `_metadata` in those of an OrderedDict."""
         self.pop()
-        if type(self.stack[-1]) is not dict:
+        if type(self.stack[-1]) not in (dict, Inert):
             raise PickleRefused(f"refused to set attributes of a {type(self.stack[-1]).__name__}")
 
 
@@ -192,6 +216,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": _Machine.push_global,
     "STACK_GLOBAL": lambda machine, _: machine.push_global(".".join(machine.pop_several(2))),
     "REDUCE": lambda machine, _: machine.reduce(),
+    "NEWOBJ": lambda machine, _: machine.new_object(),
     "BINPERSID": lambda machine, _: machine.push_storage(),
     "BUILD": lambda machine, _: machine.build(),
 }

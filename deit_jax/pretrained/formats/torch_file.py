@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import pathlib
 import zipfile
 import zlib
@@ -15,7 +16,10 @@ from deit_jax.pretrained.formats.pickles import PickleRefused, Storage, TensorRe
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError)
+_READ_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError),
+    *(TypeError, ValueError, LookupError, ArithmeticError, RuntimeError),
+)
 # Keys under which training scripts save their state dicts; by whether these are of the EMA.
 _WRAPPERS = {False: ("model", "state_dict"), True: ("model_ema", "state_dict_ema")}
 
@@ -58,7 +62,7 @@ def read_torch(path: pathlib.Path) -> Any:
         raise ConfigError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise
-    except (*_READ_ERRORS, TypeError, ValueError, LookupError, RuntimeError) as error:
+    except _READ_ERRORS as error:
         raise ConfigError(f"{path}: damaged file ({type(error).__name__}: {error})") from None
 
 
@@ -93,14 +97,18 @@ def _read_legacy(file: IO[bytes]) -> Any:
     storages: dict[str, Storage] = {}
     system, tree, keys = load_state(file), load_state(file, storages), load_state(file)
     order = "little" if system["little_endian"] else "big"
-    if not isinstance(keys, list) or not set(storages) <= set(keys):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise PickleRefused("damaged pickle (keys of the storages)")
+    if not set(storages) <= set(keys):
         raise PickleRefused("storages are missing")
     cache = {}
+    size = os.fstat(file.fileno()).st_size
     for key in keys:
         count = int.from_bytes(file.read(8), order)
         if key not in storages or storages[key].count != count:
             raise PickleRefused(f"storage {key} is not of the size that the tensors state")
-        data = file.read(count * storages[key].dtype.itemsize)
+        # Not more than there is: reading sets memory aside first.
+        data = file.read(min(count * storages[key].dtype.itemsize, size))
         cache[key] = _numbers(data, storages[key], order)
     if file.read(1):
         raise PickleRefused("bytes after the last storage")
@@ -116,16 +124,24 @@ def _numbers(data: bytes, storage: Storage, order: str) -> np.ndarray:
     return values.byteswap() if order == "big" else values
 
 
-def _resolve(tree: Any, numbers: Callable[[Storage], np.ndarray], depth: int = 0) -> Any:
-    """`tree` with arrays in place of references; only dicts are followed, four deep.
+def _resolve(tree: Any, numbers: Callable[[Storage], np.ndarray]) -> Any:
+    """`tree` with arrays in place of references; only dicts are followed, two deep.
 
-    A state dict is a dict of tensors, perhaps inside `{'model': ...}`.
+    A state dict is a dict of tensors, perhaps inside `{'model': ...}`. Deeper are only the
+    states of optimizers. One that is referred to many times is followed once.
     """
-    if isinstance(tree, TensorRef):
-        return _view(numbers(tree.storage), tree)
-    if isinstance(tree, dict) and depth < 4:
-        return {key: _resolve(value, numbers, depth + 1) for key, value in tree.items()}
-    return tree
+    done: dict[int, Any] = {}
+
+    def follow(value: Any, depth: int) -> Any:
+        if isinstance(value, TensorRef):
+            return _view(numbers(value.storage), value)
+        if not isinstance(value, dict) or depth == 2:
+            return value
+        if id(value) not in done:
+            done[id(value)] = {key: follow(part, depth + 1) for key, part in value.items()}
+        return done[id(value)]
+
+    return follow(tree, 0)
 
 
 def _view(values: np.ndarray, ref: TensorRef) -> np.ndarray:
@@ -140,7 +156,9 @@ def _view(values: np.ndarray, ref: TensorRef) -> np.ndarray:
         if size > 1 and stride < reach:
             raise PickleRefused(f"a tensor of shape {ref.shape} overlaps itself")
         reach += (size - 1) * stride
-    strides = [stride * values.itemsize for stride in ref.strides]
+    # The stride of an axis of one may be anything.
+    pairs = zip(ref.shape, ref.strides, strict=True)
+    strides = [stride * values.itemsize if size > 1 else 0 for size, stride in pairs]
     return np.lib.stride_tricks.as_strided(
         values[ref.offset :], ref.shape, strides, writeable=False
     )
