@@ -2,7 +2,8 @@
 
 Pure functions of (key, batch) that run inside the training step on CPU, GPU and TPU. A batch of
 canvases is cropped and flipped (`crop.py`), changed as uint8 pixels (`colors.py`), normalized,
-erased (`erasing.py`) and mixed (`mix.py`); `pipeline.py` composes these stages.
+shifted in color (`lighting.py`), erased (`erasing.py`) and mixed (`mix.py`); `pipeline.py`
+composes these stages.
 
 To add
 

@@ -12,6 +12,7 @@ from deit_jax.augment import random_bits
 from deit_jax.augment.colors import make_color
 from deit_jax.augment.crop import center_crop_axes, make_crop
 from deit_jax.augment.erasing import make_erasing
+from deit_jax.augment.lighting import make_lighting
 from deit_jax.augment.mix import make_mix, make_target
 from deit_jax.augment.normalize import IMAGENET_MEAN, IMAGENET_STD, make_normalize, normalize
 from deit_jax.augment.resample import resample, resolve_matmul
@@ -26,7 +27,7 @@ Batch = dict[str, jax.Array]
 # (draw, pixels uint8 [n, s, s, 3]) -> pixels; each row for itself. The crop makes the pixels.
 PIXEL_STAGES = {"crop": make_crop, "color": make_color}
 # (draw, image float32 [n, s, s, 3]) -> image; each row for itself. The first normalizes uint8.
-IMAGE_STAGES = {"normalize": make_normalize, "erasing": make_erasing}
+IMAGE_STAGES = {"normalize": make_normalize, "lighting": make_lighting, "erasing": make_erasing}
 # (draw, image float32 [B, s, s, 3], target float32 [B, K]) -> image, target; the whole batch.
 # The first makes the targets of labels.
 BATCH_STAGES = {"target": make_target, "mix": make_mix}

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+import regnet_recipe
 import tiny_runs
 from jax import numpy as jnp
 
@@ -264,7 +265,8 @@ def expected() -> dict[str, dict]:
         found[f"transfer.py:{task}_distilled"] = TASK | facts | distilled["b"] | HARD
     found |= {f"ablations.py:{row}": facts for row, facts in ABLATIONS.items()}
     found |= {f"deit3.py:{variant}": deit3(variant) for variant in DEIT3_SIZES}
-    return {spec: beside_table_9(facts) for spec, facts in found.items()}
+    found = {spec: beside_table_9(facts) for spec, facts in found.items()}
+    return found | regnet_recipe.EXPECTED
 
 
 EXPECTED = expected()
