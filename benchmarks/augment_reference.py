@@ -1,9 +1,10 @@
 """The reference side of augment_parity.py: timm, torchvision and Pillow < 13 on folders of photos.
 
-    PYTHON benchmarks/augment_reference.py PHOTOS OUT
+    PYTHON benchmarks/augment_reference.py PHOTOS OUT POLICY
 
 PHOTOS has uint8 [h, w, 3] arrays as .npy. For every photo an .npz in OUT gets the random numbers
-drawn and the images that came out. PYTHON is an interpreter with torch, torchvision and timm.
+drawn and the images that came out. POLICY is a RandAugment string of timm, which draws the
+magnitudes; PYTHON is an interpreter with torch, torchvision and timm.
 """
 
 import json
@@ -28,15 +29,14 @@ from torchvision.transforms import InterpolationMode, functional
 
 SIZE = 224
 FILL = (124, 116, 104)
-POLICY = "rand-m9-mstd0.5-inc1"
 NAMES = auto_augment._RAND_INCREASING_TRANSFORMS
 BICUBIC = InterpolationMode.BICUBIC
 
 
-def recording_policy() -> tuple[auto_augment.RandAugment, list]:
+def recording_policy(name: str) -> tuple[auto_augment.RandAugment, list]:
     """timm's policy, and a list to which it appends (operation, argument) of every draw."""
     hparams = {"img_mean": FILL, "interpolation": Image.BICUBIC}
-    policy = auto_augment.rand_augment_transform(POLICY, hparams)
+    policy = auto_augment.rand_augment_transform(name, hparams)
     log: list[tuple[int, float]] = []
     for op in policy.ops:
         index = NAMES.index(op.name)
@@ -103,6 +103,7 @@ def crops(photo: Image.Image) -> dict[str, np.ndarray]:
     return {
         "box": np.array(box),
         "crop_out": np.asarray(functional.resized_crop(photo, *box, [SIZE, SIZE], BICUBIC)),
+        "whole_out": np.asarray(functional.resize(photo, [SIZE, SIZE], BICUBIC)),
         "eval_out": np.asarray(functional.center_crop(resized, SIZE)),
         "offset": np.array((top, left)),
         "simple_out": np.asarray(functional.crop(short, top, left, SIZE, SIZE)),
@@ -117,7 +118,7 @@ def main() -> None:
         )
     random.seed(0)
     np.random.seed(0)
-    policy, log = recording_policy()
+    policy, log = recording_policy(sys.argv[3])
     for path in sorted(photos.glob("*.npy")):
         cropped = crops(Image.fromarray(np.load(path)))
         image = Image.fromarray(cropped["crop_out"])

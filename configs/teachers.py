@@ -26,7 +26,7 @@ DeiT-B, which took 53 hours on 8 V100.
 `regnety_160_dds` and so on are the same models as the authors of RegNet train them ("Designing
 Network Design Spaces", arXiv 2003.13678): 100 epochs of plain SGD, a third of the work. Source:
 facebookresearch/pycls at 5719de6, configs/dds_baselines/regnety/RegNetY-*GF_dds_8gpu.yaml over
-the defaults of pycls/core/config.py. Published top-1 and hours on 8 V100 (MODEL_ZOO.md, means
+the defaults of pycls.core.config. Published top-1 and hours on 8 V100 (its model zoo, means
 of 5 runs): 040 79.4, 17.5 h; 080 79.9, 29.3 h; 120 80.3, 36.9 h; 160 80.4, 50.8 h. For a student:
 --config.teacher.init=runs/regnety_160_dds.
 
@@ -75,7 +75,7 @@ def dds(batch_size: int) -> ConfigDict:
     return ConfigDict(
         {
             "model": {
-                "drop_path_rate": 0.0,  # MODEL_ZOO.md: no drop connect, no dropout
+                "drop_path_rate": 0.0,  # model zoo: no drop connect, no dropout
                 "dtype": "float32",  # TRAIN.MIXED_PRECISION False
             },
             "input": {
@@ -106,14 +106,14 @@ def dds(batch_size: int) -> ConfigDict:
             },
             "schedule": {
                 "kind": "cosine",  # OPTIM.LR_POLICY cos
-                "base_lr": 0.1,  # MODEL_ZOO.md: reference rate 0.1 ...
+                "base_lr": 0.1,  # model zoo: reference rate 0.1 ...
                 "scale_by_batch": 128,  # ... x batch / 128: OPTIM.BASE_LR 0.2 at 256, 0.4 at 512
                 "warmup_epochs": 5.0,  # OPTIM.WARMUP_EPOCHS
                 "warmup_lr": 0.1 * 0.1 * batch_size / 128,  # OPTIM.WARMUP_FACTOR 0.1 x the peak
                 "min_lr": 0.0,  # OPTIM.MIN_LR
             },
             "step": {
-                "ema_decay": 0.0  # MODEL_ZOO.md: none
+                "ema_decay": 0.0  # model zoo: none
             },
             "train": {
                 "batch_size": batch_size,  # TRAIN.BATCH_SIZE

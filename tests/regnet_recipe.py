@@ -2,7 +2,7 @@
 
 import pytest
 
-# configs/dds_baselines/regnety of facebookresearch/pycls, over pycls/core/config.py.
+# configs/dds_baselines/regnety of facebookresearch/pycls, over pycls.core.config.
 DDS = {
     "train.total_epochs": 100.0,
     "train.batch_size": 512,

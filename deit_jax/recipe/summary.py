@@ -56,7 +56,8 @@ def _run(recipe: Recipe) -> list[str]:
         "model": f"{config.model.name} at {'x'.join(map(str, model.image_size))}, "
         f"{model.count().parameters:,} parameters, {model.dtype}",
         "start from": config.init or "random weights",
-        "data": f"{recipe.records:,} images, {recipe.num_classes:,} classes",
+        "data": f"{recipe.records:,} images, {recipe.num_classes:,} classes; images longer than "
+        f"{config.input.canvas} pixels are shrunk before the crop, which costs small crops detail",
         "batch": batch,
         "epoch": f"{durations.steps_per_epoch:,} steps; {distinct:,} distinct images, each {times}",
         "length": f"{durations.total_steps:,} steps = {epochs:g} epochs; each image is seen "

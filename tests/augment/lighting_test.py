@@ -11,7 +11,7 @@ from deit_jax.augment.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from deit_jax.errors import ConfigError
 
 SUPPLIED = Supplied(image_size=8, num_classes=4, batch_size=4)
-# datasets/imagenet.py of pycls.
+# pycls.datasets.imagenet.
 EIG_VALS = [[0.2175, 0.0188, 0.0045]]
 EIG_VECS = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 

@@ -71,6 +71,7 @@ def test_published_recipe_is_described(published, fact):
         ({"augment__mixup": 0}, "                CutMix with probability 1\n"),
         ({"augment__auto_augment": ""}, "saturation in random order, factors 0.7 to 1.3"),
         ({"augment__auto_augment": "original"}, "AutoAugment: one of 25 pairs"),
+        ({"input__canvas": 300}, "images longer than 300 pixels are shrunk before the crop"),
         ({"augment__crop": "src"}, "Simple random crop (DeiT-III)"),
         ({"step__train_mode": False}, "no stochastic depth"),
         ({"step__accum_steps": 4}, "in 4 micro-batches"),
