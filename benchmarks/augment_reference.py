@@ -42,8 +42,8 @@ def recording_policy(name: str) -> tuple[auto_augment.RandAugment, list]:
         index = NAMES.index(op.name)
 
         def record(image, *args, number=index, run=op.aug_fn, **kwargs):
-            # On the device, arguments are float32.
-            args = tuple(float(np.float32(a)) if isinstance(a, float) else a for a in args)
+            if "mstd" in name:  # noisy arguments are drawn in float32 on the device
+                args = tuple(float(np.float32(a)) if isinstance(a, float) else a for a in args)
             log.append((number, args[0] if args else 0.0))
             return run(image, *args, **kwargs)
 
