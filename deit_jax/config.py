@@ -11,6 +11,7 @@ import ast
 import difflib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -300,8 +301,10 @@ def _is_sequence(kind: Any) -> bool:
 def _is_a(value: Any, kind: Any) -> bool:
     if kind in (Any, object, inspect.Parameter.empty):
         return True
-    if kind in (int, float):
-        return isinstance(value, kind) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, float) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(kind, type) and not _is_sequence(kind) and isinstance(value, kind)
 
 

@@ -214,6 +214,10 @@ def rand_augment(
             raise ConfigError(f"operations: timm's tweights have no weight for {name!r}")
     if not policy.operations:
         raise ConfigError("operations must name at least one operation")
+    if policy.magnitude > policy.magnitude_max:
+        raise ConfigError(
+            f"auto_augment {config!r}: the magnitude m is at most {policy.magnitude_max:g} (mmax)"
+        )
     if policy.weighted and policy.layers > len(policy.operations):
         raise ConfigError(
             f"auto_augment {config!r} draws {policy.layers} of {len(policy.operations)} operations "
@@ -235,6 +239,8 @@ def _section(section: str) -> tuple[str, int | float | bool]:
     if whole and not text.isdigit():
         raise ConfigError(f"RandAugment section {section!r} needs a whole number, such as {key}1")
     number = int(text) if whole else float(text)
+    if key == "n" and number < 1:
+        raise ConfigError(f"RandAugment section {section!r}: at least one operation is drawn")
     if key == "p" and number > 1:
         raise ConfigError(f"RandAugment section {section!r}: a probability is in [0, 1]")
     return {

@@ -20,9 +20,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from deit_jax import pretrained
+    from deit_jax.errors import ConfigError
     from deit_jax.evaluation import classify
     from deit_jax.evaluation.heads import HEADS
 
+    if args.top < 1:
+        raise ConfigError(f"--top must be at least 1, not {args.top}")
+    if args.crop_ratio is not None and not 0 < args.crop_ratio <= 1:
+        raise ConfigError(f"--crop-ratio must be above 0 and at most 1, not {args.crop_ratio}")
     missing = [path for path in args.images if not pathlib.Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")

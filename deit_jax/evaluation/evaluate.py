@@ -33,7 +33,8 @@ class Evaluation:
       crop_ratio: the short side is resized to image_size / crop_ratio before the crop. .875 for
         DeiT, 1.0 for DeiT-III; timm's default of .9 gives slightly other accuracies for the
         same weights.
-      canvas: side of the canvases in pixels, enlarged where the crop needs it.
+      canvas: side of the canvases in pixels, at least image_size, and enlarged where the crop
+        needs it; None is 512, or image_size if that is more.
       agreement: also evaluate the teacher, and report who agrees with whom (paper, Table 4).
 
     Raises:
@@ -44,7 +45,7 @@ class Evaluation:
     _: dataclasses.KW_ONLY
     batch_size: int = 256
     crop_ratio: float = 0.875
-    canvas: int = 512
+    canvas: int | None = None
     agreement: bool = True
 
     def __post_init__(self) -> None:
@@ -52,8 +53,13 @@ class Evaluation:
             raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {self.crop_ratio}")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+        canvas = max(self.image_size, 512) if self.canvas is None else self.canvas
+        if canvas < self.image_size:
+            raise ConfigError(
+                f"canvas must be at least the model's {self.image_size} pixels, not {canvas}"
+            )
         needed = math.ceil(self.image_size / self.crop_ratio)
-        object.__setattr__(self, "canvas", max(self.canvas, needed))
+        object.__setattr__(self, "canvas", max(canvas, needed))
 
     def make_transform(self, mean: Statistics, std: Statistics) -> Callable:
         """See `augment.make_eval_transform`."""

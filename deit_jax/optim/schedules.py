@@ -145,7 +145,7 @@ def make_schedule(
       options: those of the curve that `kind` chose.
 
     Raises:
-      ConfigError: for an unknown kind, a rate below 0 or a size below 1.
+      ConfigError: for an unknown kind, a rate below 0 or infinite, or a size below 1.
     """
     sizes = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
     sizes |= {"total_steps": total_steps, "scale_by_batch": scale_by_batch}
@@ -184,5 +184,5 @@ def after_warmup(run: Run, rate: Rate) -> Rate:
 
 
 def _check_rate(name: str, value: float) -> None:
-    if not value >= 0:
-        raise ConfigError(f"{name} must be at least 0, not {value}")
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name} must be a finite number, at least 0, not {value}")

@@ -1,6 +1,7 @@
 """The recipe of a run: what a resolved config decides before data or weights are read."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,13 @@ def _check_values(config: ml_collections.ConfigDict, problems: Problems) -> None
         problems.add(
             f"config.step.ema_decay must be at least 0 (no EMA) and below 1, "
             f"not {config.step.ema_decay}"
+        )
+    warmup, length = config.schedule.warmup_epochs, config.train.total_epochs
+    # A run cut short by `total_steps`, to try something, may end within its warm-up.
+    if config.train.total_steps is None and math.inf > warmup > length > 0:
+        problems.add(
+            f"config.schedule.warmup_epochs must be at most config.train.total_epochs "
+            f"({length:g}), not {warmup:g}: the learning rate would never reach its peak"
         )
     if config.step.accum_steps < 1:
         problems.add(f"config.step.accum_steps must be at least 1, not {config.step.accum_steps}")

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 from pretrained.convert_test import make_source, run
 
@@ -46,6 +47,20 @@ def test_predict_refuses_what_is_not_an_image(tmp_path, capsys):
     animated.write_bytes(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(9))
     code, _, error = run(capsys, "predict", "--checkpoint", source, animated)
     assert code == 2 and "animated" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--top=0", "--top must be at least 1, not 0"),
+        ("--top=-1", "--top must be at least 1, not -1"),
+        ("--crop-ratio=0", "--crop-ratio must be above 0 and at most 1, not 0.0"),
+        ("--crop-ratio=nan", "--crop-ratio must be above 0 and at most 1, not nan"),
+    ],
+)
+def test_predict_refuses_numbers_out_of_range(option, words, capsys):
+    code, out, error = run(capsys, "predict", "--checkpoint=gone.pth", "photo.png", option)
+    assert (code, out, error) == (2, "", f"deit-jax predict: {words}\n")
 
 
 def test_imagenet_names():

@@ -108,6 +108,7 @@ def test_jit_gives_one_f32_scalar_a_step():
         ({"total_steps": 0}, "^total_steps must be"),
         ({"scale_by_batch": 0}, "^scale_by_batch must be"),
         ({"warmup_epochs": float("nan")}, "^warmup_epochs must be"),
+        ({"base_lr": float("inf")}, "^base_lr must be a finite number, at least 0, not inf"),
     ],
 )
 def test_wrong_values_are_named(change, words):

@@ -7,13 +7,14 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import tiny_runs
 
 from deit_jax.checkpoint import lock
 from deit_jax.errors import ConfigError
-from deit_jax.train import experiment, loop
+from deit_jax.train import experiment, loop, schema
 
 DIGITS = ("data.source=digits", "train.batch_size=16")
 
@@ -74,6 +75,27 @@ def refused(spec: str, *overrides: str) -> str:
             ["config.eval.batch_size must be at least 1, not 0"],
         ),
         ("deit.py:ti", [*DIGITS, "input.max_corrupt_share=-1"], ["config.input.", "in [0, 1]"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "step.accum_steps=0"],
+            ["config.step.accum_steps must be at least 1, not 0"],
+        ),
+        (
+            "deit.py:ti",
+            [*DIGITS, "train.total_epochs=3"],
+            ["config.schedule.warmup_epochs must be at most config.train.total_epochs (3), not 5"],
+        ),
+        (
+            "deit.py:ti",
+            [*DIGITS, "augment.auto_augment=rand-m99"],
+            ["config.augment.auto_augment 'rand-m99': the magnitude m is at most 10 (mmax)"],
+        ),
+        ("deit.py:ti", [*DIGITS, "augment.auto_augment=rand-n0"], ["'n0': at least one"]),
+        (
+            "deit.py:ti",
+            [*DIGITS, "eval.canvas=223"],
+            ["config.eval.canvas must be at least the model's 224 pixels, not 223"],
+        ),
         ("deit.py:ti", [*DIGITS, "model.image_size=225"], ["225", "patch_size 16"]),
         (
             "deit.py:ti",
@@ -125,8 +147,29 @@ def refused(spec: str, *overrides: str) -> str:
 )
 def test_mistake_is_named_with_its_cure(spec, overrides, expected):
     message = refused(spec, *overrides)
+    assert len(message.splitlines()) == 1
     for words in expected:
         assert words in message
+
+
+@pytest.mark.parametrize(
+    "option", ["schedule.base_lr", "schedule.min_lr", "train.total_epochs", "augment.smoothing"]
+)
+def test_infinite_values_are_refused(option):
+    with pytest.raises(ConfigError, match=rf"^config.{option} takes float .*, not '1e999'$"):
+        tiny_runs.load("deit.py:ti", f"{option}=1e999")
+    # In a file they can also be NaN.
+    section, key = option.split(".")
+    for value in (float("inf"), float("nan")):
+        given = {section: {key: value}, "model": {"name": "deit_tiny_patch16_224"}}
+        with pytest.raises(ConfigError, match=rf"config.{option} takes float, not {value}"):
+            schema.resolve(ml_collections.ConfigDict(given))
+
+
+def test_a_trial_may_end_within_the_warm_up_of_its_recipe():
+    trial = (*DIGITS, "train.total_steps=20")
+    warnings = experiment.build(tiny_runs.load("deit.py:ti", *trial)).recipe.schedule.warnings
+    assert any("never reached" in text for text in warnings)
 
 
 @pytest.mark.parametrize(
