@@ -23,6 +23,9 @@ from ml_collections import config_dict
 from deit_jax import builders, config_file, errors
 from deit_jax.builders import Option
 
+# In place of a value, in `differences`.
+ABSENT = "(absent)"
+
 
 class Schema(NamedTuple):
     """What there is to set.
@@ -334,9 +337,8 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple]:
     """`{'section.key': (stored, now)}` for every value that is not the same."""
     old, new = flatten(stored), flatten(json.loads(json.dumps(config)))
-    missing = "(absent)"
     return {
-        key: (old.get(key, missing), new.get(key, missing))
+        key: (old.get(key, ABSENT), new.get(key, ABSENT))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
+        if old.get(key, ABSENT) != new.get(key, ABSENT)
     }

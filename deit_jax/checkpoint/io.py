@@ -1,14 +1,13 @@
 """Reading and writing one step; the only module that imports orbax."""
 
 import contextlib
-import errno
 import gc
 import logging
 import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +23,10 @@ from deit_jax.errors import ConfigError
 from deit_jax.train_state import TrainState
 from deit_jax.trees import PyTree, named_leaves, nested
 
-# Signs that the machine is in trouble, not the checkpoint: never a reason to fall back.
-_MACHINE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# As `layout.MACHINE_ERRNOS`, in the messages of libraries.
 _MACHINE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")
+# From the metadata of a checkpoint to why it is of another run, "" if it is not.
+Foreign = Callable[[Mapping[str, Any]], str]
 
 
 class Restored(NamedTuple):
@@ -50,14 +50,20 @@ def begin_save(folder: pathlib.Path, state: TrainState, metadata: Mapping[str, A
         )
 
 
-def read_state(folder: pathlib.Path, abstract: TrainState, step: int) -> Restored:
+def read_state(
+    folder: pathlib.Path, abstract: TrainState, step: int, foreign: Foreign = lambda metadata: ""
+) -> Restored:
     """One step onto the devices that `abstract` names, verified.
 
+    `foreign`: see `Checkpointer.restore`.
+
     Raises:
-      DamagedCheckpointError: it differs from what was saved.
+      DamagedCheckpointError: it differs from what was saved, or is of another run.
       StructureError: it is another model, optimizer or state.
     """
     described = layout.read_description(folder)
+    if reason := foreign(described.metadata):
+        raise DamagedCheckpointError(f"{folder} is of another run: {reason}")
     names = named_leaves(state_parts(abstract))
     lines = layout.structural_differences(described.leaves, names)
     if lines:
@@ -139,7 +145,9 @@ def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> PyTree:
         with _quiet_failure(), _context():
             return ocp.load_checkpointables(str(folder), {part: tree})[part]
     except Exception as error:  # damage shows as a dozen kinds, from KeyError to bare Exception
-        machine = isinstance(error, MemoryError) or getattr(error, "errno", 0) in _MACHINE_ERRNOS
+        machine = (
+            isinstance(error, MemoryError) or getattr(error, "errno", 0) in layout.MACHINE_ERRNOS
+        )
         if machine or any(word in str(error) for word in _MACHINE_WORDS):
             raise
         reason = (str(error).strip().splitlines() or [""])[0][:300]

@@ -10,6 +10,7 @@ A step is committed by one rename, so a folder named by a bare number is whole u
 storage damaged it later.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,10 @@ from deit_jax.errors import ConfigError, RunStopped
 MANIFEST = "manifest"
 METADATA = "metadata"
 _DAMAGED = "damaged-"
+# Signs that the machine is in trouble, not the checkpoint: never a reason to fall back.
+MACHINE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# A step below 2**31 as we write it; `007` and the digits of other scripts are not ours.
+_STEP = re.compile(r"(0|[1-9][0-9]{0,8})$")
 _UNFINISHED = re.compile(r"^\d+(\.orbax-checkpoint-tmp.*|\.deleting)$")
 
 
@@ -46,7 +51,7 @@ class StructureError(ConfigError):
 
 def steps_in(directory: pathlib.Path) -> list[int]:
     """Steps committed in `directory`, ascending, damaged ones included."""
-    return sorted(int(name) for name in _names_in(directory) if name.isdecimal())
+    return sorted(int(name) for name in _names_in(directory) if _STEP.match(name))
 
 
 def damaged_in(directory: pathlib.Path) -> list[str]:
@@ -128,7 +133,9 @@ def read_description(folder: pathlib.Path) -> Described:
     """Manifest and metadata of one step.
 
     Raises:
-      DamagedCheckpointError: a file is missing, cut or changed.
+      DamagedCheckpointError: a file is missing, cut or changed, or the folder's name is
+        another step's.
+      CheckpointError: the machine does not let us read it.
     """
     manifest = _read_json(folder, MANIFEST)
     metadata = _read_json(folder, METADATA)
@@ -139,6 +146,9 @@ def read_description(folder: pathlib.Path) -> Described:
     ):
         if stored != _sha256(value):
             raise DamagedCheckpointError(f"{_json_file(folder, part)} does not match its checksum")
+    step = metadata.get("checkpoint", {}).get("step")
+    if _STEP.match(folder.name) and step is not None and step != int(folder.name):
+        raise DamagedCheckpointError(f"{folder} holds step {step:,}")
     return Described(manifest["leaves"], metadata)
 
 
@@ -231,7 +241,10 @@ def _read_json(folder: pathlib.Path, part: str) -> dict[str, Any]:
         value = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{file} is missing") from error
-    except ValueError as error:
+    except OSError as error:
+        kind = CheckpointError if error.errno in MACHINE_ERRNOS else DamagedCheckpointError
+        raise kind(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise DamagedCheckpointError(f"{file} is not a JSON object")

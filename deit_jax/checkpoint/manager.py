@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from deit_jax import builders
 from deit_jax.checkpoint import layout
-from deit_jax.checkpoint.io import Restored, begin_save, quiet_orbax, read_state
+from deit_jax.checkpoint.io import Foreign, Restored, begin_save, quiet_orbax, read_state
 from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, SaveFailedError
 from deit_jax.checkpoint.lock import FolderLock
 from deit_jax.checkpoint.retention import Retention
@@ -119,7 +119,9 @@ class Checkpointer:
         self._pending = self._worker.submit(self._commit, step, metrics, response, begun, size)
         return True
 
-    def restore(self, abstract_state: TrainState) -> Restored | None:
+    def restore(
+        self, abstract_state: TrainState, *, foreign: Foreign = lambda metadata: ""
+    ) -> Restored | None:
         """The newest intact checkpoint, on the devices that `abstract_state` names.
 
         Newer damaged ones are logged and, once an older one has been restored, renamed to
@@ -128,6 +130,8 @@ class Checkpointer:
         Args:
           abstract_state: leaves with shape, dtype and sharding (`jax.ShapeDtypeStruct`, or
             arrays); any mesh and process count, whatever the checkpoint was saved on.
+          foreign: from the metadata of a checkpoint to why it is of another run, which counts
+            as damaged; "" if it is of this one.
 
         Returns:
           None if nothing was ever saved here.
@@ -142,7 +146,7 @@ class Checkpointer:
         for step in reversed(self._agreed_steps()):
             problem, restored = "damaged on another process", None
             try:
-                restored = read_state(self._directory / str(step), abstract_state, step)
+                restored = read_state(self._directory / str(step), abstract_state, step, foreign)
             except DamagedCheckpointError as error:
                 problem = str(error)
             if np.all(multihost_utils.process_allgather(np.asarray(restored is not None))):
@@ -241,7 +245,7 @@ class Checkpointer:
     def _stored_metrics(self, step: int) -> dict[str, Any]:
         try:
             described = layout.read_description(self._directory / str(step))
-        except (DamagedCheckpointError, OSError):
+        except CheckpointError:
             return {}
         return described.metadata.get("checkpoint", {}).get("metrics", {})
 

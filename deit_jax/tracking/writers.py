@@ -137,7 +137,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
       trackers: names in `TRACKERS`; the other options are theirs.
 
     Raises:
-      ConfigError: an unknown tracker, or one whose package is missing.
+      ConfigError: an unknown tracker, one whose package is missing, or files that cannot be
+        written.
     """
 
     def __init__(
@@ -153,9 +154,16 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self._trackers: list[Tracker] = []
         if jax.process_index() == 0:
             folder = pathlib.Path(workdir)
-            folder.mkdir(parents=True, exist_ok=True)
-            for tracker in [JsonlTracker, *classes]:
-                self._trackers.append(builders.bind(tracker, options)(folder, resume_step, config))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                for tracker in [JsonlTracker, *classes]:
+                    make = builders.bind(tracker, options)
+                    self._trackers.append(make(folder, resume_step, config))
+            except OSError as error:
+                raise ConfigError(
+                    f"metrics cannot be written in {folder}: {error.filename}: {error.strerror}; "
+                    "move it away or choose another --workdir"
+                ) from error
 
     def __exit__(self, *_exc: Any) -> None:
         self.close()

@@ -10,18 +10,24 @@ import numpy as np
 from deit_jax import checkpoint, rng, sharding
 from deit_jax.tracking import provenance
 from deit_jax.train import step as step_lib
+from deit_jax.train import workdir
 from deit_jax.train.experiment import Experiment
 from deit_jax.train_state import TrainState
 
 
-def first_state(experiment: Experiment, checkpointer: checkpoint.Checkpointer) -> TrainState:
+def first_state(
+    experiment: Experiment, checkpointer: checkpoint.Checkpointer, force_resume: bool = False
+) -> TrainState:
     """The state to start from, on the mesh.
 
     1. This run's own newest intact checkpoint; 2. the weights that config.init names;
-    3. random weights. Where the run has a checkpoint, 2 and 3 are never used.
+    3. random weights. Where the run has a checkpoint, 2 and 3 are never used. With
+    `force_resume` it may be one that was saved under another config.
     """
     abstract = abstract_state(experiment)
-    if (restored := checkpointer.restore(abstract)) is not None:
+    foreign = functools.partial(workdir.foreign, config=experiment.recipe.config)
+    accept = {} if force_resume else {"foreign": foreign}
+    if (restored := checkpointer.restore(abstract, **accept)) is not None:
         state = restored.state
         if int(in_a_row := state.nonfinite_in_a_row) < experiment.max_nonfinite:
             return state

@@ -51,6 +51,10 @@ class Interrupted(RunStopped):
         self.exit_code = exit_code
 
 
+class OutOfDeviceMemoryError(RunStopped):
+    """The run does not fit into the memory of its devices; the message names what would help."""
+
+
 def train(
     config: ml_collections.ConfigDict, *, workdir: str, force_resume: bool = False
 ) -> dict[str, float]:
@@ -62,9 +66,16 @@ def train(
       ConfigError: the run cannot start; all mistakes together, before any training.
       NonFiniteError: loss or gradient was not finite, see `nonfinite`.
       Interrupted: stopped by a signal; the state is saved.
+      OutOfDeviceMemoryError: the run does not fit; checkpoints, if there are any, are intact.
     """
     with preemption.Preemption() as guard, startup.StartClock() as clock:
-        return _Run(*setup_lib.prepare(config, workdir, force_resume), guard, clock).run()
+        try:
+            prepared = setup_lib.prepare(config, workdir, force_resume)
+            return _Run(*prepared, guard, clock, force_resume).run()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfDeviceMemoryError(_memory_message(config)) from error
 
 
 class _Run:
@@ -77,6 +88,7 @@ class _Run:
         profile: profiler.Span | None,
         guard: preemption.Preemption,
         clock: startup.StartClock,
+        force_resume: bool,
     ):
         self.experiment, self.workdir, self.guard, self.clock = experiment, workdir, guard, clock
         self.durations = experiment.recipe.durations
@@ -84,7 +96,7 @@ class _Run:
         self.checkpointer = checkpoint.Checkpointer(
             workdir / "checkpoints", **experiment.checkpointing
         )
-        self.state = init_lib.first_state(experiment, self.checkpointer)
+        self.state = init_lib.first_state(experiment, self.checkpointer, force_resume)
         self.metadata = init_lib.metadata(experiment)
         self.start = start = int(self.state.step)
         self.skipped_steps = int(self.state.nonfinite_steps)
@@ -270,6 +282,23 @@ class _Run:
             _print(f"{name:<9}{evaluate.summary(sums)}")
             if step == self.durations.stop_at and self.teacher is not None:
                 _print(agreement.table(sums, title=f"{name}: differ, % of images"))
+
+
+def _memory_message(config: ml_collections.ConfigDict) -> str:
+    """What to change in a run that does not fit, with the values that it has."""
+    helpful = {"remat": "full", "dtype": "bfloat16"}
+    model = [
+        f"set config.model.{key}={better} (now {config.model[key]})"
+        for key, better in helpful.items()
+        if config.model.get(key, better) != better
+    ]
+    remedies = [
+        f"lower config.train.batch_size (now {config.train.batch_size})",
+        f"raise config.step.accum_steps (now {config.step.accum_steps})",
+        *model,
+        f"if it was in evaluation, lower config.eval.batch_size (now {config.eval.batch_size})",
+    ]
+    return f"the devices have too little memory for this run: {'; '.join(remedies)}"
 
 
 def _health_notes(health: data.Health) -> list[str]:

@@ -4,6 +4,7 @@ import fnmatch
 import json
 import pathlib
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from deit_jax import config as config_lib
@@ -45,7 +46,7 @@ def open_workdir(
     folder = pathlib.Path(path)
     _check_writable(folder)
     stored_file = folder / "config.json"
-    if not stored_file.is_file():
+    if not stored_file.exists():
         return folder, []
     changed = config_lib.differences(_read_stored(stored_file), config.to_dict())
     serious = {k: v for k, v in changed.items() if not _may_change(k)}
@@ -63,6 +64,21 @@ def open_workdir(
         return folder, []
     follows = "the learning-rate schedule follows them from now on"
     return folder, [f"resuming in {folder} with changed options ({follows}):", *lines]
+
+
+def foreign(metadata: Mapping[str, Any], config: Any) -> str:
+    """How the run of a checkpoint differs from that of the config; "" if it does not.
+
+    Options that only one of the two has are those of another version of the library.
+    """
+    absent = config_lib.ABSENT
+    changed = config_lib.differences(metadata.get("config", {}), config.to_dict())
+    differ = [
+        f"config.{key} was {old!r}, now {new!r}"
+        for key, (old, new) in changed.items()
+        if absent not in (old, new) and not _may_change(key)
+    ]
+    return f"{', '.join(differ)}; --force_resume takes it" if differ else ""
 
 
 def store_config(folder: pathlib.Path, config: Any) -> None:
@@ -89,8 +105,11 @@ def _check_writable(folder: pathlib.Path) -> None:
 
 def _read_stored(file: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        stored = json.loads(file.read_text())
+        if not isinstance(stored, dict):
+            raise ValueError("it is not a JSON object")
+        return stored
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{file} cannot be read ({error}), so it is unknown which run the folder contains; "
             "restore the file or choose another --workdir"

@@ -97,6 +97,47 @@ def test_damage_to_any_file_is_never_restored(two_steps, tmp_path, how, caplog):
     assert len(data_files) >= 3 and essential <= set(fell_back)
 
 
+def _another_step(folder):
+    shutil.copytree(folder / "1", folder / "3")
+
+
+def _another_run(folder):
+    with Checkpointer(folder) as saver:
+        saver.save(3, _state(3), metadata={"name": "another run"})
+
+
+def _deep_manifest(folder):
+    shutil.copytree(folder / "2", folder / "3")
+    (folder / "3" / "manifest" / "data.json").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "put, words",
+    [
+        (_another_step, "holds step 1"),
+        (_another_run, "3 is of another run: name"),
+        (_deep_manifest, "cannot be read: "),
+        (lambda folder: (folder / "3").touch(), "cannot be read: Not a directory"),
+        (lambda folder: (folder / "3").symlink_to("3"), "cannot be read: Too many levels"),
+    ],
+)
+def test_what_is_no_checkpoint_of_this_step_and_run_is_set_aside(
+    two_steps, tmp_path, put, words, caplog
+):
+    folder = pathlib.Path(shutil.copytree(two_steps, tmp_path / "checkpoints"))
+    put(folder)
+    for name in ("007", "123456789012"):
+        (folder / name).mkdir()
+    with Checkpointer(folder, keep_latest=9) as saver:
+        foreign = lambda metadata: "" if metadata["name"] == "run" else "name"
+        assert saver.restore(_state(0), foreign=foreign).step == 2
+        assert saver.steps == [1, 2]
+        assert saver.save(3, _state(3), metadata={"name": "run"})
+    assert words in caplog.text
+    assert "damaged-3" in {path.name for path in folder.iterdir()}
+    assert read_variables(tmp_path)[0]["params"]["bias"][0] == 3
+
+
 def _flip_one_value(step_folder):
     """One bit of the array data itself, in the part that holds params."""
     file = max((step_folder / "params").rglob("d/*"), key=lambda f: f.stat().st_size)

@@ -1,6 +1,7 @@
 """What one start of a run reports: profile, time to the first step, averages, agreement."""
 
 import fnmatch
+import json
 import pathlib
 
 import jax
@@ -10,7 +11,7 @@ import tiny_runs
 
 from deit_jax import data
 from deit_jax.checkpoint import SaveFailedError, layout, manager
-from deit_jax.config import flatten
+from deit_jax.config import flatten, to_json
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement
 from deit_jax.tracking import profiler as profiler_lib
@@ -140,6 +141,24 @@ def test_what_does_not_change_the_past_may_change_between_starts(tmp_path):
         folder,
         [],
     )
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, "{", None])
+def test_a_config_that_cannot_be_read_is_one_line(content, tmp_path):
+    file = tmp_path / "config.json"
+    file.mkdir() if content is None else file.write_text(content)
+    with pytest.raises(ConfigError, match="restore the file or choose another") as caught:
+        workdir.open_workdir(tmp_path, tiny_runs.load("quickstart.py:plain"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_of_another_run_is_told_by_its_config():
+    config = tiny_runs.load("quickstart.py:plain")
+    stored = json.loads(to_json(tiny_runs.load("quickstart.py:plain", "train.stop_at_step=3")))
+    del stored["model"]["epsilon"]
+    assert workdir.foreign({"config": stored}, config) == "", "an option of another version"
+    reason = workdir.foreign({"config": stored | {"seed": 7}}, config)
+    assert reason == "config.seed was 7, now 0; --force_resume takes it"
 
 
 def test_every_pattern_of_harmless_options_matches_one():

@@ -89,6 +89,16 @@ def test_a_full_disk_costs_whole_lines_and_is_reported(tmp_path, caplog, monkeyp
     assert "disk full at step 2" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "put, name",
+    [(lambda path: path.mkdir(), "metrics.jsonl"), (lambda path: path.touch(), "tensorboard")],
+)
+def test_what_is_in_the_way_of_the_metrics_is_named(put, name, tmp_path):
+    put(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"metrics cannot be written in .*{name}: .*move it"):
+        writers.MetricsWriter(tmp_path)
+
+
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
     with writers.MetricsWriter(tmp_path / "run", trackers=("wandb",)) as writer:
