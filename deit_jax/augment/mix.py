@@ -35,18 +35,18 @@ def resolve_mix_group(
     """
     if mix_prob == 0 or not (mixup or cutmix or cutmix_minmax):
         return None
-    even = range(2, batch_size + 1, 2)
-    known = [g for g in even if batch_size % g == 0 and batch_size // g >= repeats]
-    need = f"an even divisor of the batch of {batch_size} that leaves {repeats} groups or more"
+    known = [g for g in range(2, batch_size + 1, 2) if batch_size % g == 0]
+    need = f"an even divisor of the batch of {batch_size}"
     if not known:
         raise ConfigError(
-            f"mixup and cutmix need a mix group, {need}, and there is none; use a batch of a "
-            f"multiple of {2 * repeats}, or mixup=0 and cutmix=0"
+            f"mixup and cutmix need a mix group, {need}, and there is none; use an even batch, "
+            "or mixup=0 and cutmix=0"
         )
     if mix_group is None:
-        if mix_group_limit < min(known):
-            raise ConfigError(f"mix_group_limit must be at least {known[0]}, not {mix_group_limit}")
-        return max(g for g in known if g <= mix_group_limit)
+        if mix_group_limit < 2:
+            raise ConfigError(f"mix_group_limit must be at least 2, not {mix_group_limit}")
+        apart = (g for g in known if g <= mix_group_limit and batch_size // g >= repeats)
+        return max(apart, default=2)
     if mix_group not in known:
         raise ConfigError(f"mix_group {mix_group} is not {need}; known: {known}")
     return mix_group
@@ -78,12 +78,16 @@ def _cut_box(word: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Ar
 def _cut_box_minmax(
     word: jax.Array, minmax: tuple[float, float], height: int, width: int
 ) -> jax.Array:
-    """timm's `rand_bbox_minmax`: each side uniform between two shares of the image's."""
+    """timm 0.3.2's `rand_bbox_minmax`: each side uniform between two shares of the image's.
+
+    Both ends of its ranges are exclusive at the top, so that a box never touches the lower or the
+    right border. (Later timm lets it; `_cut_box` is 0.3.2's too.)
+    """
     edges = []
     for i, side in enumerate((height, width)):
         low, high = int(side * minmax[0]), int(side * minmax[1])
         length = low + random_bits.integer(word[i], jnp.int32(max(high - low - 1, 0)))
-        start = random_bits.integer(word[2 + i], side - length)
+        start = random_bits.integer(word[2 + i], jnp.maximum(side - length - 1, 0))
         edges += [start, start + length]
     return jnp.stack(edges)
 
@@ -212,9 +216,10 @@ def make_mix(
       mix_prob: share of the draws that mix at all.
       switch_prob: share of CutMix among the mixes when both are on.
       mix_mode: what shares a draw, a name of `MIX_MODES`.
-      mix_group: rows that are mixed with each other, an even divisor of the batch size that
-        leaves at least `repeats` groups, so that the copies of one image can be in different
-        groups; None takes the largest one up to mix_group_limit.
+      mix_group: rows that are mixed with each other, an even divisor of the batch size; with
+        fewer groups than `repeats`, copies of one image share a group and may be mixed with each
+        other, as on so few processes of the official code. None takes the largest one up to
+        mix_group_limit that leaves at least `repeats` groups, which keeps them apart.
       mix_group_limit: what one process of the published run had: 64 for DeiT-B (16
         processes), 256 for Ti and S (4 processes).
     """

@@ -3,7 +3,7 @@
 Nothing here is carried from step to step, so a start at any step costs the same
 and a checkpoint needs no iterator state.
 
-An epoch e has S = n_records // B steps. Its order is
+An epoch e has S = `steps_per_epoch` steps. Its order is
 `numpy.random.RandomState([seed, e]).permutation(n_records)`, a stream that NumPy
 promises never to change (NEP 19). At step (e, s) the stream positions are
 q = s * B + p for p in 0..B-1; with R repeats, position q is record
@@ -34,28 +34,33 @@ class BatchIndex(NamedTuple):
     canvas_index: np.ndarray | None
 
 
-def steps_per_epoch(n_records: int, batch_size: int) -> int:
-    """Full batches in an epoch, n_records // batch_size.
+def steps_per_epoch(n_records: int, batch_size: int, repeats: int = 1) -> int:
+    """Full batches in an epoch; the records that are left over are in none of them.
 
-    The records that are left over are in no batch of that epoch (1,281,167 at 1,024 give
-    1,251 steps, as published).
+    Without repeats n_records // batch_size. With repeats as DeiT's `RASampler`, which rounds
+    n_records down to a multiple of 256, shares that among its ranks and leaves out the last,
+    incomplete batch of each: floor(floor(n_records // 256 * 256 / ranks) / (B / ranks)), which is
+    n_records // 256 * 256 // B for any number of ranks (1,281,167 at 1,024 give the published
+    1,251). Fewer than 256 records, of which `RASampler` takes none, are not rounded.
 
     Raises:
         ConfigError: there is no full batch.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-    if n_records < batch_size:
+    rounded = n_records // 256 * 256 if repeats > 1 and n_records >= 256 else n_records
+    if rounded < batch_size:
+        down = " rounded down to a multiple of 256, for the repeats" * (rounded < n_records)
         raise ConfigError(
-            f"batch_size must be at most {n_records}, the number of training images, "
+            f"batch_size must be at most {rounded}, the number of training images{down}, "
             f"not {batch_size}"
         )
-    return n_records // batch_size
+    return rounded // batch_size
 
 
 def distinct_images_per_epoch(n_records: int, batch_size: int, repeats: int = 1) -> int:
     """Different images in one epoch; each is in it `repeats` times."""
-    return -(-steps_per_epoch(n_records, batch_size) * batch_size // repeats)
+    return -(-steps_per_epoch(n_records, batch_size, repeats) * batch_size // repeats)
 
 
 def canvas_count(batch_size: int, repeats: int, device_count: int = 1) -> int:
@@ -82,7 +87,7 @@ def batch_rows(batch_size: int, mix_group: int) -> np.ndarray:
 
     Row = (p % G) * g + p // G with G = B // g groups of g rows: neighbors in the stream,
     and so the copies of one image, are in different mix groups, as they are on different
-    ranks in the reference.
+    ranks in the reference. With fewer groups than copies some share a group, as they do there.
     """
     if mix_group < 1 or batch_size % mix_group:
         raise ConfigError(f"mix_group {mix_group} does not divide batch_size {batch_size}")
@@ -147,16 +152,9 @@ class TrainOrder:
     ):
         self.batch_size = batch_size
         self.repeats = repeats
-        self.steps_per_epoch = steps_per_epoch(n_records, batch_size)
+        self.steps_per_epoch = steps_per_epoch(n_records, batch_size, repeats)
         self.canvases = canvas_count(batch_size, repeats, device_count)
         self._rows = batch_rows(batch_size, batch_size if mix_group is None else mix_group)
-        groups = batch_size // mix_group if mix_group else repeats
-        if groups < repeats:
-            raise ConfigError(
-                f"mix_group {mix_group} leaves {groups} groups in a batch of {batch_size}, but "
-                f"{repeats} copies of an image need as many groups: "
-                f"use a mix_group of at most {batch_size // repeats}"
-            )
         if window_shards is None or shard_lengths is None:
             permutation = functools.partial(epoch_permutation, n_records, seed)
         else:

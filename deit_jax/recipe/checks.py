@@ -56,6 +56,12 @@ def _batch(recipe: Recipe) -> Iterator[str]:
     family = "_".join(config.model.name.split("_")[:2])
     published = PUBLISHED_MIX_GROUP.get(family)
     comparable = published and batch == PUBLISHED_BATCH and not config.init
+    if group and batch < group * config.input.repeats:
+        yield (
+            f"mix groups of {group} images leave {batch // group} for {config.input.repeats} "
+            "repeats: copies of an image share a group and may be mixed with each other; "
+            "augment.mix_group=None keeps them apart"
+        )
     if group and comparable and group != published:
         yield (
             f"mixing draws once for {group} images, the published run of this model once for "

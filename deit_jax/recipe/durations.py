@@ -31,6 +31,7 @@ class Durations:
 
 def make_durations(
     records: int,
+    repeats: int = 1,
     *,
     batch_size: int = 1024,
     total_epochs: float = 300.0,
@@ -46,6 +47,7 @@ def make_durations(
 
     Args:
       records: images in the training split.
+      repeats: copies of each image in a batch.
       batch_size: rows of the global batch, over all devices, counting repeats.
       total_epochs: length of the run; `total_steps`, when given, counts instead. The
         learning-rate schedule spans this length.
@@ -59,7 +61,7 @@ def make_durations(
       ConfigError: a batch that is empty or larger than the data, or a length that is not
         positive.
     """
-    per_epoch = steps_per_epoch(records, batch_size)
+    per_epoch = steps_per_epoch(records, batch_size, repeats)
 
     def resolve(name: str, epochs: float, steps: int | None) -> int:
         if steps is not None:

@@ -83,7 +83,7 @@ def make_recipe(
     durations: Any = None
     model: Any = None
     with problems.section("train"):
-        durations = make_durations(records, **config.train)
+        durations = make_durations(records, config.input.repeats, **config.train)
     with problems.section("model"):
         model = models.create_model(num_classes=num_classes, **config.model)
     with problems.section("loss"):

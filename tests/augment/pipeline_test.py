@@ -213,8 +213,10 @@ def test_mix_group_is_chosen(batch, repeats, expected):
 
 def test_mix_group_is_checked():
     assert mix_group(1024, 3, mix_group=128) == 128
-    with pytest.raises(ConfigError, match=r"known: \[2, 4, 6, 8, 12, 16\]"):
-        mix_group(48, 3, mix_group=24)
+    # Fewer groups than copies, as on so few processes of the official code.
+    assert (mix_group(512, 3, mix_group=256), mix_group(4, 3)) == (256, 2)
+    with pytest.raises(ConfigError, match=r"known: \[2, 4, 6, 8, 12, 16, 24, 48\]"):
+        mix_group(48, 3, mix_group=32)
     with pytest.raises(ConfigError, match="even"):
         mix_group(48, 1, mix_group=3)
     with pytest.raises(ConfigError, match="mixup=0"):
@@ -279,6 +281,23 @@ def test_cutmix_boxes_are_the_published_ones():
     # Sides of boxes that no border clips are even: twice int(side * sqrt(1 - lam)) // 2.
     free = (top > 0) & (bottom < 30)
     assert free.any() and ((bottom - top)[free] % 2 == 0).all()
+
+
+@pytest.mark.parametrize("side, minmax", [(224, (0.2, 0.8)), (30, (0.1, 1.0)), (9, (0.3, 0.7))])
+def test_boxes_between_two_shares_are_those_of_the_published_runs_timm(side, minmax):
+    """timm 0.3.2: randint(low, high) and randint(0, side - length), never the last of either."""
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    options = MIX | {"mixup": 0.0, "cutmix_minmax": minmax, "switch_prob": 0.5}
+    drawn = jax.jit(jax.vmap(lambda key: mix.draw_mix(key, side, side, **options)))(keys)
+    top, bottom, left, right = np.asarray(drawn.box).T
+    low, high = (int(side * share) for share in minmax)
+    for start, end in ((top, bottom), (left, right)):
+        length = end - start
+        assert (length.min(), length.max(), start.min(), end.max()) == (low, high - 1, 0, side - 1)
+        short = length == low
+        if side == 9:  # few enough to see them all, equally often
+            counts = np.bincount(start[short], minlength=side - low)
+            assert len(counts) == side - low and counts.min() > 0.7 * counts.max()
 
 
 def test_no_operation_runs_on_every_image():

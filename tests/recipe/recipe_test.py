@@ -102,6 +102,7 @@ def test_published_recipes_have_no_warnings():
         ("deit.py:b", {"schedule__base_lr": 1e-3}, "scaled already"),
         ("deit.py:b", {"optim__name": "lamb"}, "not scaled"),
         ("deit.py:b", {"augment__mix_group": 256}, "mix_group_limit=64"),
+        ("deit.py:b", {"train__batch_size": 512, "augment__mix_group": 256}, "keeps them apart"),
         ("deit.py:b", {"train__total_epochs": 30}, "step.ema_decay"),
         ("deit.py:b", {"init": "weights.pth"}, "train_mode=False"),
         ("deit.py:b", {"input__canvas": 192}, "input.canvas"),

@@ -107,7 +107,7 @@ def refused(spec: str, *overrides: str) -> str:
             ["config.eval.batch_size must be divisible by 8 devices, and 9", "8, 16"],
         ),
         ("deit.py:ti", [*DIGITS, "step.accum_steps=3"], ["3 accumulation steps", "24"]),
-        ("deit.py:ti", [*DIGITS, "augment.mix_group=5"], ["mix_group 5", "[2, 4]"]),
+        ("deit.py:ti", [*DIGITS, "augment.mix_group=5"], ["mix_group 5", "[2, 4, 8, 16]"]),
         ("deit.py:ti", [*DIGITS, "input.repeats=17"], ["17 groups", "34"]),
         ("deit.py:ti", [*DIGITS, "input.repeats=0"], ["repeats must be at least 1"]),
         (
