@@ -19,9 +19,9 @@ patches of 14 cover 154), s at 224. SIZE_ft224 adapts b, l and h to 224.
 ImageNet-21k: 240 epochs, h 90 at 126 pixels (128 in the command); it is read from a folder
 (--config.data.path with train/<class>/ and val/<class>/), and SIZE_21k_1k starts from it with
 --config.init=RUN and new heads. The cosine of the fine-tunes ends at 1e-5, which is also their
-peak: constant after the warm-up, as published. b_ft384 and l_ft384 have no published command;
-theirs is that of s with the paper's stochastic depth. The commands' hardware: s, b one node
-of 8 GPUs, l, h four; hours are not given.
+peak: constant after the warm-up, as published. The rate is the official loop's (set once an
+epoch, an epoch late), and as many images share a mix as the command has on one GPU. From scratch
+s and b ran on 8 GPUs, l and h on 32; hours are not given.
 """
 
 from ml_collections import ConfigDict
@@ -34,13 +34,18 @@ MODELS = {
     "l": "deit3_large_patch16_224",
     "h": "deit3_huge_patch14_224",
 }
-# Stage -> size -> (side in pixels, stochastic depth).
+# Stage -> size -> (side in pixels, stochastic depth, images per GPU).
 STAGES = {
-    "": {"s": (224, 0.05), "b": (192, 0.2), "l": (192, 0.45), "h": (154, 0.6)},
-    "ft224": {"b": (224, 0.2), "l": (224, 0.45), "h": (224, 0.55)},
-    "ft384": {"s": (384, 0.0), "b": (384, 0.15), "l": (384, 0.4)},
-    "21k": {"s": (224, 0.05), "b": (224, 0.1), "l": (224, 0.3), "h": (126, 0.5)},
-    "21k_1k": {"s": (224, 0.05), "b": (224, 0.15), "l": (224, 0.4), "h": (224, 0.45)},
+    "": {"s": (224, 0.05, 256), "b": (192, 0.2, 256), "l": (192, 0.45, 64), "h": (154, 0.6, 64)},
+    "ft224": {"b": (224, 0.2, 64), "l": (224, 0.45, 64), "h": (224, 0.55, 32)},
+    "ft384": {"s": (384, 0.0, 64), "b": (384, 0.15, 32), "l": (384, 0.4, 16)},
+    "21k": {"s": (224, 0.05, 128), "b": (224, 0.1, 64), "l": (224, 0.3, 64), "h": (126, 0.5, 64)},
+    "21k_1k": {
+        "s": (224, 0.05, 128),
+        "b": (224, 0.15, 64),
+        "l": (224, 0.4, 64),
+        "h": (224, 0.45, 64),
+    },
 }
 VARIANTS = tuple(
     f"{size}_{stage}".removesuffix("_") for stage, sizes in STAGES.items() for size in sizes
@@ -50,7 +55,7 @@ MODES = common.MODES
 
 def get_config(variant: str) -> ConfigDict:
     size, _, stage = variant.partition("_")
-    side, drop_path = STAGES[stage][size]
+    side, drop_path, images = STAGES[stage][size]
     name = MODELS[size].replace("_224", "_384") if side == 384 else MODELS[size]
     model = {"name": name, "image_size": side, "drop_path_rate": drop_path}
     recipe = {
@@ -63,7 +68,7 @@ def get_config(variant: str) -> ConfigDict:
     shared = {
         "model": model,
         "schedule": {"scale_by_batch": None},
-        "augment": {"erasing_prob": 0.0},
+        "augment": {"erasing_prob": 0.0, "mix_group_limit": images},
         "eval": {"crop_ratio": 1.0},
     }
     data = {} if stage == "21k" else deit.imagenet()

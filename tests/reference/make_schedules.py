@@ -19,7 +19,9 @@ RECIPES = {
     "base": (300, 1e-3, 1e-5, 5),
     "deit3_small": (800, 4e-3, 1e-5, 5),
     "rising": (60, 7.5e-6, 1e-5, 5),
+    "finetune_384": (30, 5e-6, 5e-6, 5),
     "no_warmup": (20, 2e-3, 0.0, 0),
+    "short": (37, 7e-4, 3e-6, 3),
 }
 WITHIN = 8  # positions within each epoch
 

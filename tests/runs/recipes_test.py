@@ -23,7 +23,8 @@ TABLE_9 = {
     "optim.weight_decay": 0.05,
     "optim.decay_dist_token": True,
     "optim.clip_norm": None,
-    "schedule.kind": "cosine",
+    # The official loop: lr_scheduler.step(epoch) after the epoch, with the epoch's own number.
+    "schedule.kind": "timm_epoch",
     "schedule.base_lr": 5e-4,
     "schedule.scale_by_batch": 512,
     "schedule.warmup_epochs": 5.0,
@@ -39,6 +40,7 @@ TABLE_9 = {
     "augment.mix_prob": 1.0,
     "augment.switch_prob": 0.5,
     "augment.erasing_prob": 0.25,
+    "augment.mix_group_limit": 64,  # images per GPU: the official launcher's default
     "model.drop_path_rate": 0.1,
     "model.dropout_rate": 0.0,
     "model.image_size": 224,
@@ -77,6 +79,7 @@ FINETUNING = {
     "schedule.min_lr": 5e-6,
     "step.train_mode": False,
     "step.ema_decay": 0.0,
+    "augment.mix_group_limit": 32,
 }
 
 # Issues 45, 105 of the official code; 81, 144 of facebookresearch/dino.
@@ -169,22 +172,25 @@ DEIT3_STAGES = {
         "input.repeats": 1,
     },
 }
+# --batch of the commands where it is not 64: images that share a mix.
+PER_GPU = {images: {"augment.mix_group_limit": images} for images in (16, 32, 128, 256)}
 DEIT3_SIZES = {
-    "s": {"model.image_size": 224, "model.drop_path_rate": 0.05, "schedule.base_lr": 4e-3},
-    "b": {"model.image_size": 192, "model.drop_path_rate": 0.2},
+    "s": {"model.image_size": 224, "model.drop_path_rate": 0.05, "schedule.base_lr": 4e-3}
+    | PER_GPU[256],
+    "b": {"model.image_size": 192, "model.drop_path_rate": 0.2} | PER_GPU[256],
     "l": {"model.image_size": 192, "model.drop_path_rate": 0.45},
     "h": {"model.image_size": 154, "model.drop_path_rate": 0.6},
     "b_ft224": {"model.drop_path_rate": 0.2},
     "l_ft224": {"model.drop_path_rate": 0.45},
-    "h_ft224": {"model.drop_path_rate": 0.55},
+    "h_ft224": {"model.drop_path_rate": 0.55} | PER_GPU[32],
     "s_ft384": {"model.image_size": 384, "model.drop_path_rate": 0.0},
-    "b_ft384": {"model.image_size": 384, "model.drop_path_rate": 0.15},
-    "l_ft384": {"model.image_size": 384, "model.drop_path_rate": 0.4},
-    "s_21k": {"model.drop_path_rate": 0.05},
+    "b_ft384": {"model.image_size": 384, "model.drop_path_rate": 0.15} | PER_GPU[32],
+    "l_ft384": {"model.image_size": 384, "model.drop_path_rate": 0.4} | PER_GPU[16],
+    "s_21k": {"model.drop_path_rate": 0.05} | PER_GPU[128],
     "b_21k": {"model.drop_path_rate": 0.1},
     "l_21k": {"model.drop_path_rate": 0.3},
     "h_21k": {"model.image_size": 126, "model.drop_path_rate": 0.5, "train.total_epochs": 90.0},
-    "s_21k_1k": {"model.drop_path_rate": 0.05},
+    "s_21k_1k": {"model.drop_path_rate": 0.05} | PER_GPU[128],
     "b_21k_1k": {"model.drop_path_rate": 0.15},
     "l_21k_1k": {"model.drop_path_rate": 0.4},
     "h_21k_1k": {"model.drop_path_rate": 0.45},
@@ -243,6 +249,8 @@ def expected() -> dict[str, dict]:
             | {
                 "input.repeats": 1,
                 "optim.clip_norm": 5.0,
+                "schedule.kind": "cosine",
+                "schedule.by_epoch": True,
                 "schedule.warmup_epochs": 20.0,
                 "schedule.warmup_prefix": True,
                 "model.drop_path_rate": 0.1 if size == "b" else 0.0,
@@ -315,7 +323,16 @@ def test_published_fine_tuning_is_constant_after_its_warm_up():
     options = dict(config.schedule) | {"batch_size": 512}
     rate = schedules.make_schedule(**options, steps_per_epoch=10, total_steps=300)
     assert float(rate(0)) == pytest.approx(1e-6)
-    assert jnp.allclose(rate(jnp.arange(50, 300)), 5e-6)
+    # Epoch 5, the first behind the warm-up, still has the rate of epoch 4.
+    assert float(rate(59)) == pytest.approx(1e-6 + (5e-6 - 1e-6) * 4 / 5)
+    assert jnp.allclose(rate(jnp.arange(60, 300)), 5e-6)
+
+
+def test_only_recipes_without_a_published_figure_have_a_cosine_per_step():
+    photos = {"finetune.py": ("data.source=folder", "data.path=photos")}
+    for spec in ("quickstart.py:student", "cifar10.py:token", "cifar10.py:none_short", *photos):
+        schedule = tiny_runs.load(spec, *photos.get(spec, ())).schedule
+        assert (schedule.kind, schedule.by_epoch) == ("cosine", False), spec
 
 
 def test_cosine_after_the_warm_up_starts_at_the_peak():
