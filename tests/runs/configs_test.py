@@ -208,3 +208,10 @@ def test_imagenet_photos_through_the_shipped_configs(
     assert results["eval/count"] == results["eval_ema/count"] == 100
     _, metadata = read_variables(tmp_path / "run", ema=True)
     assert metadata["class_names"][0] == "n01440764" and len(metadata["class_names"]) == 1000
+
+
+def test_only_recipes_without_a_published_figure_have_a_cosine_per_step():
+    photos = {"finetune.py": ("data.source=folder", "data.path=photos")}
+    for spec in ("quickstart.py:student", "cifar10.py:token", "cifar10.py:none_short", *photos):
+        schedule = tiny_runs.load(spec, *photos.get(spec, ())).schedule
+        assert (schedule.kind, schedule.by_epoch) == ("cosine", False), spec
