@@ -1,4 +1,4 @@
-"""`deit-jax convert`: weights between torch, timm, Hugging Face and checkpoints of ours."""
+"""`deit-jax convert`: weights between timm, Hugging Face, MMPretrain and checkpoints of ours."""
 
 import argparse
 import json
@@ -12,12 +12,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("source", metavar="SRC", help="file, folder, or name of a published model")
     parser.add_argument(
-        "destination", metavar="DST", help="file (timm) or folder (hf, jax) to create"
+        "destination", metavar="DST", help="file (timm, mmpretrain) or folder (hf, jax) to create"
     )
     parser.add_argument(
         "--to",
         metavar="FORMAT",
-        help="such as jax, timm, hf; default: timm for DST called *.safetensors, else jax",
+        help="jax, timm, hf or mmpretrain; default: timm for DST called *.safetensors, else jax",
     )
     checkpoint_arguments.add_arguments(parser)
     parser.add_argument(

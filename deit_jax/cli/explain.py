@@ -72,9 +72,11 @@ def describe_model(name: str) -> str:
     ]
     for tag, entry in hub.checkpoints_of(name).items():
         digest = f"SHA-256 {entry.sha256}..." if entry.sha256 else "no published digest"
+        top5 = f", top-5 {entry.top5} %" if entry.top5 else ""
+        flops = f"{entry.gflops} GFLOPs, " if entry.gflops else ""
         lines.append(
-            f"  {tag}: top-1 {entry.top1} % on ImageNet (crop ratio {entry.crop_ratio}), "
-            f"{entry.url} ({digest})"
+            f"  {tag}: top-1 {entry.top1} %{top5} on ImageNet (crop ratio {entry.crop_ratio}), "
+            f"{flops}{entry.url} ({digest})"
         )
     return "\n".join(lines if len(lines) > 1 else [*lines, "  no checkpoint of DeiT's authors"])
 

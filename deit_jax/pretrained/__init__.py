@@ -1,4 +1,4 @@
-"""Weights from anywhere, as variables of our models: published files, timm, Hugging Face, our runs.
+"""Weights from anywhere, as variables of our models: published files, other libraries, our runs.
 
 `load.py` reads, `adapt.py` fits a checkpoint to another head, size or kind of model, `hub.py`
 lists the published files, `convert.py` writes. `checkpoint.py` is what passes between them.

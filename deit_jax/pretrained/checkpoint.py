@@ -15,7 +15,7 @@ class CheckpointInfo:
       model_kwargs: further arguments of `create_model`.
       class_names: K names, or None where the file has none.
       source: path that was read, or the name of a published checkpoint.
-      format: `timm`, `facebook`, `hf`, `hf-modules`, `deit_jax`, or
+      format: `timm`, `facebook`, `hf`, `hf-modules`, `mmpretrain`, `deit_jax`, or
         `published` (described without a download).
       image: `size` (height, width), `mean`, `std`, `crop_ratio` of the evaluation.
       metadata: what else a checkpoint of ours holds.

@@ -1,4 +1,4 @@
-"""From any format that `load_checkpoint` reads to timm's, Hugging Face's or ours."""
+"""From any format that `load_checkpoint` reads to timm's, Hugging Face's, MMPretrain's or ours."""
 
 import json
 import pathlib
@@ -11,8 +11,9 @@ from deit_jax import builders
 from deit_jax.checkpoint import Checkpointer
 from deit_jax.errors import ConfigError
 from deit_jax.pretrained.checkpoint import LoadedCheckpoint
-from deit_jax.pretrained.formats import huggingface, names
+from deit_jax.pretrained.formats import huggingface, mmengine, names
 from deit_jax.pretrained.formats.safetensors_file import write_safetensors
+from deit_jax.pretrained.formats.torch_file import write_torch
 from deit_jax.pretrained.load import load_checkpoint
 from deit_jax.train_state import TrainState
 
@@ -40,6 +41,22 @@ def save_hf(loaded: LoadedCheckpoint, folder: pathlib.Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
+def save_mmpretrain(loaded: LoadedCheckpoint, path: pathlib.Path) -> None:
+    """One .pth file for `init_cfg` or `get_model(..., pretrained=path)` of MMPretrain."""
+    if path.suffix != ".pth":
+        raise ConfigError(f"{path}: a file for MMPretrain must be called *.pth")
+    model = loaded.create_model()
+    if model.optional_params and "dist" not in model.heads:
+        raise ConfigError("MMPretrain has no distilled model without the distillation head")
+    if "gamma_1" in loaded.variables["params"].get("blocks_0", {}):
+        raise ConfigError(
+            "MMPretrain's class of DeiT-III does not apply the second LayerNorm of a block, so its "
+            "outputs would differ; use --to=timm"
+        )
+    tensors = names.write(names.entries(model, "mmpretrain"), loaded.variables)
+    write_torch(path, {"meta": mmengine.metadata(_notes(loaded)), "state_dict": tensors})
+
+
 def save_jax(loaded: LoadedCheckpoint, folder: pathlib.Path) -> None:
     """A checkpoint folder of ours at step 0, for evaluation and as a starting point."""
     variables = jax.tree.map(jax.numpy.asarray, loaded.variables)
@@ -60,7 +77,7 @@ def _notes(loaded: LoadedCheckpoint) -> dict[str, Any]:
     }
 
 
-WRITERS = {"jax": save_jax, "timm": save_timm, "hf": save_hf}
+WRITERS = {"jax": save_jax, "timm": save_timm, "hf": save_hf, "mmpretrain": save_mmpretrain}
 
 
 def convert(

@@ -13,6 +13,7 @@ from deit_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import ConfigError, close_matches
 
 _FACEBOOK = "https://dl.fbaipublicfiles.com/deit/"
+_OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/deit/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Published:
       sha256: first hex digits of the file's SHA-256; "" where the authors give none.
       top1: % on the ImageNet validation set, as its authors report it.
       crop_ratio: of the evaluation that gave `top1`.
+      top5: likewise; None where its authors give none.
+      gflops: 10^9 multiply-accumulates per image, as its authors count them; likewise.
     """
 
     model: str
@@ -32,6 +35,8 @@ class Published:
     sha256: str
     top1: float
     crop_ratio: float
+    top5: float | None = None
+    gflops: float | None = None
 
 
 # timm's names; the tag after the dot distinguishes checkpoints of one architecture.
@@ -66,6 +71,69 @@ PUBLISHED: dict[str, Published] = {
     for tag, suffix, top1 in (
         ("fb_in1k", "_1k", scratch),
         ("fb_in22k_ft_in1k", "_21k_v1" if file == "huge_224" else "_21k", pretrained),
+    )
+}
+
+
+def _openmmlab(name: str, file: str, top1: float, top5: float, gflops: float) -> Published:
+    """A checkpoint under MMPretrain's `name`; `file` is the end of its file's name."""
+    arch, large = name.split("_")[0], name.endswith("384px")
+    converted = "3rdparty_" if "3rdparty" in name else ""
+    return Published(
+        model=f"{arch.replace('-', '_')}_patch16_{384 if large else 224}",
+        url=f"{_OPENMMLAB}{arch}_{converted}{file}.pth",
+        sha256=file[-8:],
+        top1=top1,
+        crop_ratio=1.0 if large else 0.875,
+        top5=top5,
+        gflops=gflops,
+    )
+
+
+# From configs/deit/metafile.yml of open-mmlab/mmpretrain 1.2.0. Those called 3rdparty are
+# Facebook's weights, evaluated again; at 384 pixels the whole image is squashed to a square.
+PUBLISHED |= {
+    row[0]: _openmmlab(*row)
+    for row in (
+        ("deit-tiny_4xb256_in1k", "pt-4xb256_in1k_20220218-13b382a0", 74.5, 92.24, 1.258),
+        (
+            "deit-tiny-distilled_3rdparty_in1k",
+            "pt-4xb256_in1k_20211216-c429839a",
+            74.51,
+            91.9,
+            1.265,
+        ),
+        ("deit-small_4xb256_in1k", "pt-4xb256_in1k_20220218-9425b9bb", 80.69, 95.06, 4.608),
+        (
+            "deit-small-distilled_3rdparty_in1k",
+            "pt-4xb256_in1k_20211216-4de1d725",
+            81.17,
+            95.4,
+            4.633,
+        ),
+        ("deit-base_16xb64_in1k", "pt-16xb64_in1k_20220216-db63c16c", 81.76, 95.81, 17.582),
+        ("deit-base_3rdparty_in1k", "pt-16xb64_in1k_20211124-6f40c188", 81.79, 95.59, 17.582),
+        (
+            "deit-base-distilled_3rdparty_in1k",
+            "pt-16xb64_in1k_20211216-42891296",
+            83.33,
+            96.49,
+            17.674,
+        ),
+        (
+            "deit-base_224px-pre_3rdparty_in1k-384px",
+            "ft-16xb32_in1k-384px_20211124-822d02f2",
+            83.04,
+            96.31,
+            55.539,
+        ),
+        (
+            "deit-base-distilled_224px-pre_3rdparty_in1k-384px",
+            "ft-16xb32_in1k-384px_20211216-e48d6000",
+            85.55,
+            97.35,
+            55.645,
+        ),
     )
 }
 

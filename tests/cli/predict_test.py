@@ -88,4 +88,6 @@ def test_explain_prints_size_cost_and_accuracy():
     text = describe_model("deit_tiny_distilled_patch16_224")
     assert "5,910,800 parameters" in text and "1.261 G multiply-accumulates at 224x224" in text
     assert "top-1 74.476 %" in text and "b40b3cf7" in text
+    assert "deit-tiny-distilled_3rdparty_in1k: top-1 74.51 %, top-5 91.9 %" in text
+    assert "1.265 GFLOPs, https://download.openmmlab.com/" in text
     assert "no checkpoint of DeiT's authors" in describe_model("regnety_002")

@@ -80,6 +80,19 @@ def test_hugging_face_models_equal_transformers(vectors, key, kwargs):
     assert_same_answers(model, variables, expected, random_image(48, 48))
 
 
+@pytest.mark.parametrize("distilled", [False, True])
+def test_mmpretrain_models_equal_its_classes(vectors, distilled):
+    key = "deit_distilled" if distilled else "deit"
+    expected = under(np.load(vectors / "models_mmpretrain.npz"), key)
+    score = expected.pop("score")
+    model = models.create_model("deit_tiny_patch16_224", **TIMM_SMALL, distilled=distilled)
+    variables = reference_variables(model, "mmpretrain")
+    assert_same_answers(model, variables, expected, random_image(48, 48))
+    # What it evaluates: the mean of the two heads' logits.
+    heads = [value for name, value in expected.items() if "logits" in name]
+    np.testing.assert_allclose(np.mean(heads, axis=0), score, rtol=1e-5, atol=1e-6)
+
+
 def test_initialization_is_the_published_one():
     model = models.create_model("deit_small_distilled_patch16_224", depth=1)
     params = jax.device_get(models.init_variables(model, jax.random.key(0)))["params"]

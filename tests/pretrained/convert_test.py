@@ -46,11 +46,15 @@ def run(capsys, *arguments):
 
 @pytest.mark.parametrize(
     ("key", "to"),
-    [(key, to) for key in MODELS for to in ("timm", "hf", "jax") if (key, to) != ("deit3", "hf")],
+    [
+        *((key, to) for key in MODELS for to in ("timm", "jax")),
+        *((key, "hf") for key in MODELS if key != "deit3"),
+        *((key, "mmpretrain") for key in ("plain", "distilled")),
+    ],
 )
 def test_round_trips_are_bit_identical(tmp_path, capsys, key, to):
     source = make_source(tmp_path, key)
-    there = tmp_path / ("there.safetensors" if to == "timm" else "there")
+    there = tmp_path / {"timm": "there.safetensors", "mmpretrain": "there.pth"}.get(to, "there")
     back = tmp_path / "back.safetensors"
     assert run(capsys, "convert", source, there, f"--to={to}")[0] == 0
     assert run(capsys, "convert", there, back)[0] == 0
@@ -63,7 +67,7 @@ def test_round_trips_are_bit_identical(tmp_path, capsys, key, to):
     assert loaded.create_model() == pretrained.load_checkpoint(source).create_model()
     assert loaded.class_names == ("cat", "dog", "emu")
     assert (loaded.image["crop_ratio"], loaded.mean) == (0.8, (0.5, 0.4, 0.3))
-    assert loaded.format == {"timm": "timm", "hf": "hf", "jax": "deit_jax"}[to]
+    assert loaded.format == {"jax": "deit_jax"}.get(to, to)
 
 
 def test_hugging_face_names_and_parts(tmp_path, capsys):
@@ -86,6 +90,10 @@ def test_what_cannot_be_expressed_is_refused(tmp_path, capsys):
     source = make_source(tmp_path, "deit3")
     code, _, error = run(capsys, "convert", source, tmp_path / "hf", "--to=hf")
     assert code == 2 and "use --to=timm" in error and not (tmp_path / "hf").exists()
+    for key, text in (("deit3", "second LayerNorm"), ("regnet", "no MMPretrain name")):
+        path = make_source(tmp_path, key)
+        code, _, error = run(capsys, "convert", path, tmp_path / "a.pth", "--to=mmpretrain")
+        assert code == 2 and text in error and not (tmp_path / "a.pth").exists()
     loaded = pretrained.load_checkpoint(make_source(tmp_path, "regnet"))
     odd = loaded.create_model().clone(strides=(1, 2))
     with pytest.raises(ConfigError, match="strides of 2"):

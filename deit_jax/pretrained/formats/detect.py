@@ -13,11 +13,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 # Attributes that do not distinguish registered architectures.
 _FREE = {"image_size", "num_classes", "dist_head", "layer_scale_init"}
-_HEADS = ("head", "head.fc", "cls_classifier", "classifier", "classifier.1")
+_HEADS = ("head", "head.fc", "head.layers.head", "cls_classifier", "classifier", "classifier.1")
 # For each of `names.NAMINGS` a name that only it has; the first that matches is chosen.
 MARKS = {
     "hf-modules": r"(deit|vit)\.layers\.",
     "hf": r"(deit|vit|regnet)\.",
+    "mmpretrain": r"backbone\.cls_token$",
     "facebook": r".*\.gamma_1$",
     "timm": r"(cls_token|stem\.conv\.weight)$",
 }
@@ -30,7 +31,7 @@ def naming_of(names: set[str]) -> str:
             return naming
     first = ", ".join(sorted(names)[:3])
     raise ConfigError(
-        f"names of none of timm, facebookresearch/deit and Hugging Face ({first}, ...)"
+        f"names of none of timm, facebookresearch/deit, Hugging Face and MMPretrain ({first}, ...)"
     )
 
 
@@ -71,17 +72,16 @@ def _need(shapes: Shapes, ndim: int, *endings: str) -> tuple[int, ...]:
 
 
 def _guess_transformer(shapes: Shapes, naming: str, hints: dict[str, Any]) -> dict[str, Any]:
-    width, _, patch_size, _ = _need(
-        shapes, 4, "patch_embed.proj.weight", "patch_embeddings.projection.weight"
-    )
+    patch = ("patch_embed.proj.weight", "embeddings.projection.weight", "embed.projection.weight")
+    width, _, patch_size, _ = _need(shapes, 4, *patch)
     position = _need(shapes, 3, "pos_embed", "position_embeddings")
     timm = naming in ("timm", "facebook")
-    layer = r".*\bblocks\.(\d{1,9})\." if timm else r".*\blayers?\.(\d{1,9})\."
+    layer = r".*\bblocks\.(\d{1,9})\." if timm else r".*?\blayers?\.(\d{1,9})\."
     matches = (re.match(layer, name) for name in shapes)
     depth = _length({int(match[1]) for match in matches if match}, "block")
     distilled = _find(shapes, "dist_token", "distillation_token") is not None
     dist_head = _find(shapes, "head_dist.weight", "distillation_classifier.weight") is not None
-    layer_scale = _find(shapes, ".ls1.gamma", ".gamma_1") is not None
+    layer_scale = _find(shapes, ".ls1.gamma", ".gamma_1", ".gamma1.weight") is not None
     # Plain ViTs with LayerScale and a position for the class token are not published.
     class_position = not layer_scale
     tokens = 1 + distilled if class_position else 0

@@ -22,9 +22,9 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 _FLOATS = [np.dtype(kind) for kind in ("float16", "float32", "float64", ml_dtypes.bfloat16)]
 
 _LEAVES = [(r"\.(kernel|scale)$", ".weight"), (r"\.(mean|var)$", r".running_\1")]
-# Our name -> timm name -> Hugging Face name, in which `{m}` is `deit` or `vit`, `{head}` the
-# class head, and `{part}` stands for three tensors.
-FAMILIES: dict[type[Model], tuple[Rules, Rules]] = {
+# Our name -> timm name, and from there -> Hugging Face name, in which `{m}` is `deit` or `vit`,
+# `{head}` the class head, and `{part}` stands for three tensors; -> MMPretrain name.
+FAMILIES: dict[type[Model], tuple[Rules, Rules, Rules]] = {
     VisionTransformer: (
         [
             (r"^blocks_", "blocks."),
@@ -46,6 +46,18 @@ FAMILIES: dict[type[Model], tuple[Rules, Rules]] = {
             (r"^head\.", "{head}."),
             (r"^head_dist\.", "distillation_classifier."),
         ],
+        [
+            (r"^blocks\.(\d+)\.", r"layers.\1."),
+            (r"\.norm([12])\.", r".ln\1."),
+            (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
+            (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+            (r"\.ls1\.gamma$", ".attn.gamma1.weight"),
+            (r"\.ls2\.gamma$", ".ffn.gamma2.weight"),
+            (r"^patch_embed\.proj\.", "patch_embed.projection."),
+            (r"^norm\.", "ln1."),
+            (r"^(cls_token|dist_token|pos_embed|patch_embed|layers|ln1)\b", r"backbone.\1"),
+            (r"^head", "head.layers.head"),
+        ],
     ),
     RegNet: (
         [(r"^s(\d+)_b", r"s\1.b"), (r"^head\.", "head.fc.")],
@@ -66,6 +78,7 @@ FAMILIES: dict[type[Model], tuple[Rules, Rules]] = {
             ),
             (r"^head\.fc\.", "classifier.1."),
         ],
+        [],
     ),
 }
 # What transformers >= 5 calls its modules in memory; its files keep the older names.
@@ -94,7 +107,7 @@ class Entry(NamedTuple):
 def entries(model: Model, naming: str) -> tuple[Entry, ...]:
     """The table of `model` under one of NAMINGS."""
     if type(model) not in FAMILIES:
-        raise ConfigError(f"{type(model).__name__} has no names in timm or Hugging Face")
+        raise ConfigError(f"{type(model).__name__} has no names in other libraries")
     table = []
     for path, leaf in named_leaves(abstract_variables(model)).items():
         ours = path.split("/", 1)[1].replace("/", ".")
@@ -124,10 +137,18 @@ def _hf(name: str, model: Model) -> tuple[str, ...]:
     return tuple(theirs.format(m=module, head=head, part=part) for part in parts)
 
 
+def _mmpretrain(name: str, model: Model) -> tuple[str, ...]:
+    theirs = _renamed(name, FAMILIES[type(model)][2])
+    if theirs == name:
+        raise ConfigError(f"{name} has no MMPretrain name")
+    return (theirs,)
+
+
 # Naming -> function of a tensor's timm name and the model to its names in that naming.
 NAMINGS: dict[str, Callable[[str, Model], tuple[str, ...]]] = {
     "timm": lambda name, _: (name,),
     "facebook": lambda name, _: (re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name),),
+    "mmpretrain": _mmpretrain,
     "hf": _hf,
     "hf-modules": lambda name, model: tuple(_renamed(n, _HF_MODULES) for n in _hf(name, model)),
 }

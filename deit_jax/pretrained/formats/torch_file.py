@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import pathlib
+import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from deit_jax.errors import ConfigError
+from deit_jax.pretrained.formats import mmengine
 from deit_jax.pretrained.formats.pickles import PickleRefused, Storage, TensorRef, load_state
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -27,7 +29,7 @@ _WRAPPERS = {False: ("model", "state_dict"), True: ("model_ema", "state_dict_ema
 def read_state_dict(
     path: pathlib.Path, *, ema: bool = False, arrays: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The (EMA) weights of a `torch.save` file by name, and no notes; always read whole.
+    """The (EMA) weights of a `torch.save` file by name, and its notes; always read whole.
 
     Raises:
       ConfigError: not a state dict of tensors, or one without EMA.
@@ -35,6 +37,7 @@ def read_state_dict(
     tree = read_torch(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"holds a {type(tree).__name__}, not a state dict")
+    tree = mmengine.weights(tree)
     wrapper = next((key for key in _WRAPPERS[ema] if key in tree), None)
     if ema and wrapper is None:
         raise ConfigError(f"holds no EMA weights ({' or '.join(_WRAPPERS[ema])})")
@@ -47,7 +50,7 @@ def read_state_dict(
         raise ConfigError(f"entries that are not tensors: {', '.join(other[:5])}")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
-    return state, {}
+    return state, mmengine.notes(tree)
 
 
 def read_torch(path: pathlib.Path) -> Any:
@@ -162,3 +165,37 @@ def _view(values: np.ndarray, ref: TensorRef) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(
         values[ref.offset :], ref.shape, strides, writeable=False
     )
+
+
+def write_torch(path: pathlib.Path, tree: dict[str, Any]) -> None:
+    """Writes dicts of f32 arrays, strings, numbers and lists as `torch.save` would, atomically."""
+    arrays: list[np.ndarray] = []
+    content = pickle.PROTO + b"\2" + _pickled(tree, arrays) + pickle.STOP
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/byteorder", "little")
+        for key, array in enumerate(arrays):
+            archive.writestr(f"archive/data/{key}", array.astype("<f4").tobytes())
+        archive.writestr("archive/version", "3\n")
+    partial.replace(path)
+
+
+def _pickled(value: Any, arrays: list[np.ndarray]) -> bytes:
+    """The instructions that make `value`; its arrays are appended to `arrays`."""
+    if isinstance(value, dict):
+        items = [_pickled(part, arrays) for item in value.items() for part in item]
+        return b"".join([pickle.EMPTY_DICT, pickle.MARK, *items, pickle.SETITEMS])
+    if not isinstance(value, np.ndarray):
+        # Without the protocol and the end.
+        return pickle.dumps(value, 2)[2:-1]
+    array = np.ascontiguousarray(value, np.float32).reshape(value.shape)
+    arrays.append(array)
+    key, strides = str(len(arrays) - 1), tuple(size // 4 for size in array.strides)
+    names = (b"torch._utils\n_rebuild_tensor_v2\n", b"torch\nFloatStorage\n")
+    rebuild, kind = (pickle.GLOBAL + name for name in names)
+    before, *behind = (_pickled(part, arrays) for part in ("storage", key, "cpu", array.size))
+    storage = [pickle.MARK, before, kind, *behind, pickle.TUPLE, pickle.BINPERSID]
+    rest = [_pickled(part, arrays) for part in (0, array.shape, strides, False)]
+    hooks = pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
+    return b"".join([rebuild, pickle.MARK, *storage, *rest, hooks, pickle.TUPLE, pickle.REDUCE])
