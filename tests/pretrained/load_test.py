@@ -14,6 +14,7 @@ from deit_jax.models.position import resize_position
 from deit_jax.pretrained import convert, hub
 from deit_jax.pretrained.formats import detect, names
 from deit_jax.pretrained.formats.safetensors_file import write_safetensors
+from deit_jax.pretrained.formats.torch_file import write_torch
 
 # The model of tests/vectors/models_*.pth.
 STORED = {"image_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -314,6 +315,30 @@ def test_mmpretrain_has_the_same_tensors_in_every_published_model(vectors):
     assert published["deit-tiny_4xb256_in1k"].url.endswith(
         "/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth"
     )
+
+
+def test_checkpoint_of_an_mmengine_run_has_raw_weights_ema_and_classes(vectors):
+    stored = np.load(vectors / "models_mmpretrain.npz")
+    table = names.entries(tiny(), "mmpretrain")
+    for ema, prefix in ((False, "raw/"), (True, "ema/")):
+        kwargs = {"ema": ema, "model_kwargs": {"num_heads": 2}}
+        loaded = pretrained.load_checkpoint(vectors / "models_mmpretrain.pth", **kwargs)
+        tensors = {k.removeprefix(prefix): stored[k] for k in stored if k.startswith(prefix)}
+        assert_equal_trees(loaded.variables, names.read(table, tensors))
+        assert loaded.create_model() == tiny()
+        assert (loaded.format, loaded.class_names) == ("mmpretrain", ("cat", "dog", "emu"))
+
+
+def test_raw_weights_that_mmcv_1_keeps_beside_the_ema_are_left_out(tmp_path):
+    state = state_of(tiny(), "mmpretrain")
+    beside = {f"ema_{name.replace('.', '_')}": value + 1 for name, value in state.items()}
+    meta = {"CLASSES": ["cat", "dog", "emu"], "epoch": 300}
+    write_torch(tmp_path / "old.pth", {"meta": meta, "state_dict": state | beside})
+    loaded = pretrained.load_checkpoint(tmp_path / "old.pth", model_kwargs={"num_heads": 2})
+    assert_equal_trees(loaded.variables, variables_of(tiny(), "mmpretrain"))
+    assert loaded.class_names == ("cat", "dog", "emu")
+    with pytest.raises(ConfigError, match="no EMA weights"):
+        pretrained.load_checkpoint(tmp_path / "old.pth", ema=True)
 
 
 def test_unknown_names_are_told_the_known_ones():

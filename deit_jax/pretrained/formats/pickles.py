@@ -66,9 +66,17 @@ _DTYPES = {
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
-# The command line, which the official code and timm save with the weights.
-_INERT = {"argparse.Namespace"}
-_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_INERT, *_DTYPES}
+# The command line, which the official code and timm save with the weights, and mmengine's
+# history of metrics, which has numpy arrays and methods.
+_INERT = {"argparse.Namespace", "mmengine.logging.history_buffer.HistoryBuffer"}
+_INERT_CALLS = {
+    "__builtin__.getattr",
+    "_codecs.encode",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+}
+_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_INERT, *_INERT_CALLS, "numpy.ndarray", *_DTYPES}
 # Those of state dicts and of optimizers; the hash of nested tuples may take for ever.
 _KEYS = (str, int, float, bool, type(None))
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
@@ -166,7 +174,7 @@ class _Machine:
     def new_object(self) -> None:
         """An object without its attributes, of a class that is known to be irrelevant."""
         cls, arguments = self.pop_several(2)
-        if not isinstance(cls, _Global) or cls.name not in _INERT or arguments != ():
+        if not _is_inert(cls) or arguments != ():
             raise PickleRefused("refused to make an object")
         self.push(Inert(cls.name))
 
@@ -226,6 +234,8 @@ def _build(name: str, arguments: tuple[Any, ...]) -> Any:
     """The value of one of the known calls."""
     if name == _ORDERED_DICT and not arguments:
         return {}
+    if name in _INERT_CALLS and (name != "__builtin__.getattr" or _is_inert(arguments[0])):
+        return Inert(name)
     if name == _PARAMETER and arguments and isinstance(arguments[0], TensorRef):
         return arguments[0]
     if name == _TENSOR and len(arguments) >= 4:
@@ -235,6 +245,10 @@ def _build(name: str, arguments: tuple[Any, ...]) -> Any:
         if isinstance(storage, Storage) and whole and len(shape) == len(strides):
             return TensorRef(storage, offset, tuple(shape), tuple(strides))
     raise PickleRefused(f"damaged pickle (arguments of {name})")
+
+
+def _is_inert(value: Any) -> bool:
+    return isinstance(value, _Global) and value.name in _INERT
 
 
 def _storage(identifier: Any) -> Storage:
