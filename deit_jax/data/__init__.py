@@ -6,7 +6,7 @@
                       the formats; tfds reads files through readers.py (FILE_FORMATS: TFRecord,
                       ArrayRecord) and their records through example.py
     order.py          which record goes to which row at which step
-    decode.py  cmyk.py  resize.py
+    headers.py  decode.py  cmyk.py  resize.py
                       image files to pixels, equal to Pillow's
     pipeline.py  batches.py  transfer.py
                       canvases, the threads that fill them, the transfer to the device

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.data.cmyk import frame
+from deit_jax.data.decode import MAX_PIXELS
+from deit_jax.data.headers import frame
 from deit_jax.data.source import CorruptImage, Record, Source
 from deit_jax.errors import ConfigError
 
@@ -82,6 +83,8 @@ class Loading:
         prefetch: batches loaded ahead of the next one.
         max_corrupt_share: of the data set. Records that cannot be decoded are logged and
             counted; more of them than this share are an error, and so are all of them.
+        max_pixels: height times width above which an image is not decoded but counts as
+            corrupt.
 
     Raises:
         ConfigError: an option out of range.
@@ -90,6 +93,7 @@ class Loading:
     threads: int | None = None
     prefetch: int = 2
     max_corrupt_share: float = 0.001
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         if self.threads is not None and self.threads < 1:
@@ -100,6 +104,8 @@ class Loading:
             raise ConfigError(f"prefetch must be at least 0, not {self.prefetch}")
         if not 0 <= self.max_corrupt_share <= 1:
             raise ConfigError(f"max_corrupt_share must be in [0, 1], not {self.max_corrupt_share}")
+        if self.max_pixels < 1:
+            raise ConfigError(f"max_pixels must be at least 1, not {self.max_pixels}")
 
 
 class CorruptShareExceeded(ConfigError):

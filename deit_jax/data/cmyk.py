@@ -8,44 +8,17 @@ k + c = 255 + A - N for each color, whatever was lost to rounding; and a quantiz
 of zeros makes the k plane the constant 128, which leaves c alone.
 """
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
+from deit_jax.data.headers import SOF, SOS, segments
 from deit_jax.data.source import CorruptImage
 
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_SOS, _DQT, _APP14 = 0xDA, 0xDB, 0xEE
+_DQT, _APP14 = 0xDB, 0xEE
 # Of a frame header with four components, marker included.
 _SOF_BYTES = 22
 _ADOBE_CMYK = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
-
-
-def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of the header segments of a JPEG up to and including SOS."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        if marker == 1 or 0xD0 <= marker <= 0xD8:
-            position += 2
-            continue
-        end = position + 2 + struct.unpack_from(">H", data, position + 2)[0]
-        yield marker, position, end
-        if marker == _SOS:
-            return
-        position = end
-
-
-def frame(data: bytes) -> tuple[int, int, int]:
-    """Height, width and components (4 for CMYK and YCCK) of a JPEG; zeros when it has no frame."""
-    for marker, start, end in segments(data):
-        if marker in _SOF and start + 9 < min(end, len(data)):
-            return struct.unpack_from(">HHB", data, start + 5)
-    return 0, 0, 0
 
 
 def decode_cmyk(data: bytes, decode_rgb: Callable[[bytes], np.ndarray]) -> np.ndarray:
@@ -84,13 +57,13 @@ def _edited(data: bytes, *, marker: bool, constant_k: bool) -> bytes:
         segment = bytearray(data[start:end])
         if kind == _APP14:
             continue
-        if kind in _SOF and len(segment) < _SOF_BYTES:
+        if kind in SOF and len(segment) < _SOF_BYTES:
             raise CorruptImage("the frame header of the JPEG is cut short")
-        if kind in _SOF and constant_k:
+        if kind in SOF and constant_k:
             tables = {segment[12 + 3 * i] for i in range(3)}
             free = min({0, 1, 2, 3} - tables)
             segment[12 + 3 * 3] = free
-        if kind == _SOS and constant_k:
+        if kind == SOS and constant_k:
             parts.append(bytes([0xFF, _DQT, 0, 67, free]) + bytes(64))
         parts.append(bytes(segment))
     return b"".join([*parts, data[end:]])

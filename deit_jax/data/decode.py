@@ -6,32 +6,40 @@ does not apply it.
 """
 
 import re
-import struct
-from collections.abc import Iterator
 
 import numpy as np
 
 from deit_jax.data._tensorflow import tensorflow
-from deit_jax.data.cmyk import decode_cmyk, frame
+from deit_jax.data.cmyk import decode_cmyk
+from deit_jax.data.headers import frame, is_animated, pixel_count
 from deit_jax.data.source import CorruptImage, Record
 
+# Beyond it Pillow refuses an image too.
+MAX_PIXELS = 178_956_970
 
-def decode_image(record: Record, *, at_least: int | None = None) -> np.ndarray:
+
+def decode_image(
+    record: Record, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """RGB pixels, uint8 [h, w, 3]; arrays pass through.
 
     Args:
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, averaged by the
             decoder, as long as its longer side has this many pixels, equal to Pillow's
             `Image.draft`. None: always at full size.
+        max_pixels: height times width of the file, before it is decoded; memory and time
+            grow with it.
 
     Raises:
-        CorruptImage: the bytes are damaged, or of a format that is not decoded here, or the
-            record could not be read.
+        CorruptImage: the bytes are damaged, of a format that is not decoded here, or of more
+            than `max_pixels`, or the record could not be read.
     """
     if isinstance(record, CorruptImage):
         raise record
     if isinstance(record, np.ndarray):
         return record
+    if (pixels := pixel_count(record)) > max_pixels:
+        raise CorruptImage(f"{pixels:,} pixels, more than max_pixels={max_pixels:,}")
     tf = tensorflow()
     try:
         if record[:2] == b"\xff\xd8":
@@ -81,25 +89,11 @@ def _decode_bmp(record: bytes) -> np.ndarray:
 
 
 def _decode_webp(record: bytes) -> np.ndarray:
-    if any(_animates(kind, flags) for kind, flags in _webp_chunks(record)):
+    if is_animated(record):
         # TensorFlow's decoder writes beyond the end of the image's memory (2.21).
         raise CorruptImage("animated WebP; save it as one still image")
     image = tensorflow().io.decode_image(record, expand_animations=False)
     return np.ascontiguousarray(np.asarray(image)[..., :3])
-
-
-def _animates(kind: bytes, flags: int) -> bool:
-    return kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and bool(flags & 2))
-
-
-def _webp_chunks(record: bytes) -> Iterator[tuple[bytes, int]]:
-    """Kind and first byte of each chunk; a chunk that says to be longer than the file ends it."""
-    position = 12
-    while position + 9 <= len(record):
-        kind, length, first = struct.unpack_from("<4sIB", record, position)
-        yield kind, first
-        # Chunks begin at even positions.
-        position += 8 + length + length % 2
 
 
 def _reason(error: Exception) -> str:

@@ -76,7 +76,7 @@ def train_batches(
         source=source,
         canvas=canvas,
         fit=functools.partial(fit_within, canvas=canvas),
-        decode=functools.partial(decode_image, at_least=canvas),
+        decode=functools.partial(decode_image, at_least=canvas, max_pixels=loading.max_pixels),
         replace=True,
     )
     return BatchIterator(jobs, reader, loading)
@@ -137,15 +137,16 @@ def eval_batches(
             f"canvas must be at least {short}, not {canvas}: evaluation at image_size "
             f"{image_size}, crop_ratio {crop_ratio:g} resizes the short side to {short} pixels"
         )
+    loading = Loading(**options)
     reader = Reader(
         source=source,
         canvas=canvas,
         fit=functools.partial(evaluation_square, short=short, image_size=image_size),
-        decode=decode_image,
+        decode=functools.partial(decode_image, max_pixels=loading.max_pixels),
         replace=False,
     )
     jobs = _eval_jobs(len(source), batch_size, canvas, _local_rows(rows, batch_size))
-    return BatchIterator(jobs, reader, Loading(**options))
+    return BatchIterator(jobs, reader, loading)
 
 
 def _eval_jobs(n_records: int, batch_size: int, canvas: int, rows: np.ndarray) -> Iterator[_Job]:

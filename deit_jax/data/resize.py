@@ -16,12 +16,16 @@ from deit_jax.cubic import cubic_kernel
 _BITS = 22
 
 
-def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Source positions int32 and weights float64 of each output, both [new_size, taps]."""
+# Rows of the first pass at a time, which bounds its memory.
+_BLOCK = 1024
+
+
+def _taps(size: int, new_size: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Source positions int32 and weights float64 of outputs start..stop, both [n, taps]."""
     scale = size / new_size
     widen = max(scale, 1.0)
     support = 2.0 * widen
-    center = (np.arange(new_size) + 0.5) * scale
+    center = (np.arange(start, stop) + 0.5) * scale
     first = np.maximum((center - support + 0.5).astype(np.int64), 0)
     last = np.minimum((center + support + 0.5).astype(np.int64), size)
     taps = np.arange(int((last - first).max()))
@@ -35,14 +39,17 @@ def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=256)
-def _weights(size: int, new_size: int, channels: int = 1, dtype: type = np.int32):
-    """Sparse matrix [new_size * channels, size * channels], in 22-bit fixed point if integer.
+def _weights(size: int, new_size: int, channels: int, dtype: type, start: int, stop: int):
+    """Outputs start..stop as a sparse matrix, in 22-bit fixed point if integer, and their source.
 
-    With `channels` the matrix acts on interleaved channels separately.
+    The matrix is [(stop - start) * channels, m * channels], where the source is a slice of m
+    of the `size` positions; it acts on interleaved channels separately.
     """
     import scipy.sparse
 
-    position, weight = _taps(size, new_size)
+    position, weight = _taps(size, new_size, start, stop)
+    source = slice(int(position.min()), int(position.max()) + 1)
+    position -= np.int32(source.start)
     if dtype is np.int32:
         # Rounded half away from zero, as Pillow does.
         weight = np.trunc(weight * (1 << _BITS) + np.where(weight < 0, -0.5, 0.5))
@@ -50,9 +57,10 @@ def _weights(size: int, new_size: int, channels: int = 1, dtype: type = np.int32
     channel = np.arange(channels, dtype=np.int32)
     columns = position[:, None] * np.int32(channels) + channel[:, None]
     entries = np.broadcast_to(weight[:, None], columns.shape)
-    row_starts = np.arange(new_size * channels + 1, dtype=np.int32) * weight.shape[1]
-    shape = (new_size * channels, size * channels)
-    return scipy.sparse.csr_array((entries.ravel(), columns.ravel(), row_starts), shape=shape)
+    row_starts = np.arange((stop - start) * channels + 1, dtype=np.int32) * weight.shape[1]
+    shape = ((stop - start) * channels, (source.stop - source.start) * channels)
+    matrix = scipy.sparse.csr_array((entries.ravel(), columns.ravel(), row_starts), shape=shape)
+    return matrix, source
 
 
 def _pass(weights, samples: np.ndarray) -> np.ndarray:
@@ -64,17 +72,24 @@ def _pass(weights, samples: np.ndarray) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3], equal to `Image.resize(..., BICUBIC)`."""
-    old_height, old_width, channels = image.shape
-    if old_width != width:
-        columns = np.ascontiguousarray(image.reshape(old_height, -1).T)
-        columns = _pass(_weights(old_width, width, channels), columns)
-        image = np.ascontiguousarray(columns.T).reshape(old_height, width, channels)
-    if old_height != height:
-        rows = _pass(_weights(old_height, height), image.reshape(old_height, -1))
-        image = rows.reshape(height, width, channels)
-    return image
+def resize_bicubic(
+    image: np.ndarray, height: int, width: int, box: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3], equal to `Image.resize(..., BICUBIC)`.
+
+    Of that only `box` (top, left, bottom, right), if given, at the cost of what it needs.
+    """
+    top, left, bottom, right = box or (0, 0, height, width)
+    channels = image.shape[2]
+    row_weights, source_rows = _weights(image.shape[0], height, 1, np.int32, top, bottom)
+    weights, source_columns = _weights(image.shape[1], width, channels, np.int32, left, right)
+    image = image[source_rows, source_columns]
+    columns = np.empty((len(image), (right - left) * channels), np.uint8)
+    for row in range(0, len(image), _BLOCK):
+        block = image[row : row + _BLOCK]
+        samples = block.transpose(1, 2, 0).reshape(-1, len(block))
+        columns[row : row + _BLOCK] = _pass(weights, samples).T
+    return _pass(row_weights, columns).reshape(bottom - top, right - left, channels)
 
 
 def fit_within(image: np.ndarray, canvas: int) -> np.ndarray:
@@ -86,8 +101,9 @@ def fit_within(image: np.ndarray, canvas: int) -> np.ndarray:
     height = max(1, round(old_height * canvas / longest))
     width = max(1, round(old_width * canvas / longest))
     samples = image.reshape(old_height, -1).astype(np.float32)
-    rows = _weights(old_height, height, 1, np.float32) @ samples
-    columns = _weights(old_width, width, channels, np.float32) @ np.ascontiguousarray(rows.T)
+    row_weights, _ = _weights(old_height, height, 1, np.float32, 0, height)
+    column_weights, _ = _weights(old_width, width, channels, np.float32, 0, width)
+    columns = column_weights @ np.ascontiguousarray((row_weights @ samples).T)
     columns += 0.5
     np.clip(columns, 0, 255, out=columns)
     # Left transposed in memory; the copy into the canvas undoes it.
@@ -109,8 +125,7 @@ def evaluation_square(image: np.ndarray, *, short: int, image_size: int) -> np.n
     (torchvision rounds its offset half to even, so the crop is not always central).
     """
     height, width = resized_shape(image.shape[0], image.shape[1], short)
-    image = resize_bicubic(image, height, width)
     inner = round((short - image_size) / 2)
     top = round((height - image_size) / 2) - inner
     left = round((width - image_size) / 2) - inner
-    return image[top : top + short, left : left + short]
+    return resize_bicubic(image, height, width, (top, left, top + short, left + short))

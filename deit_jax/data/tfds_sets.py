@@ -1,6 +1,7 @@
 """Data sets prepared by TensorFlow Datasets, found by name and opened read-only."""
 
 import difflib
+import json
 import os
 import re
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from deit_jax.data import example, readers
 from deit_jax.data._tensorflow import require_tensorflow
-from deit_jax.data.source import Data, Source, check_labels
+from deit_jax.data.source import CorruptImage, Data, Record, Source
 from deit_jax.errors import ConfigError, close_matches, unknown
 
 
@@ -19,7 +20,7 @@ class TfdsSource(Source):
     Args:
         shards: tfds's (filename, skip, take, examples_in_shard) of each file.
         file_format: an entry of `FILE_FORMATS`.
-        num_classes: labels outside 0..num_classes-1 are an error at reading.
+        num_classes: a record whose label is outside 0..num_classes-1 counts as corrupt.
         keys: features of a record, image and label.
         window_shards: see `Source`.
     """
@@ -56,17 +57,19 @@ class TfdsSource(Source):
         start = int(self._ends[shard]) - self.shard_lengths[shard]
         return shard, int(index) - start + int(self._skip[shard])
 
-    def get(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        images, labels = [], np.zeros(len(indices), np.int64)
+    def get(self, indices: np.ndarray) -> tuple[list[Record], np.ndarray]:
+        images: list[Record] = []
+        labels = np.zeros(len(indices), np.int64)
         for i, index in enumerate(indices):
             payload = self._reader.read(*self._locate(index))
             try:
-                image, labels[i] = example.image_and_label(payload, *self._keys)
-            except ValueError:
-                # The record itself is damaged: without an image it counts as corrupt.
-                image = b""
+                image, label = example.image_and_label(payload, *self._keys)
+                if not 0 <= label < self._num_classes:
+                    raise ValueError(f"label {label} is outside the {self._num_classes} classes")
+                labels[i] = label
+            except ValueError as error:
+                image = CorruptImage(str(error))
             images.append(image)
-            check_labels(labels[i : i + 1], self._num_classes, self.record_name(index))
         return images, labels
 
     def integers(self, index: int, key: str) -> np.ndarray:
@@ -106,21 +109,21 @@ def open_tfds(
             shuffle.
 
     Raises:
-        ConfigError: an unknown name, split or feature, files that are missing or of a format
-            that is not in `FILE_FORMATS`.
+        ConfigError: an unknown name, split or feature, damaged metadata, files that are
+            missing or of a format that is not in `FILE_FORMATS`.
     """
     require_tensorflow()
     if not name:
         raise ConfigError("source 'tfds' needs the name of a data set, such as 'imagenet2012'")
     folder = find_prepared(name, data_dir)
-    import tensorflow_datasets as tfds
-
-    builder: Any = tfds.builder_from_directory(folder)
+    prepare = prepare_command(name, data_dir)
+    builder = _open_builder(folder, prepare)
     label = _label_feature(builder, image_key, label_key)
+    _check_names(folder, label_key, label.num_classes, prepare)
     splits = _resolve_splits(builder, train_split, eval_split)
     train, evaluation = (
         TfdsSource(
-            _shards(builder, split, prepare_command(name, data_dir)),
+            _shards(builder, split, prepare),
             builder.info.file_format.value,
             label.num_classes,
             (image_key, label_key),
@@ -136,6 +139,45 @@ def open_tfds(
         description=f"{builder.info.full_name}: {splits[0]} {len(train)}, "
         f"{splits[1]} {len(evaluation)} images, {label.num_classes} classes",
     )
+
+
+def _damaged(path: Any, error: object, prepare: str) -> ConfigError:
+    reason = str(error).partition("\n")[0]
+    return ConfigError(
+        f"{path} is missing or damaged ({reason}); prepare the data set again: {prepare}"
+    )
+
+
+def _open_builder(folder: str, prepare: str) -> Any:
+    """tfds's builder of a prepared set, whose metadata are checked first."""
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    for name in ("dataset_info.json", "features.json"):
+        path = epath.Path(folder) / name
+        try:
+            if not json.loads(path.read_bytes()):
+                raise ValueError("it is empty")
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error, prepare) from error
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # noqa: BLE001 - tfds raises anything for what it cannot read
+        raise _damaged(f"the metadata in {folder}", error, prepare) from error
+
+
+def _check_names(folder: str, label_key: str, num_classes: int, prepare: str) -> None:
+    """Raise ConfigError unless the file of the class names has K different ones."""
+    from etils import epath
+
+    path = epath.Path(folder) / f"{label_key}.labels.txt"
+    if not path.exists():
+        return
+    names = path.read_bytes().decode(errors="replace").split("\n")
+    names = [name.strip() for name in names if name.strip()]
+    if len(set(names)) != len(names) or len(names) != num_classes:
+        reason = f"{len(set(names))} different names for {num_classes} classes"
+        raise _damaged(path, reason, prepare)
 
 
 def _shards(builder, split: str, prepare: str) -> list:

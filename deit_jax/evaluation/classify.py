@@ -7,12 +7,14 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from deit_jax import augment, models
+from deit_jax import models
 from deit_jax.data import imagenet_classes
 from deit_jax.data.decode import decode_image
 from deit_jax.data.folder import read_file
+from deit_jax.data.resize import evaluation_square
 from deit_jax.data.source import CorruptImage
 from deit_jax.errors import ConfigError, printable
+from deit_jax.evaluation.evaluate import Evaluation
 from deit_jax.evaluation.evaluator import square_side
 from deit_jax.evaluation.heads import head_outputs
 from deit_jax.pretrained import CheckpointInfo, LoadedCheckpoint
@@ -39,12 +41,10 @@ def make_classifier(
     `classify` raises ConfigError for a file that cannot be read or decoded.
     """
     model = loaded.create_model()
-    transform = augment.make_eval_transform(
-        image_size=square_side(model),
-        crop_ratio=crop_ratio or loaded.image["crop_ratio"],
-        mean=loaded.mean,
-        std=loaded.std,
-    )
+    image_size = square_side(model)
+    evaluation = Evaluation(image_size, crop_ratio=crop_ratio or loaded.image["crop_ratio"])
+    transform = evaluation.make_transform(loaded.mean, loaded.std)
+    short = int(image_size / evaluation.crop_ratio)
 
     @jax.jit
     def forward(variables, batch):
@@ -57,6 +57,8 @@ def make_classifier(
             pixels = decode_image(read_file(path))
         except CorruptImage as error:
             raise ConfigError(f"{path}: {error}") from None
+        if max(pixels.shape[:2]) > evaluation.canvas:
+            pixels = evaluation_square(pixels, short=short, image_size=image_size)
         # Whole multiples of 256, so that photos of like size share one compiled program.
         side = 256 * math.ceil(max(pixels.shape[:2]) / 256)
         canvas = np.zeros((1, side, side, 3), np.uint8)

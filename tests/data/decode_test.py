@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import data
-from deit_jax.data import cmyk, decode
+from deit_jax.data import decode, headers
 from deit_jax.data.resize import evaluation_square, fit_within, resize_bicubic, resized_shape
 
 HEIGHT, WIDTH = 61, 83
@@ -174,7 +175,7 @@ def test_animated_webp_never_reaches_tensorflow(monkeypatch):
 def test_a_cut_frame_header_of_a_four_component_jpeg_is_an_error():
     """Nine to twenty-one of the 22 bytes: the rest of the segment becomes the scan's."""
     encoded = encode(Image.fromarray(pixels(0)).convert("CMYK"), "JPEG")
-    start = next(start for kind, start, _ in cmyk.segments(encoded) if kind == 0xC0)
+    start = next(start for kind, start, _ in headers.segments(encoded) if kind == 0xC0)
     for length in range(8, 20):
         cut = encoded[: start + 2] + struct.pack(">H", length) + encoded[start + 4 :]
         shorter = encoded[: start + 2 + length] + encoded[start + 22 :]
@@ -225,6 +226,50 @@ def test_evaluation_square_has_pillows_center_crop(image_size, shape):
         np.testing.assert_array_equal(
             center_crop(square, image_size), center_crop(whole, image_size)
         )
+
+
+def test_a_strip_is_resized_only_where_the_crop_is():
+    """Whole, this one would be 11 GB at a short side of 256."""
+    image = pixels(3, height=4, width=60000)
+    for strip in (image, image.transpose(1, 0, 2)):
+        tracemalloc.start()
+        square = evaluation_square(strip, short=256, image_size=224)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert square.shape == (256, 256, 3) and most < 10e6
+        long = strip.shape.index(60000)
+        # A part of whole source pixels around the center is resized to the same values.
+        part = np.take(strip, range(29990, 30010), axis=long)
+        new = [256, 256]
+        new[long] = 64 * 20
+        resized = np.asarray(Image.fromarray(part).resize(new[::-1], Image.BICUBIC))
+        expected = np.take(resized, range(640 - 128, 640 + 128), axis=long)
+        np.testing.assert_array_equal(square, expected)
+
+
+def png_header(height, width):
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height)
+
+
+SIZED = {
+    **{kind: FILES[kind] for kind in ("jpeg", "jpeg progressive", "png", "bmp", "webp")},
+    "webp lossless": encode(RGB, "WEBP", lossless=True),
+    "webp alpha": FILES["webp alpha"],
+    "cmyk": encode(Image.fromarray(pixels(0)).convert("CMYK"), "JPEG"),
+    # libjpeg passes over what is between two segments.
+    "jpeg with bytes between": FILES["jpeg"][:20] + b"ab" + FILES["jpeg"][20:],
+}
+
+
+@pytest.mark.parametrize("kind", SIZED)
+def test_more_pixels_than_the_limit_are_refused_before_decoding(kind, monkeypatch):
+    count = HEIGHT * WIDTH
+    assert data.decode_image(SIZED[kind], max_pixels=count).shape == (HEIGHT, WIDTH, 3)
+    monkeypatch.setattr(decode, "tensorflow", None)
+    with pytest.raises(data.CorruptImage, match=f"5,063 pixels, more than max_pixels={5062:,}"):
+        data.decode_image(SIZED[kind], max_pixels=count - 1)
+    with pytest.raises(data.CorruptImage, match="max_pixels=178,956,970"):
+        data.decode_image(png_header(22000, 22000))
 
 
 def center_crop(image, size):

@@ -235,6 +235,16 @@ def test_too_many_corrupt_records_stop_the_run(damaged):
         next(batches)
 
 
+def test_images_of_too_many_pixels_are_bad_samples():
+    options = {"batch_size": 80, "canvas": 48, "max_corrupt_share": 0.2, "max_pixels": 30 * 20}
+    large = set(range(0, 80, 10))
+    with data.train_batches(Encoded(), **options) as batches:
+        assert not set(next(batches)["index"].tolist()) & large
+    assert set(batches.health.corrupt_names) == large
+    with data.eval_batches(Encoded(), image_size=16, **options) as batches:
+        assert np.flatnonzero(~next(batches)["mask"]).tolist() == sorted(large)
+
+
 def test_without_a_sound_record_nothing_is_read():
     """Whatever the share that is allowed: there is nothing to train or evaluate on."""
     damaged = Encoded(n=20, damaged=range(20))
@@ -305,6 +315,7 @@ def test_windows_hint_only_after_the_first_batch():
         ({"threads": 0}, "threads must be at least 1, or None for one per core, not 0"),
         ({"prefetch": -1}, "prefetch must be at least 0, not -1"),
         ({"max_corrupt_share": 1.5}, r"max_corrupt_share must be in \[0, 1\], not 1.5"),
+        ({"max_pixels": 0}, "max_pixels must be at least 1, not 0"),
     ],
 )
 def test_options_out_of_range(source, options, message):

@@ -111,7 +111,7 @@ def test_many_files_are_read_without_keeping_them_open(tfds_dir, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_label_outside_the_classes(tfds_dir, tmp_path):
+def test_a_label_outside_the_classes_is_a_bad_record(tfds_dir, photos, tmp_path):
     target = tmp_path / "imagenet2012/5.1.0"
     shutil.copytree(tfds_dir / "imagenet2012/5.1.0", target, copy_function=shutil.copyfile)
     target.chmod(0o755)
@@ -120,8 +120,12 @@ def test_label_outside_the_classes(tfds_dir, tmp_path):
     (target / "features.json").write_text(json.dumps(features))
     (target / "label.labels.txt").unlink()
     opened = data.open_data(name="imagenet2012", data_dir=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"label \d+ of .*record.* outside the 10 classes"):
-        opened.train.get(np.arange(400))
+    records, labels = opened.train.get(np.arange(400))
+    wrong = np.array([isinstance(record, data.CorruptImage) for record in records])
+    true = photos.train.get(np.arange(400))[1]
+    np.testing.assert_array_equal(wrong, true >= 10)
+    np.testing.assert_array_equal(labels, np.where(wrong, 0, true))
+    assert str(records[wrong.argmax()]) == f"label {true[wrong.argmax()]} is outside the 10 classes"
 
 
 def test_record_damaged_around_the_image_counts_as_corrupt(tfds_dir, tmp_path):
@@ -139,6 +143,33 @@ def test_record_damaged_around_the_image_counts_as_corrupt(tfds_dir, tmp_path):
         mask = next(batches)["mask"]
     assert mask.tolist() == [i != 7 for i in range(10)]
     assert batches.health.corrupt_names == {7: f"{path.name} record 7"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_info.json", b""),
+        ("dataset_info.json", b"\xff\xfe"),
+        ("features.json", None),
+        ("features.json", b'{"featuresDict": {"fea'),
+        ("features.json", b'{"a": 1}'),
+        ("label.labels.txt", b"airplane\nautomobile\n"),
+        ("label.labels.txt", b"airplane\n" * 10),
+        ("label.labels.txt", b"\xff" * 20),
+    ],
+)
+def test_damaged_metadata_is_one_line_that_names_the_file(tfds_dir, tmp_path, name, content):
+    source, target = tfds_dir / "cifar10/3.0.2", tmp_path / "cifar10/3.0.2"
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        (target / path.name).symlink_to(path)
+    (target / name).unlink()
+    if content is not None:
+        (target / name).write_bytes(content)
+    where = "the metadata in" if content == b'{"a": 1}' else f"{name} is missing or damaged"
+    with pytest.raises(ConfigError, match=f"{where}.*prepare the data set again") as error:
+        data.open_data(name="cifar10", data_dir=str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_window_start_reads_at_most_one_window(tfds_dir, monkeypatch):
