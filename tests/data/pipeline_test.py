@@ -235,27 +235,6 @@ def test_too_many_corrupt_records_stop_the_run(damaged):
         next(batches)
 
 
-def test_images_of_too_many_pixels_are_bad_samples():
-    options = {"batch_size": 80, "canvas": 48, "max_corrupt_share": 0.2, "max_pixels": 30 * 20}
-    large = set(range(0, 80, 10))
-    with data.train_batches(Encoded(), **options) as batches:
-        assert not set(next(batches)["index"].tolist()) & large
-    assert set(batches.health.corrupt_names) == large
-    with data.eval_batches(Encoded(), image_size=16, **options) as batches:
-        assert np.flatnonzero(~next(batches)["mask"]).tolist() == sorted(large)
-
-
-def test_without_a_sound_record_nothing_is_read():
-    """Whatever the share that is allowed: there is nothing to train or evaluate on."""
-    damaged = Encoded(n=20, damaged=range(20))
-    message = "none of the 20 records can be decoded: record"
-    options = {"batch_size": 4, "canvas": 32, "max_corrupt_share": 1.0}
-    with pytest.raises(data.CorruptShareExceeded, match=message):
-        first_batches(data.train_batches(damaged, **options), 1)
-    with pytest.raises(data.CorruptShareExceeded, match=message):
-        first_batches(data.eval_batches(damaged, image_size=16, **options), 5)
-
-
 def test_allowed_share_of_corrupt_records():
     damaged = Encoded(damaged=[5, 6])
     first_batches(
