@@ -44,5 +44,7 @@ def run(args: argparse.Namespace) -> int:
     )
     extra = "".join(f", {key}={value}" for key, value in loaded.model_kwargs.items())
     print(f"read {loaded.label} ({loaded.format} names): {loaded.model}{extra}")
+    if loaded.assumed:
+        print(loaded.assumed)
     print(f"wrote {args.destination}")
     return 0

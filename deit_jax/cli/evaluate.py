@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     evaluate = _evaluator(args, config, loaded)
     found: dict[str, Any] = {}
     print(evaluate.description, flush=True)
+    if loaded.assumed:
+        print(loaded.assumed, flush=True)
     for one in sets:
         print(one.data.description, flush=True)
         predictions = {

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     )
     names = classify.readable_names(loaded)
     probabilities_of = classify.make_classifier(loaded, crop_ratio=args.crop_ratio)
-    if loaded.selection:
-        print(loaded.selection)
+    for line in filter(None, (loaded.selection, loaded.assumed)):
+        print(line)
     for path in args.images:
         print(path)
         for head, probabilities in probabilities_of(pathlib.Path(path)).items():

@@ -34,8 +34,12 @@ def _deit3(size: dict[str, Any], *, drop_path_rate: float, **own: Any) -> Archit
     return _deit(_DEIT3 | size, drop_path_rate=drop_path_rate, **own)
 
 
-def _regnety(w0: int, wa: float, wm: float, group_size: int, depth: int) -> Architecture:
-    design = stage_design(w0=w0, wa=wa, wm=wm, depth=depth, group_size=group_size)
+def _regnety(
+    w0: int, wa: float, wm: float, group_size: int, depth: int, *, min_share: float = 0.0
+) -> Architecture:
+    design = stage_design(
+        w0=w0, wa=wa, wm=wm, depth=depth, group_size=group_size, min_share=min_share
+    )
     return RegNet, {"image_size": 224} | design
 
 
@@ -69,6 +73,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "regnety_120": _regnety(168, 73.36, 2.37, 112, 19),
     "regnety_160": _regnety(200, 106.23, 2.48, 112, 18),
     "regnety_320": _regnety(232, 115.89, 2.53, 232, 20),
+    "regnety_640": _regnety(352, 147.48, 2.4, 328, 20),
+    "regnety_1280": _regnety(456, 160.83, 2.52, 264, 27),
+    "regnety_2560": _regnety(640, 230.83, 2.53, 373, 27),
+    # torchvision's, whose widths are rounded in another way.
+    "regnety_008_tv": _regnety(56, 38.84, 2.4, 16, 14, min_share=0.9),
+    "regnety_080_tv": _regnety(192, 76.82, 2.19, 56, 17, min_share=0.9),
 }
 
 

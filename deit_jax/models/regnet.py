@@ -19,12 +19,13 @@ from deit_jax.models.model import Model, Output
 
 
 def stage_design(
-    *, w0: int, wa: float, wm: float, depth: int, group_size: int
+    *, w0: int, wa: float, wm: float, depth: int, group_size: int, min_share: float = 0.0
 ) -> dict[str, tuple[int, ...]]:
     """Widths, depths and group sizes of the stages from the design parameters (section 3.3).
 
     Widths on the line w0 + wa * block are rounded to w0 * wm^k, then to multiples of 8,
-    then to multiples of the group size.
+    then to multiples of the group size. With `min_share`, as in torchvision, halves are
+    rounded up and no width ends below that share of what it was.
     """
     # f32 as in the reference implementation: the roundings decide the architecture.
     line = np.arange(depth, dtype=np.float32) * np.float32(wa) + np.float32(w0)
@@ -32,7 +33,11 @@ def stage_design(
     widths = np.round(w0 * np.power(np.float32(wm), exponent) / 8) * 8
     stages, depths = np.unique(widths.astype(int), return_counts=True)
     groups = np.minimum(stages, group_size)
-    widths = np.round(stages / groups).astype(int) * groups
+    counts = np.round(stages / groups)
+    if min_share:
+        counts = np.floor(stages / groups + 0.5)
+        counts += counts * groups < min_share * stages
+    widths = counts.astype(int) * groups
     design = {"widths": widths, "depths": depths, "group_sizes": groups}
     return {name: tuple(values.tolist()) for name, values in design.items()}
 

@@ -69,6 +69,8 @@ def adapt(
     heads = set(model.head_params) if drop_head else set()
     dropped = [path for path in have if _first(path) in lost | heads]
     notes = ["drop_head: the classification heads are initialized"] if drop_head else []
+    if loaded.assumed:
+        notes.append(loaded.assumed)
     if lost:
         notes.append(f"{', '.join(sorted(lost))}: not in this model, dropped")
     if gained:

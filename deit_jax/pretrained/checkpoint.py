@@ -20,6 +20,7 @@ class CheckpointInfo:
       image: `size` (height, width), `mean`, `std`, `crop_ratio` of the evaluation.
       metadata: what else a checkpoint of ours holds.
       selection: the step that `which` selected in a run, for the screen; "" for the latest.
+      assumed: what the file does not tell and was assumed, for the screen; "" for nothing.
     """
 
     model: str
@@ -30,6 +31,7 @@ class CheckpointInfo:
     image: dict[str, Any]
     metadata: dict[str, Any]
     selection: str = ""
+    assumed: str = ""
 
     @property
     def num_classes(self) -> int:

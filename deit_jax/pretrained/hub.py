@@ -208,6 +208,11 @@ def check_digest(path: pathlib.Path, sha256: str) -> None:
         )
 
 
+def is_published(path: pathlib.Path) -> bool:
+    """Whether a file has the name of a published one."""
+    return any(entry.url.endswith(f"/{path.name}") for entry in PUBLISHED.values())
+
+
 def digest_in_name(path: pathlib.Path) -> str:
     """The digest in a file's name by torch's convention: `model-a1311bcf.pth`; else ""."""
     match = re.search(r"-([0-9a-f]{8,64})\.(pth|pt|bin|safetensors)$", path.name)

@@ -124,7 +124,10 @@ def _read_state_dict(
     shapes = {name: array.shape for name, array in tensors.items()}
     naming = detect.naming_of(set(tensors))
     config = huggingface.read_config(file.parent) if naming.startswith("hf") else {}
-    hints = huggingface.model_hints(config) | model_kwargs
+    hints, image = huggingface.model_hints(config), huggingface.read_image(file.parent)
+    if not config:
+        hints, image = huggingface.read_timm(file.parent)
+    hints = hints | model_kwargs
     if model is not None:
         name, arguments = model, {"num_classes": detect.num_classes(shapes, default=1000)} | hints
     elif notes.get("model"):
@@ -137,11 +140,29 @@ def _read_state_dict(
     if config and not notes.get("class_names"):
         num_classes = arguments.get("num_classes", 1000)
         notes = notes | {"class_names": huggingface.class_names(config, num_classes)}
+    described = notes.get("model") or hub.is_published(file)
+    notes = dict[str, Any]({"image": image} | notes)
     info = _info(name, arguments, notes, source=str(path), format=naming)
+    if not described:
+        info["assumed"] = _assumptions(name, info["model_kwargs"], hints, notes["image"])
     if arrays:
         table = names.entries(create_model(name, **info["model_kwargs"]), naming)
         info["variables"] = names.read(table, tensors)
     return info
+
+
+def _assumptions(
+    name: str, model_kwargs: dict[str, Any], hints: dict[str, Any], image: dict[str, Any]
+) -> str:
+    """What neither the file nor a config beside it tells, for the screen; "" for nothing."""
+    assumed = []
+    model = create_model(name, **model_kwargs)
+    if "num_heads" not in hints and hasattr(model, "num_heads"):
+        assumed.append(f"num_heads {model.num_heads} (model_kwargs num_heads sets it)")
+    if not {"mean", "std"} <= image.keys():
+        assumed.append("ImageNet's mean and std")
+    listed = " and ".join(assumed)
+    return f"no config beside the file tells, so assumed: {listed}" if listed else ""
 
 
 def _info(

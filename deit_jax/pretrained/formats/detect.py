@@ -127,6 +127,11 @@ def _guess_regnet(shapes: Shapes) -> dict[str, Any]:
         if match and len(shape) == 4 and 0 not in shape:
             first = 1 if match[1] == "s" else 0
             blocks.setdefault(int(match[2]) - first, {})[int(match[3]) - first] = shape
+    if "stem.bn.weight" in shapes and "stem.bn.running_mean" not in shapes:
+        raise ConfigError(
+            "the convolutions are normalized without running statistics (as in regnety_040_sgn, "
+            "with GroupNorm and SiLU); RegNetY is known with BatchNorm and ReLU"
+        )
     stages = [blocks[stage] for stage in range(_length(blocks, "stage"))]
     return {
         "widths": tuple(next(iter(stage.values()))[0] for stage in stages),

@@ -6,6 +6,7 @@ from typing import Any
 
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, RegNet, VisionTransformer
+from deit_jax.models.registry import ARCHITECTURES
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -31,18 +32,54 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       ConfigError: it is damaged, or of another family of models than DeiT, ViT and RegNet.
     """
     path = folder / "config.json"
+    config = _read_json(path)
+    if not config:
+        return {}
+    if not isinstance(config.get("id2label", {}), dict):
+        raise ConfigError(f"{path}: damaged file (not the settings of a model)")
+    if config.get("model_type") not in ("deit", "vit", "regnet"):
+        raise ConfigError(
+            f"{path}: model_type {config.get('model_type')!r}; known: deit, vit, regnet"
+        )
+    return config
+
+
+def read_image(folder: pathlib.Path) -> dict[str, Any]:
+    """`mean` and `std` of preprocessor_config.json, `{}` where there is none."""
+    config = _read_json(folder / "preprocessor_config.json")
+    known = {"mean": "image_mean", "std": "image_std"}
+    return {ours: config[theirs] for ours, theirs in known.items() if theirs in config}
+
+
+def read_timm(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments of `create_model`, `image`) of timm's config.json; `{}` where there is none.
+
+    Of the arguments those that the shapes of a state dict do not determine.
+    """
+    config = _read_json(folder / "config.json")
+    if not isinstance(config.get("architecture"), str):
+        return {}, {}
+    sections = config.get("model_args", {}), config.get("pretrained_cfg", config)
+    if not all(isinstance(section, dict) for section in sections):
+        raise ConfigError(f"{folder / 'config.json'}: damaged file (not the settings of a model)")
+    given, pretrained = sections
+    _, published = ARCHITECTURES.get(config["architecture"], (None, {}))
+    hints = {"num_heads": published["num_heads"]} if "num_heads" in published else {}
+    names = {"num_heads": "num_heads", "image_size": "img_size"}
+    hints |= {ours: given[theirs] for ours, theirs in names.items() if theirs in given}
+    names = {"mean": "mean", "std": "std", "crop_ratio": "crop_pct"}
+    return hints, {ours: pretrained[name] for ours, name in names.items() if name in pretrained}
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged file ({error})") from None
-    if not isinstance(config, dict) or not isinstance(config.get("id2label", {}), dict):
+    if not isinstance(config, dict):
         raise ConfigError(f"{path}: damaged file (not the settings of a model)")
-    if config.get("model_type") not in ("deit", "vit", "regnet"):
-        raise ConfigError(
-            f"{path}: model_type {config.get('model_type')!r}; known: deit, vit, regnet"
-        )
     return config
 
 
