@@ -116,7 +116,7 @@ def test_it_is_explained_trained_evaluated_saved_and_resumed(
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
     assert cli.main(["evaluate", f"--checkpoint={workdir}"]) == 0
     assert f"{100 * results['eval/class/top1']:.3f}" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="Mixer has no names in timm"):
+    with pytest.raises(ConfigError, match="Mixer has no names in other libraries"):
         convert.convert(workdir, tmp_path / "mixer.safetensors")
 
 
