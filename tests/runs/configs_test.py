@@ -1,4 +1,4 @@
-"""Every shipped recipe and variant, shrunk, runs and goes on; the quickstart on eight devices."""
+"""Every shipped recipe and variant, shrunk, runs and resumes; the quickstart on eight devices."""
 
 import json
 import re
@@ -154,7 +154,7 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize("variant", ["teacher", "student"])
-def test_quickstart_runs_and_goes_on_eight_devices(
+def test_quickstart_runs_and_resumes_on_eight_devices(
     variant, tmp_path, compilation_cache, tiny_teacher, capfd
 ):
     spec = f"quickstart.py:{variant}"
@@ -165,7 +165,7 @@ def test_quickstart_runs_and_goes_on_eight_devices(
     assert results["eval/count"] == 355
     records = list(read_jsonl(tmp_path / "metrics.jsonl"))
     steps = [record["step"] for record in records if "train/loss" in record]
-    assert steps == [1, 2, 3], "the second start goes on after step 1, and no step is logged twice"
+    assert steps == [1, 2, 3], "the second start resumes after step 1, and no step is logged twice"
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
         config_lib.to_json(tiny_runs.tiny(spec, *options))
     )
