@@ -1,5 +1,6 @@
 """Test environment: eight fake CPU devices, strict numerics, the shared photos when present."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -27,6 +28,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+
+# Programs that were traced stay in memory: a full collection looks at millions of objects.
+gc.set_threshold(100_000, 20, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile much and compute little.
