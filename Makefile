@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 READY := $(VENV)/.ready
 
-.PHONY: help setup lint test quickstart clean
+.PHONY: help setup lint test test-long quickstart clean
 
 help:
 	@echo "make quickstart   train a convnet teacher, distil a small DeiT from it, compare (minutes, CPU)"
 	@echo "make test         run the tests"
+	@echo "make test-long    run those that take long: whole runs in several processes, every shipped recipe"
 	@echo "make lint         check format, rules and types"
 	@echo "make setup        only install into $(VENV)"
 
@@ -31,8 +32,13 @@ lint: $(VENV)/.lint
 	@$(BIN)/ruff check
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
+
 test: $(READY)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
+	@$(PYTEST) -m 'not long'
+
+test-long: $(READY)
+	@$(PYTEST) -m long
 
 quickstart: $(READY)
 	@$(BIN)/python train.py --config=configs/quickstart.py:teacher --workdir=$(RUNS)/teacher
