@@ -64,6 +64,7 @@ def test_everything_off_only_normalizes():
     np.testing.assert_array_equal(out["target"], np.eye(CLASSES)[batch["label"]])
 
 
+@pytest.mark.long
 def test_the_published_recipe_on_one_device_and_on_eight(optimized):
     batch = make_batch(16)
     batch["canvas_index"] = (np.arange(32, dtype=np.int32) * 5) % 16

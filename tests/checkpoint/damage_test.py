@@ -67,7 +67,14 @@ def _same(a, b):
     )
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "removed"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "flipped",
+        pytest.param("cut", marks=pytest.mark.long),
+        pytest.param("removed", marks=pytest.mark.long),
+    ],
+)
 def test_damage_to_any_file_is_never_restored(two_steps, tmp_path, how, caplog):
     names = sorted(
         str(file.relative_to(two_steps / "2"))

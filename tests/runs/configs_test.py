@@ -57,6 +57,10 @@ NAMES = {
 }
 
 
+# The rest is marked `long`.
+QUICK = {"deit.py:ti", "deit_distilled.py:ti"}
+
+
 def structure_of(section) -> str:
     """A section without names, and of rates and shares only whether each is above 0."""
     flat = config_lib.flatten(section)
@@ -87,7 +91,8 @@ def shrunk() -> list:
         kind = kind_of(tiny_runs.load(spec))
         specs = [spec]
         runs_of.setdefault(rest, specs)
-        found.append(pytest.param(specs, off, kind not in kinds, id=spec))
+        marks = () if spec in QUICK else pytest.mark.long
+        found.append(pytest.param(specs, off, kind not in kinds, id=spec, marks=marks))
         kinds.add(kind)
     return found
 
@@ -153,7 +158,7 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
             tiny_runs.load(spec)
 
 
-@pytest.mark.parametrize("variant", ["teacher", "student"])
+@pytest.mark.parametrize("variant", [pytest.param("teacher", marks=pytest.mark.long), "student"])
 def test_quickstart_runs_and_resumes_on_eight_devices(
     variant, tmp_path, compilation_cache, tiny_teacher, capfd
 ):
@@ -210,7 +215,9 @@ def test_finished_run_has_nothing_to_do(tmp_path, compilation_cache, capsys, mon
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("recipe", ["deit.py:ti", "deit_distilled.py:ti"])
+@pytest.mark.parametrize(
+    "recipe", ["deit.py:ti", pytest.param("deit_distilled.py:ti", marks=pytest.mark.long)]
+)
 def test_imagenet_photos_through_the_shipped_configs(
     recipe, tfds_dir, tmp_path, compilation_cache, monkeypatch
 ):

@@ -60,6 +60,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(unbroken, tmp_pa
     assert len({step for step in died_at if 0 < step < STEPS}) >= 3, died_at
 
 
+@pytest.mark.long
 def test_asked_to_stop_while_compiling_saving_or_evaluating(unbroken, tmp_path):
     workdir = tmp_path / "run"
     checkpoints, log = workdir / "checkpoints", child_runs.log_file(workdir)
@@ -88,6 +89,7 @@ def test_asked_to_stop_while_compiling_saving_or_evaluating(unbroken, tmp_path):
     assert sum(averaged) == STEPS, "every step is in one mean, also those before a stop"
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_stops_the_run_and_loses_nothing(unbroken, tmp_path):
     """Files of the running process can no longer grow, as on a full disk."""
     workdir = tmp_path / "run"

@@ -72,6 +72,7 @@ def test_two_processes_of_four_devices_train_as_one_of_one(one, cache, tmp_path)
     _assert_same_training(two, one)
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_saves_on_both_and_one_process_goes_on(one, cache, tmp_path):
     workdir = tmp_path / "run"
     processes = child_runs.start_two(workdir, *OPTIONS, cache, devices=4)
@@ -88,6 +89,7 @@ def test_a_signal_to_one_process_saves_on_both_and_one_process_goes_on(one, cach
     _assert_same_training(workdir, one)
 
 
+@pytest.mark.long
 def test_two_processes_leave_out_the_same_steps_and_stop_at_the_same(cache, tmp_path, monkeypatch):
     """The second update, the first after the warm-up, makes the parameters too large."""
     workdir = tmp_path / "run"
