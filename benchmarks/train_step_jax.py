@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import data, losses, models, rng, sharding
+from deit_jax import data, losses, models, rng
 from deit_jax.augment import mix, normalize
+from deit_jax.distributed import sharding
 from deit_jax.recipe import hardware
 from deit_jax.teacher import Teacher
 from deit_jax.train import experiment as experiment_lib

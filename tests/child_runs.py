@@ -115,8 +115,9 @@ def _write_batches(workdir: pathlib.Path, overrides: list[str], count: int) -> N
 
     import jax
 
-    from deit_jax import rng, sharding
+    from deit_jax import rng
     from deit_jax.checkpoint.digest import digest_tree
+    from deit_jax.distributed import sharding
     from deit_jax.train import experiment as experiment_lib
     from deit_jax.train import schema
 

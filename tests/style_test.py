@@ -26,7 +26,7 @@ NEVER_AT_RUN_TIME = ("torch", "timm", "transformers", "PIL")
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     {"errors", "rng", "trees", "train_state", "builders", "cubic"},
-    {"config", "config_file", "sharding", "distributed"},
+    {"config", "config_file", "distributed"},
     {"models", "augment", "data", "checkpoint", "losses", "optim", "tracking"},
     {"pretrained", "recipe", "evaluation"},
     {"teacher"},

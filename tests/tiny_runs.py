@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from deit_jax import sharding
+from deit_jax.distributed import sharding
 from deit_jax.train import loop, schema
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from deit_jax import data, models, pretrained, sharding
+from deit_jax import data, models, pretrained
+from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement, predictions
 from deit_jax.evaluation.datasets import EvaluationSet

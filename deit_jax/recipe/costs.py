@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from deit_jax import data, models, sharding
+from deit_jax import data, models
+from deit_jax.distributed import sharding
 from deit_jax.recipe.recipe import Recipe
 
 # Batches of canvases on the device at a time: the one in use and the next.

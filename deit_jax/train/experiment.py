@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from deit_jax import augment, builders, checkpoint, data, models, pretrained, rng, sharding
+from deit_jax import augment, builders, checkpoint, data, models, pretrained, rng
 from deit_jax.data import BatchIterator
+from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError, Problems, unknown
 from deit_jax.evaluation import heads
 from deit_jax.evaluation.evaluate import Evaluation, make_eval_step

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from deit_jax import checkpoint, rng, sharding
+from deit_jax import checkpoint, rng
+from deit_jax.distributed import sharding
 from deit_jax.tracking import provenance
 from deit_jax.train import step as step_lib
 from deit_jax.train import workdir

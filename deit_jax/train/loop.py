@@ -25,7 +25,8 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
-from deit_jax import checkpoint, data, sharding
+from deit_jax import checkpoint, data
+from deit_jax.distributed import sharding
 from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
 from deit_jax.recipe import hardware

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from deit_jax import builders, checkpoint, errors, rng, sharding, trees
+from deit_jax import builders, checkpoint, errors, rng, trees
 from deit_jax.checkpoint import layout
+from deit_jax.distributed import sharding
 from deit_jax.tracking import startup
 from deit_jax.train import dump, schema
 from deit_jax.train import experiment as experiment_lib

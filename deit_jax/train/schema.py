@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from deit_jax import augment, checkpoint, config, data, losses, optim, sharding, teacher
+from deit_jax import augment, checkpoint, config, data, losses, optim, teacher
 from deit_jax.builders import Option, Section
+from deit_jax.distributed import sharding
 from deit_jax.evaluation import evaluate
 from deit_jax.models import registry
 from deit_jax.recipe import durations

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deit_jax import builders, models, rng, sharding
+from deit_jax import builders, models, rng
+from deit_jax.distributed import sharding
 from deit_jax.losses import LossFn
 from deit_jax.train_state import TrainState
 

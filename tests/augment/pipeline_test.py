@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax import sharding
 from deit_jax.augment import Supplied, make_augment, mix
 from deit_jax.augment.normalize import normalize
+from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError
 
 CLASSES = 10

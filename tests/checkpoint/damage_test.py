@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deit_jax import sharding
 from deit_jax.checkpoint import (
     Checkpointer,
     CheckpointError,
@@ -19,6 +18,7 @@ from deit_jax.checkpoint import (
     read_variables,
 )
 from deit_jax.checkpoint.digest import digest_array, digest_tree
+from deit_jax.distributed import sharding
 from deit_jax.train_state import TrainState
 
 # Reads that orbax dropped may end after the test that damaged their files.

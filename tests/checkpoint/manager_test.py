@@ -16,7 +16,6 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from deit_jax import sharding
 from deit_jax.checkpoint import (
     Checkpointer,
     CheckpointError,
@@ -26,6 +25,7 @@ from deit_jax.checkpoint import (
     read_variables,
 )
 from deit_jax.checkpoint.retention import Retention
+from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError
 from deit_jax.train_state import TrainState
 

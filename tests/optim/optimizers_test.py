@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 from optax import contrib
 
-from deit_jax import builders, errors, models, optim, sharding, trees
+from deit_jax import builders, errors, models, optim, trees
+from deit_jax.distributed import sharding
 from deit_jax.optim import optimizers
 from deit_jax.train import schema
 

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from deit_jax import losses, models, optim, rng, sharding
+from deit_jax import losses, models, optim, rng
+from deit_jax.distributed import sharding
 from deit_jax.train import dump
 from deit_jax.train import step as step_lib
 from deit_jax.train_state import TrainState

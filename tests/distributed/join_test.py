@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import train
-from deit_jax import distributed
+from deit_jax.distributed import join
 from deit_jax.errors import ConfigError
 
 FLAGS = ["--config=configs/none.py", "--workdir=unused"]
@@ -21,7 +21,7 @@ def calls(monkeypatch):
 
 
 def test_one_process_stays_alone(calls):
-    distributed.initialize()
+    join.initialize()
     assert calls == []
 
 
@@ -31,7 +31,7 @@ def test_one_process_stays_alone(calls):
 )
 def test_a_cluster_is_recognized(calls, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    distributed.initialize()
+    join.initialize()
     assert calls[0]["coordinator_address"] is None
 
 
@@ -71,11 +71,11 @@ def test_incomplete_descriptions(calls, capsys, flags, message):
 
 def test_defaults_are_those_of_the_function(calls, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    distributed.initialize()
+    join.initialize()
     assert train.main(FLAGS) == 2
     assert calls[0] == calls[1]
     with pytest.raises(ConfigError):
-        distributed.initialize(process_id=0)
+        join.initialize(process_id=0)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,6 @@ def test_the_only_slurm_task_of_a_node_takes_all_gpus(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    assert distributed.local_gpus() == expected
-    distributed.initialize()
+    assert join.local_gpus() == expected
+    join.initialize()
     assert [options["local_device_ids"] for options in calls] == ([expected] if tasks else [])

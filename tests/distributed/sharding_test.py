@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from deit_jax import sharding
+from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError
 
 
