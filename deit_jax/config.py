@@ -185,8 +185,9 @@ def _complete_options(
                 f"{type_name(option.annotation)}, not {value!r}"
             )
         else:
-            with values.ignore_type():
-                values[key] = typed
+            if typed is not value:
+                with values.ignore_type():
+                    values[key] = typed
 
 
 def _default(option: Option) -> Any:

@@ -39,6 +39,12 @@ jax.config.update("jax_disable_most_optimizations", True)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Whole runs first: what a worker takes over from another at the end is then short."""
+    whole_runs = (ROOT / "tests" / "runs", ROOT / "tests" / "checkpoint")
+    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in whole_runs))
+
+
 @pytest.fixture(scope="session")
 def vectors() -> pathlib.Path:
     """Folder of stored reference vectors."""
