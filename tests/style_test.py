@@ -28,8 +28,9 @@ LAYERS = (
     {"errors", "rng", "trees", "train_state", "builders", "cubic"},
     {"config", "config_file", "distributed"},
     {"models", "augment", "data", "checkpoint", "losses", "optim", "tracking"},
-    {"pretrained", "recipe", "evaluation"},
+    {"pretrained"},
     {"teacher"},
+    {"recipe", "evaluation"},
     {"train"},
     {"cli"},
 )

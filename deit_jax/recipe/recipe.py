@@ -12,7 +12,7 @@ import optax
 from deit_jax import augment, builders, losses, models, optim
 from deit_jax.errors import ConfigError, Problems
 from deit_jax.recipe.durations import Durations, make_durations
-from deit_jax.recipe.teacher_model import TeacherModel, find_teacher_model
+from deit_jax.teacher.model import TeacherModel, find_teacher_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

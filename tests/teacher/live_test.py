@@ -13,7 +13,7 @@ import pytest
 from deit_jax import builders, models, rng, teacher
 from deit_jax.checkpoint import Checkpointer
 from deit_jax.errors import ConfigError
-from deit_jax.recipe.teacher_model import find_teacher_model
+from deit_jax.teacher.model import find_teacher_model
 from deit_jax.train import step as step_lib
 
 CLASSES, SIDE = 5, 16

@@ -14,7 +14,7 @@ import numpy as np
 from deit_jax import builders, models, pretrained
 from deit_jax.errors import ConfigError
 from deit_jax.models import registry
-from deit_jax.recipe import teacher_model
+from deit_jax.teacher import model as teacher_model
 
 PyTree = Any
 
