@@ -1,16 +1,18 @@
 """Encoded image -> uint8 [h, w, 3], bit-identical to Pillow's `Image.open(...).convert('RGB')`.
 
 The content decides, not the file's name: JPEG (gray, RGB, CMYK, YCCK, progressive), PNG
-(palette, gray, alpha, 16-bit), BMP and WebP. EXIF orientation is not applied, as Pillow
-does not apply it.
+(palette, gray, alpha, 16-bit), BMP and WebP. EXIF orientation is applied where it is asked
+for, as Pillow's `ImageOps.exif_transpose` does.
 """
 
 import re
 
 import numpy as np
 
+from deit_jax.data import formats
 from deit_jax.data._tensorflow import tensorflow
 from deit_jax.data.cmyk import decode_cmyk
+from deit_jax.data.exif import upright
 from deit_jax.data.headers import frame, is_animated, pixel_count
 from deit_jax.data.source import CorruptImage, Record
 
@@ -19,7 +21,11 @@ MAX_PIXELS = 178_956_970
 
 
 def decode_image(
-    record: Record, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+    record: Record,
+    *,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    exif_orientation: bool = False,
 ) -> np.ndarray:
     """RGB pixels, uint8 [h, w, 3]; arrays pass through.
 
@@ -29,6 +35,7 @@ def decode_image(
             `Image.draft`. None: always at full size.
         max_pixels: height times width of the file, before it is decoded; memory and time
             grow with it.
+        exif_orientation: turn the image as its EXIF orientation says.
 
     Raises:
         CorruptImage: the bytes are damaged, of a format that is not decoded here, or of more
@@ -38,8 +45,13 @@ def decode_image(
         raise record
     if isinstance(record, np.ndarray):
         return record
-    if (pixels := pixel_count(record)) > max_pixels:
-        raise CorruptImage(f"{pixels:,} pixels, more than max_pixels={max_pixels:,}")
+    if (count := pixel_count(record)) > max_pixels:
+        raise CorruptImage(f"{count:,} pixels, more than max_pixels={max_pixels:,}")
+    pixels = _decode(record, at_least)
+    return upright(pixels, record) if exif_orientation else pixels
+
+
+def _decode(record: bytes, at_least: int | None) -> np.ndarray:
     tf = tensorflow()
     try:
         if record[:2] == b"\xff\xd8":
@@ -56,7 +68,7 @@ def decode_image(
             return _decode_bmp(record)
     except tf.errors.OpError as error:
         raise CorruptImage(_reason(error)) from error
-    raise CorruptImage("not JPEG, PNG, BMP or WebP" if record else "no content")
+    raise CorruptImage(formats.describe(record))
 
 
 def _decode_jpeg(record: bytes, ratio: int = 1) -> np.ndarray:

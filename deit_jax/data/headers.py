@@ -36,12 +36,12 @@ def frame(data: bytes) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-def webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and first ten bytes of each chunk of a WebP file."""
+def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind of each chunk of a WebP file, and where its content starts and how long it is."""
     position = 12
     while position + 8 < len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
-        yield kind, data[position + 8 : position + 18]
+        yield kind, position + 8, length
         # Chunks begin at even positions.
         position += 8 + length + length % 2
 
@@ -49,8 +49,8 @@ def webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def is_animated(data: bytes) -> bool:
     """Whether a WebP file has an animation, or says so."""
     return any(
-        kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and bool(first[0] & 2))
-        for kind, first in webp_chunks(data)
+        kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and bool(data[start] & 2))
+        for kind, start, _ in webp_chunks(data)
     )
 
 
@@ -60,7 +60,8 @@ def pixel_count(data: bytes) -> int:
         height, width, _ = frame(data)
         return height * width
     if data[:4] == b"RIFF":
-        return max((_webp_pixels(*chunk) for chunk in webp_chunks(data)), default=0)
+        sizes = (_webp_pixels(kind, data[s : s + 10]) for kind, s, _ in webp_chunks(data))
+        return max(sizes, default=0)
     # Big-endian after 16 bytes of PNG, little-endian after 18 of BMP, where a negative height
     # means rows from top to bottom.
     layout, position = (">ii", 16) if data[:4] == b"\x89PNG" else ("<ii", 18)

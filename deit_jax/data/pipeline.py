@@ -76,7 +76,12 @@ def train_batches(
         source=source,
         canvas=canvas,
         fit=functools.partial(fit_within, canvas=canvas),
-        decode=functools.partial(decode_image, at_least=canvas, max_pixels=loading.max_pixels),
+        decode=functools.partial(
+            decode_image,
+            at_least=canvas,
+            max_pixels=loading.max_pixels,
+            exif_orientation=source.exif_orientation,
+        ),
         replace=True,
     )
     return BatchIterator(jobs, reader, loading)
@@ -142,7 +147,9 @@ def eval_batches(
         source=source,
         canvas=canvas,
         fit=functools.partial(evaluation_square, short=short, image_size=image_size),
-        decode=functools.partial(decode_image, max_pixels=loading.max_pixels),
+        decode=functools.partial(
+            decode_image, max_pixels=loading.max_pixels, exif_orientation=source.exif_orientation
+        ),
         replace=False,
     )
     jobs = _eval_jobs(len(source), batch_size, canvas, _local_rows(rows, batch_size))

@@ -27,8 +27,10 @@ class Source(Protocol):
         window_shards: files that are read whole at a time, with the order permuted inside
             such windows; None: any record can be read at any time.
         shard_lengths: with windows, the number of records in each file, in order.
+        exif_orientation: encoded images are turned as their EXIF orientation says.
     """
 
+    exif_orientation: bool = False
     window_shards: int | None = None
     shard_lengths: tuple[int, ...] = ()
 

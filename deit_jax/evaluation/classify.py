@@ -37,8 +37,9 @@ def make_classifier(
 ) -> Callable[[pathlib.Path], dict[str, np.ndarray]]:
     """`classify(path) -> probabilities f32 [K]` by name of `heads.HEADS`.
 
-    The image is prepared as in evaluation; `crop_ratio` defaults to the checkpoint's.
-    `classify` raises ConfigError for a file that cannot be read or decoded.
+    The image is turned as its EXIF orientation says and prepared as in evaluation; `crop_ratio`
+    defaults to the checkpoint's. `classify` raises ConfigError for a file that cannot be read or
+    decoded.
     """
     model = loaded.create_model()
     image_size = square_side(model)
@@ -54,7 +55,7 @@ def make_classifier(
 
     def classify(path: pathlib.Path) -> dict[str, np.ndarray]:
         try:
-            pixels = decode_image(read_file(path))
+            pixels = decode_image(read_file(path), exif_orientation=True)
         except CorruptImage as error:
             raise ConfigError(f"{path}: {error}") from None
         if max(pixels.shape[:2]) > evaluation.canvas:

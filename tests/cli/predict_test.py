@@ -7,7 +7,7 @@ from PIL import Image
 from pretrained.convert_test import make_source, run
 
 from deit_jax import models, pretrained
-from deit_jax.data import imagenet_classes
+from deit_jax.data import exif, imagenet_classes
 
 
 def test_predict_equals_pillow_and_the_model(tmp_path, capsys):
@@ -47,6 +47,27 @@ def test_predict_refuses_what_is_not_an_image(tmp_path, capsys):
     animated.write_bytes(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(9))
     code, _, error = run(capsys, "predict", "--checkpoint", source, animated)
     assert code == 2 and "animated" in error and error.count("\n") == 1
+    iphone = tmp_path / "iphone.jpg"
+    iphone.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    code, _, error = run(capsys, "predict", "--checkpoint", source, iphone)
+    assert code == 2 and "a HEIC file; convert HEIC files to JPEG: magick" in error
+
+
+def test_predict_turns_photos_as_their_exif_orientation_says(tmp_path, capsys):
+    """One scene, held in eight ways: the same answer for each file."""
+    source = make_source(tmp_path, "distilled")
+    scene = np.random.RandomState(1).randint(0, 256, (40, 60, 3), np.uint8)
+    answers = []
+    for orientation, turn in exif.TRANSPOSITIONS.items():
+        undo = exif.TRANSPOSITIONS[{6: 8, 8: 6}[orientation]] if orientation in (6, 8) else turn
+        tags = Image.Exif()
+        tags[0x0112] = orientation
+        photo = tmp_path / f"{orientation}.png"
+        Image.fromarray(np.ascontiguousarray(undo(scene))).save(photo, exif=tags)
+        code, out, _ = run(capsys, "predict", "--checkpoint", source, photo)
+        assert code == 0
+        answers.append(out.splitlines()[1:])
+    assert all(answer == answers[0] for answer in answers)
 
 
 @pytest.mark.parametrize(
