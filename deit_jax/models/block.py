@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from deit_jax.models import layers
+from deit_jax.models import attention, layers
 
 # What a row's key is folded with, one number per dropout of a block.
 _ATTENTION_DROP, _HIDDEN_DROP, _MLP_DROP = range(3)
@@ -23,14 +23,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, capture: bool) -> tuple[jax.Array, jax.Array | None]:
-        rows, tokens, dim = x.shape
+        dim = x.shape[-1]
         qkv = layers.Dense(3 * dim, self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(rows, tokens, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        weights = layers.attention_weights(query, key) if capture else None
-        implementation = layers.resolve_attention(self.implementation, self.dtype)
-        x = layers.attend(query, key, value, implementation=implementation)
-        return layers.Dense(dim, self.dtype, name="proj")(x.reshape(rows, tokens, dim)), weights
+        weights = attention.weights(qkv, self.num_heads) if capture else None
+        name = attention.resolve(self.implementation, self.dtype, dim // self.num_heads)
+        x = attention.ATTENTION[name].attend(qkv, self.num_heads)
+        return layers.Dense(dim, self.dtype, name="proj")(x), weights
 
 
 class Mlp(nn.Module):

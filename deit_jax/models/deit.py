@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.errors import ConfigError, unknown
-from deit_jax.models import initializers, layers
+from deit_jax.models import attention, initializers, layers
 from deit_jax.models.block import Block
 from deit_jax.models.count import Size, trace
 from deit_jax.models.model import Model, Output
@@ -50,7 +50,7 @@ class VisionTransformer(Model, kw_only=True):
       drop_path_rate: of the last block (`linear`: block i has rate * i / (depth - 1)) or of
         every block (`constant`, DeiT-III).
       dropout_rate: after the position embedding, the attention's and both MLP projections.
-      attention: auto | xla | cudnn, see `layers.resolve_attention`.
+      attention: auto | xla | cudnn, see `attention.ATTENTION`.
       scan: run the blocks in `lax.scan` (compiles once instead of `depth` times, runs slower).
       remat: none | full | dots: recompute nothing, whole blocks, or all but matrix products in the
         backward pass.
@@ -77,7 +77,6 @@ class VisionTransformer(Model, kw_only=True):
 
     def check(self) -> None:
         """Raises ConfigError when the attributes do not fit together."""
-        layers.resolve_attention(self.attention, self.dtype)
         layers.check_values(self, sizes=("patch_size", "embed_dim", "depth", "num_heads"))
         if not 0 < self.epsilon < 1 or not self.mlp_ratio > 0:
             raise ConfigError(
@@ -92,6 +91,7 @@ class VisionTransformer(Model, kw_only=True):
             raise ConfigError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
+        attention.resolve(self.attention, self.dtype, self.embed_dim // self.num_heads)
         if any(side <= 0 or side % self.patch_size for side in self.image_size):
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"

@@ -1,7 +1,7 @@
 """Layers that the transformers and the convolutional networks share.
 
 Parameters are f32; each layer casts them to its compute `dtype`. Statistics of
-normalization layers and the softmax of the attention are f32 whatever the compute type.
+normalization layers are f32 whatever the compute type.
 """
 
 from typing import Any
@@ -10,10 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deit_jax.errors import ConfigError, unknown
+from deit_jax.errors import ConfigError
 from deit_jax.models import initializers
-
-ATTENTION = ("auto", "xla", "cudnn")
 
 
 def fold_keys(keys: jax.Array | None, number: jax.Array | int) -> jax.Array | None:
@@ -66,55 +64,6 @@ def check_values(model: Any, *, sizes: tuple[str, ...]) -> None:
     for name in ("drop_path_rate", "dropout_rate"):
         if not 0 <= getattr(model, name, 0.0) < 1:
             raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(model, name)}")
-
-
-def resolve_attention(implementation: str, dtype: Any) -> str:
-    """`auto` is cuDNN's fused kernel on a GPU in bf16 or f16, XLA's otherwise."""
-    if implementation not in ATTENTION:
-        raise unknown("attention", implementation, ATTENTION)
-    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    fused = half and jax.default_backend() == "gpu"
-    if implementation == "cudnn" and not fused:
-        raise ConfigError(
-            f"attention='cudnn' needs a GPU and bfloat16; jax runs on {jax.default_backend()}, "
-            f"dtype is {jnp.dtype(dtype).name}; 'auto' uses cuDNN's kernel where it is available"
-        )
-    if implementation != "auto":
-        return implementation
-    return "cudnn" if fused else "xla"
-
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str) -> jax.Array:
-    """Attention of [B, T, H, d] three times -> [B, T, H, d]; `implementation` xla or cudnn."""
-    if implementation == "cudnn":
-        # No mask and no bias: only then does cuDNN take odd lengths (197, 577).
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-    weights = attention_weights(query, key).astype(value.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, value)
-
-
-def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
-    """softmax(query key' / sqrt(head)): [B, T, H, d] twice -> f32 [B, H, T, T]."""
-    return jax.nn.softmax(_scores(query, key) * query.shape[-1] ** -0.5, axis=-1)
-
-
-@jax.custom_vjp
-def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """query key', f32 [B, H, T, T], of operands in the compute type."""
-    return jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-
-
-def _scores_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    # As fused kernels do: left in f32, the gradient would make both products f32 ones.
-    query, key = saved
-    gradient = gradient.astype(query.dtype)
-    return (
-        jnp.einsum("bhts,bshd->bthd", gradient, key),
-        jnp.einsum("bhts,bthd->bshd", gradient, query),
-    )
-
-
-_scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_backward)
 
 
 def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:

@@ -10,7 +10,7 @@ from reference.random_weights import random_image, random_state
 
 from deit_jax import models
 from deit_jax.errors import ConfigError
-from deit_jax.models import layers
+from deit_jax.models import attention, layers
 from deit_jax.pretrained.formats import names
 
 SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -277,12 +277,12 @@ def test_captured_attention_rows_sum_to_one(small):
 
 
 def test_attention_implementation(monkeypatch):
-    assert layers.resolve_attention("auto", "bfloat16") == "xla"
+    assert attention.resolve("auto", "bfloat16", 64) == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert layers.resolve_attention("auto", "bfloat16") == "cudnn"
-    assert layers.resolve_attention("auto", "float16") == "cudnn"
-    assert layers.resolve_attention("auto", "float32") == "xla"
-    assert layers.resolve_attention("xla", "bfloat16") == "xla"
+    assert attention.resolve("auto", "bfloat16", 64) == "cudnn"
+    assert attention.resolve("auto", "float16", 64) == "cudnn"
+    assert attention.resolve("auto", "float32", 64) == "xla"
+    assert attention.resolve("xla", "bfloat16", 64) == "xla"
 
 
 def test_images_need_not_be_square():

@@ -1,0 +1,105 @@
+"""Implementations of attention, from the output of the fused qkv product.
+
+A new one is a function `[B, T, 3 D], num_heads -> [B, T, D]`, one that says where it cannot
+run, and a line in `ATTENTION`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deit_jax.errors import ConfigError, unknown
+
+
+class Implementation(NamedTuple):
+    """One way to compute attention.
+
+    Attributes:
+      attend: qkv [B, T, 3 D] (queries, keys, values, each head by head) and the number of
+        heads -> [B, T, D], in the type of qkv.
+      obstacle: the compute type and the size of a head -> why this implementation cannot run
+        here, or None.
+    """
+
+    attend: Callable[[jax.Array, int], jax.Array]
+    obstacle: Callable[[Any, int], str | None]
+
+
+def _split(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[B, T, 3 D] -> queries, keys, values [B, T, H, d]."""
+    rows, tokens, width = qkv.shape
+    qkv = qkv.reshape(rows, tokens, 3, num_heads, width // (3 * num_heads))
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+def weights(qkv: jax.Array, num_heads: int) -> jax.Array:
+    """softmax(query key' / sqrt(d)): qkv [B, T, 3 D] -> f32 [B, H, T, T]."""
+    query, key, _ = _split(qkv, num_heads)
+    return jax.nn.softmax(_scores(query, key) * query.shape[-1] ** -0.5, axis=-1)
+
+
+def _xla(qkv: jax.Array, num_heads: int) -> jax.Array:
+    value = _split(qkv, num_heads)[2]
+    shares = weights(qkv, num_heads).astype(value.dtype)
+    return jnp.einsum("bhts,bshd->bthd", shares, value).reshape(*qkv.shape[:2], -1)
+
+
+def _cudnn(qkv: jax.Array, num_heads: int) -> jax.Array:
+    # No mask and no bias: only then does cuDNN take odd lengths (197, 577).
+    out = jax.nn.dot_product_attention(*_split(qkv, num_heads), implementation="cudnn")
+    return out.reshape(*qkv.shape[:2], -1)
+
+
+def _cudnn_obstacle(dtype: Any, head_size: int) -> str | None:
+    del head_size
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    if half and jax.default_backend() == "gpu":
+        return None
+    return (
+        f"needs a GPU and bfloat16; jax runs on {jax.default_backend()}, "
+        f"dtype is {jnp.dtype(dtype).name}"
+    )
+
+
+# `auto` takes the first that can run.
+ATTENTION = {
+    "cudnn": Implementation(_cudnn, _cudnn_obstacle),
+    "xla": Implementation(_xla, lambda dtype, head_size: None),
+}
+
+
+def resolve(name: str, dtype: Any, head_size: int) -> str:
+    """The implementation that `name` chooses on the hardware that jax runs on.
+
+    Raises:
+      ConfigError: no such implementation, or it cannot run here.
+    """
+    if name == "auto":
+        return next(n for n, entry in ATTENTION.items() if not entry.obstacle(dtype, head_size))
+    if name not in ATTENTION:
+        raise unknown("attention", name, ["auto", *ATTENTION])
+    obstacle = ATTENTION[name].obstacle(dtype, head_size)
+    if obstacle:
+        raise ConfigError(f"attention={name!r} {obstacle}; 'auto' takes the fastest that can run")
+    return name
+
+
+@jax.custom_vjp
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    """query key', f32 [B, H, T, T], of operands in the compute type."""
+    return jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+
+
+def _scores_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    # As fused kernels do: left in f32, the gradient would make both products f32 ones.
+    query, key = saved
+    gradient = gradient.astype(query.dtype)
+    return (
+        jnp.einsum("bhts,bshd->bthd", gradient, key),
+        jnp.einsum("bhts,bthd->bshd", gradient, query),
+    )
+
+
+_scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_backward)
