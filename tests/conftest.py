@@ -97,3 +97,23 @@ def tiny_teacher(tmp_path_factory, compilation_cache) -> pathlib.Path:
         tiny_runs.train(tiny_runs.tiny("quickstart.py:teacher", compilation_cache), workdir)
     ready.touch()
     return workdir
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """A server of buckets, which this process asks instead of Google."""
+    pytest.importorskip("gcsfs", reason="needs gcsfs: pip install 'deit_jax[gcs]'")
+    import fake_gcs
+
+    with fake_gcs.Server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(gcs) -> str:
+    """Name of an empty bucket."""
+    name = f"bucket-{len(gcs.buckets)}"
+    gcs.buckets[name] = {}
+    return name

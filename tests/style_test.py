@@ -20,12 +20,14 @@ FENCES = {
     "tensorflow": ("deit_jax/data/",),
     "tensorflow_datasets": ("deit_jax/data/",),
     "orbax": ("deit_jax/checkpoint/",),
+    "fsspec": ("deit_jax/storage/",),
+    "gcsfs": ("deit_jax/storage/",),
 }
 NEVER_AT_RUN_TIME = ("torch", "timm", "transformers", "PIL")
 
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
-    {"errors", "rng", "trees", "train_state", "builders", "cubic"},
+    {"errors", "rng", "trees", "train_state", "builders", "cubic", "storage"},
     {"config", "config_file", "distributed"},
     {"models", "augment", "data", "checkpoint", "losses", "optim", "tracking"},
     {"pretrained"},

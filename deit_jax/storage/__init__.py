@@ -1,0 +1,58 @@
+"""Files that a user names: on this machine, in a bucket (`gs://`), or wherever fsspec reaches.
+
+    path(value)             the `Path` of what a user named; an unknown scheme is a ConfigError
+    local_path(value)       the same for what can only be on this machine
+    write(path, content)    the whole file in one operation: readers see the old or the new one
+    replacing(path)         a file object for the same
+    local_copy(path)        a file or folder on this machine, for libraries that know no other
+    local_output(path)      likewise for what a library writes
+    files_under(path)       every file in a folder and its folders
+    read_range(path, ...)   some bytes of a file
+    remove_tree(path)  move_tree(source, target)
+    Appender(path)          a file that grows by records
+    Lock(path, what)        one process at a time, by flock or by a lease in the bucket
+
+`Path` is `pathlib.Path` on this machine and `StorePath`, which has the same methods as far as
+they are used here, elsewhere. A `StorePath` is no `os.PathLike`: what it is given to by mistake
+fails, where a URL taken for a local path would make a folder called `gs:`.
+
+Everything that fails raises OSError, `FileNotFoundError` and `PermissionError` included. A store
+that does not answer is asked again for `stores.PATIENCE_S`. Only this package uses fsspec and
+gcsfs, and only it opens files that a user names (`tests/style_test.py`).
+
+A new operation goes to `files.py`; a new kind of store is a driver of fsspec, and needs nothing
+here unless it can refuse a second writer (`lease.py`).
+"""
+
+from deit_jax.storage.append import Appender
+from deit_jax.storage.files import (
+    files_under,
+    local_copy,
+    local_output,
+    move_tree,
+    read_range,
+    remove_tree,
+    replacing,
+    write,
+)
+from deit_jax.storage.lock import Lock, LockedError
+from deit_jax.storage.paths import Path, StorePath, is_remote, local_path, path
+
+__all__ = [
+    "Appender",
+    "Lock",
+    "LockedError",
+    "Path",
+    "StorePath",
+    "files_under",
+    "is_remote",
+    "local_copy",
+    "local_output",
+    "local_path",
+    "move_tree",
+    "path",
+    "read_range",
+    "remove_tree",
+    "replacing",
+    "write",
+]
