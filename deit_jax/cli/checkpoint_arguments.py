@@ -1,10 +1,12 @@
 """The arguments of every command that reads weights."""
 
 import argparse
+import json
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--which`, `--ema`, `--model` and `--config`."""
+    """`--which`, `--ema`, `--model`, `--model-kwargs` and `--config`."""
     parser.add_argument(
         "--which",
         default="latest",
@@ -13,7 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ema", action="store_true", help="use the EMA weights")
     parser.add_argument("--model", help="registered name, when the shapes do not determine it")
+    parser.add_argument(
+        "--model-kwargs",
+        type=_attributes,
+        default={},
+        metavar="JSON",
+        help='attributes that the file does not tell, e.g. {"num_heads": 3}',
+    )
     add_config(parser)
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `pretrained.load_checkpoint`."""
+    return {key: getattr(args, key) for key in ("which", "ema", "model", "model_kwargs")}
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -23,3 +37,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:variant]",
         help="config file to read first, for the models that it adds to the tables",
     )
+
+
+def _attributes(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object like {{"num_heads": 3}}')
+    return found

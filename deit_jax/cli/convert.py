@@ -1,7 +1,6 @@
 """`deit-jax convert`: weights between timm, Hugging Face, MMPretrain and checkpoints of ours."""
 
 import argparse
-import json
 
 from deit_jax.cli import checkpoint_arguments
 
@@ -20,13 +19,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="jax, timm, hf or mmpretrain; default: timm for DST called *.safetensors, else jax",
     )
     checkpoint_arguments.add_arguments(parser)
-    parser.add_argument(
-        "--model-kwargs",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help='other attributes that the shapes do not determine, e.g. {"num_heads": 3}',
-    )
     parser.set_defaults(run=run)
 
 
@@ -34,13 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from deit_jax.pretrained.convert import convert
 
     loaded = convert(
-        args.source,
-        args.destination,
-        to=args.to,
-        model=args.model,
-        model_kwargs=args.model_kwargs,
-        ema=args.ema,
-        which=args.which,
+        args.source, args.destination, to=args.to, **checkpoint_arguments.options(args)
     )
     extra = "".join(f", {key}={value}" for key, value in loaded.model_kwargs.items())
     print(f"read {loaded.label} ({loaded.format} names): {loaded.model}{extra}")

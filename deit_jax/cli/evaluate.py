@@ -47,9 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from deit_jax.evaluation import evaluator, results
 
-    candidates = evaluator.load_candidates(
-        args.checkpoint, ema=args.ema, which=args.which, model=args.model
-    )
+    candidates = evaluator.load_candidates(args.checkpoint, **checkpoint_arguments.options(args))
     loaded = next(iter(candidates.values()))
     config = _config(args, loaded)
     sets = _open_sets(args, config, loaded)

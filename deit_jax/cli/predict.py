@@ -31,9 +31,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [path for path in args.images if not pathlib.Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")
-    loaded = pretrained.load_checkpoint(
-        args.checkpoint, ema=args.ema, which=args.which, model=args.model
-    )
+    loaded = pretrained.load_checkpoint(args.checkpoint, **checkpoint_arguments.options(args))
     names = classify.readable_names(loaded)
     probabilities_of = classify.make_classifier(loaded, crop_ratio=args.crop_ratio)
     for line in filter(None, (loaded.selection, loaded.assumed)):

@@ -17,10 +17,13 @@ from deit_jax.evaluation.predictions import Predictions
 
 
 def load_candidates(
-    checkpoint: str, *, ema: bool, which: str, model: str | None
+    checkpoint: str, *, ema: bool, **options: Any
 ) -> dict[str, pretrained.LoadedCheckpoint]:
-    """The weights by kind: raw, and EMA where a run of ours has it; with `ema` that alone."""
-    load = functools.partial(pretrained.load_checkpoint, checkpoint, which=which, model=model)
+    """The weights by kind: raw, and EMA where a run of ours has it; with `ema` that alone.
+
+    Options as of `pretrained.load_checkpoint`.
+    """
+    load = functools.partial(pretrained.load_checkpoint, checkpoint, **options)
     if ema:
         return {"EMA": load(ema=True)}
     raw = load()

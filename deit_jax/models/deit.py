@@ -57,6 +57,7 @@ class VisionTransformer(Model, kw_only=True):
     """
 
     head_params = ("head", "head_dist")
+    undetermined = ("num_heads",)
 
     patch_size: int
     embed_dim: int

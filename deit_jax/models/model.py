@@ -46,6 +46,8 @@ class Model(nn.Module, kw_only=True):
         the new model has them.
       no_weight_decay: last names of own parameters without weight decay, besides biases,
         scales and tokens.
+      undetermined: attributes that change the outputs and not the shapes of the parameters, so
+        that a file of weights alone does not tell them.
       num_layers: number of the head's layer, the last, see `layer_of`; 0 without numbers.
       recomputed_passes: forward passes (0 or 1) that are repeated in the backward pass.
     """
@@ -54,6 +56,7 @@ class Model(nn.Module, kw_only=True):
     head_params: ClassVar[tuple[str, ...]] = ("head",)
     optional_params: ClassVar[tuple[str, ...]] = ()
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    undetermined: ClassVar[tuple[str, ...]] = ()
     num_layers: ClassVar[int] = 0
     recomputed_passes: ClassVar[int] = 0
 

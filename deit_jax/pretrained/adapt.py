@@ -1,9 +1,12 @@
 """Initializing a model from weights of another size, head or kind."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from deit_jax import trees
+import numpy as np
+
+from deit_jax import builders, trees
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, abstract_variables
 from deit_jax.pretrained.checkpoint import LoadedCheckpoint
@@ -41,6 +44,7 @@ def adapt(
     *,
     model: Model,
     drop_head: bool = False,
+    image: Mapping[str, Sequence[float]] | None = None,
 ) -> Adapted:
     """Variables for `model` from a checkpoint.
 
@@ -56,9 +60,12 @@ def adapt(
       model: the model to initialize.
       drop_head: initialize the classification heads; without it a head of another
         number of classes is refused.
+      image: `mean` and `std` of what the model will see; the report notes where the
+        checkpoint has others.
 
     Raises:
-      ConfigError: lists every missing, unexpected and misshapen array.
+      ConfigError: lists every missing, unexpected and misshapen array, and what differs though
+        the shapes agree (the number of heads).
     """
     wanted = trees.named_leaves(abstract_variables(model))
     fresh = trees.named_leaves(template) if template is not None else {}
@@ -69,12 +76,7 @@ def adapt(
     heads = set(model.head_params) if drop_head else set()
     dropped = [path for path in have if _first(path) in lost | heads]
     notes = ["drop_head: the classification heads are initialized"] if drop_head else []
-    if loaded.assumed:
-        notes.append(loaded.assumed)
-    if lost:
-        notes.append(f"{', '.join(sorted(lost))}: not in this model, dropped")
-    if gained:
-        notes.append(f"{', '.join(sorted(gained))}: missing in the checkpoint, initialized")
+    notes += _differences(loaded, lost, gained, image or {})
     have = {path: value for path, value in have.items() if path not in dropped}
     absent = [path for path in wanted if path not in have]
     resized = []
@@ -86,6 +88,12 @@ def adapt(
             notes.append(note)
     problems = [f"missing {path}" for path in absent if _first(path) not in gained | heads]
     problems += _misfits(have, wanted, model.head_params)
+    if not problems:
+        problems = [
+            f"{key} is {there}, the model has {here}"
+            for key in model.undetermined
+            if (there := getattr(old_model, key, None)) != (here := getattr(model, key))
+        ]
     if problems:
         raise ConfigError(f"{loaded.label} does not fit: {'; '.join(problems)}")
     if absent and template is None:
@@ -95,6 +103,22 @@ def adapt(
         whole, tuple(resized), tuple(dropped), tuple(absent), tuple(notes), loaded.label
     )
     return Adapted(trees.nested(fresh | have), report)
+
+
+def _differences(
+    loaded: LoadedCheckpoint, lost: set[str], gained: set[str], image: Mapping[str, Sequence[float]]
+) -> Iterator[str]:
+    """Notes on what was assumed of the checkpoint, and on what it and the model do not share."""
+    if loaded.assumed:
+        yield loaded.assumed
+    for key, value in image.items():
+        if not np.allclose(loaded.image[key], value, atol=1e-3):
+            there, here = builders.plain(loaded.image[key]), builders.plain(value)
+            yield f"trained on images with {key} {there}; here it is {here}"
+    if lost:
+        yield f"{', '.join(sorted(lost))}: not in this model, dropped"
+    if gained:
+        yield f"{', '.join(sorted(gained))}: missing in the checkpoint, initialized"
 
 
 def _first(path: str) -> str:

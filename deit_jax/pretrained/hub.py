@@ -208,9 +208,10 @@ def check_digest(path: pathlib.Path, sha256: str) -> None:
         )
 
 
-def is_published(path: pathlib.Path) -> bool:
-    """Whether a file has the name of a published one."""
-    return any(entry.url.endswith(f"/{path.name}") for entry in PUBLISHED.values())
+def published_model(path: pathlib.Path) -> str:
+    """The registered model of a file that is called as a published one; "" for other names."""
+    models = (e.model for e in PUBLISHED.values() if e.url.endswith(f"/{path.name}"))
+    return next(models, "")
 
 
 def digest_in_name(path: pathlib.Path) -> str:

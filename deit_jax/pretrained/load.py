@@ -1,11 +1,12 @@
 """Weights from anywhere: published files, timm, Hugging Face, our own runs."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from deit_jax import checkpoint
 from deit_jax.errors import ConfigError, printable
-from deit_jax.models import create_model
+from deit_jax.models import Model, create_model
+from deit_jax.models.registry import ARCHITECTURES
 from deit_jax.pretrained import hub
 from deit_jax.pretrained import notes as notes_lib
 from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
@@ -17,6 +18,16 @@ _LONGEST_MESSAGE = 1000
 _COMPUTE = ("dtype", "attention", "scan", "remat")
 
 
+class _Asked(NamedTuple):
+    """The options of `load_checkpoint`."""
+
+    ema: bool
+    which: str
+    model: str | None
+    model_kwargs: dict[str, Any]
+    like: Model | None
+
+
 def load_checkpoint(
     path_or_name: str | pathlib.Path,
     *,
@@ -24,6 +35,7 @@ def load_checkpoint(
     which: str = "latest",
     model: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    like: Model | None = None,
 ) -> LoadedCheckpoint:
     """Reads weights, detecting format and naming.
 
@@ -35,12 +47,16 @@ def load_checkpoint(
       which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
       model: registered name, when the shapes do not determine it.
       model_kwargs: arguments of `create_model`, likewise (num_heads, image_size, ...).
+      like: a model whose `undetermined` attributes hold where nothing else tells them: the one
+        that the weights are for.
 
     Raises:
       FileNotFoundError: neither a path nor a published name.
-      ConfigError: not readable, not safe, or not fitting; one line with file and reason.
+      ConfigError: not readable, not safe, not fitting, or known to be another model than asked
+        for; one line with file and reason.
     """
-    return LoadedCheckpoint(**_read(path_or_name, ema, which, model, model_kwargs, arrays=True))
+    asked = _Asked(ema, which, model, model_kwargs or {}, like)
+    return LoadedCheckpoint(**_read(path_or_name, asked, arrays=True))
 
 
 def describe(
@@ -50,6 +66,7 @@ def describe(
     which: str = "latest",
     model: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    like: Model | None = None,
 ) -> CheckpointInfo:
     """What `load_checkpoint` would return, without arrays and without downloading.
 
@@ -59,31 +76,26 @@ def describe(
 
     Args and Raises: as `load_checkpoint`.
     """
-    return CheckpointInfo(**_read(path_or_name, ema, which, model, model_kwargs, arrays=False))
+    asked = _Asked(ema, which, model, model_kwargs or {}, like)
+    return CheckpointInfo(**_read(path_or_name, asked, arrays=False))
 
 
-def _read(
-    path_or_name: str | pathlib.Path,
-    ema: bool,
-    which: str,
-    model: str | None,
-    model_kwargs: dict[str, Any] | None,
-    *,
-    arrays: bool,
-) -> dict[str, Any]:
+def _read(path_or_name: str | pathlib.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
     """The fields of a `LoadedCheckpoint`; without `arrays` those of a `CheckpointInfo`."""
-    path, model_kwargs = pathlib.Path(path_or_name), model_kwargs or {}
+    path = pathlib.Path(path_or_name)
     if not path.exists():
         name, entry = hub.find(str(path_or_name))
         path = hub.fetch(entry) if arrays else hub.cached_path(entry)
         if not path.is_file():
-            _refuse_selection(name, which)
-            return _info(model or entry.model, model_kwargs, {}, source=name, format="published")
+            _refuse_selection(name, asked.which)
+            model = asked.model or entry.model
+            _refuse_contradiction(name, ARCHITECTURES[entry.model][1], asked)
+            return _info(model, asked.model_kwargs, {}, source=name, format="published")
     if path.is_dir() and not huggingface.is_folder(path):
-        return _read_run(path, ema, which, model, arrays=arrays)
-    _refuse_selection(str(path), which)
+        return _read_run(path, asked, arrays=arrays)
+    _refuse_selection(str(path), asked.which)
     try:
-        return _read_state_dict(path, ema, model, model_kwargs, arrays=arrays)
+        return _read_state_dict(path, asked, arrays=arrays)
     except ConfigError as error:
         text = printable(str(error), limit=_LONGEST_MESSAGE)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
@@ -94,45 +106,59 @@ def _refuse_selection(source: str, which: str) -> None:
         raise ConfigError(f"{source}: which={which!r} selects a step of a run; this is not a run")
 
 
-def _read_run(
-    path: pathlib.Path, ema: bool, which: str, model: str | None, *, arrays: bool
-) -> dict[str, Any]:
+def _refuse_contradiction(source: str, told: dict[str, Any], asked: _Asked) -> None:
+    """Raises ConfigError for another model than asked for; `told` are arguments known of it."""
+    given = {"name": asked.model} | asked.model_kwargs
+    for key in [key for key in given if given[key] is not None]:
+        if told.get(key, given[key]) != given[key]:
+            form = "a {}" if key == "name" else f"{key}={{}}"
+            there, asked_for = form.format(told[key]), form.format(given[key])
+            raise ConfigError(f"{source} holds {there}, not {asked_for}")
+
+
+def _read_run(path: pathlib.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
     """A checkpoint folder or workdir of a training run."""
-    folder, selection = checkpoint.select_step(path, which=which)
-    metadata = checkpoint.read_metadata(folder, ema=ema)
+    folder, selection = checkpoint.select_step(path, which=asked.which)
+    metadata = checkpoint.read_metadata(folder, ema=asked.ema)
     arguments = dict(metadata["model"])
-    name = arguments.pop("name")
     arguments |= arguments.pop("kwargs", {})
-    if model not in (None, name):
-        raise ConfigError(f"{path} holds a {name}, not a {model}")
+    _refuse_contradiction(str(path), arguments, asked)
+    name = arguments.pop("name")
     info = _info(name, arguments, metadata, source=str(path), format="deit_jax")
     info |= {"metadata": metadata, "selection": selection}
     if arrays:
-        info["variables"] = checkpoint.read_variables(folder, ema=ema)[0]
+        info["variables"] = checkpoint.read_variables(folder, ema=asked.ema)[0]
     return info
 
 
-def _read_state_dict(
-    path: pathlib.Path, ema: bool, model: Any, model_kwargs: dict[str, Any], *, arrays: bool
-) -> dict[str, Any]:
+def _read_state_dict(path: pathlib.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
     """A file of another framework, or one of ours with timm's or Hugging Face's names."""
     file = huggingface.weights_file(path) if path.is_dir() else path
     if arrays:
         hub.check_digest(file, hub.digest_in_name(file))
     read = READERS.get(file.suffix, torch_file.read_state_dict)
-    tensors, notes = read(file, ema=ema, arrays=arrays)
+    tensors, notes = read(file, ema=asked.ema, arrays=arrays)
     shapes = {name: array.shape for name, array in tensors.items()}
     naming = detect.naming_of(set(tensors))
     config = huggingface.read_config(file.parent) if naming.startswith("hf") else {}
-    hints, image = huggingface.model_hints(config), huggingface.read_image(file.parent)
+    told, image = huggingface.model_hints(config), huggingface.read_image(file.parent)
     if not config:
-        hints, image = huggingface.read_timm(file.parent)
-    hints = hints | model_kwargs
-    if model is not None:
-        name, arguments = model, {"num_classes": detect.num_classes(shapes, default=1000)} | hints
-    elif notes.get("model"):
-        arguments = notes_lib.check_model(notes["model"]) | model_kwargs
-        name = arguments.pop("name")
+        told, image = huggingface.read_timm(file.parent)
+    published = hub.published_model(file)
+    if published:
+        family, attributes = ARCHITECTURES[published]
+        told = {key: attributes[key] for key in family.undetermined} | told
+    if notes.get("model"):
+        told = notes_lib.check_model(notes["model"])
+    _refuse_contradiction(str(path), told, asked)
+    hints = told | asked.model_kwargs
+    untold = [key for key in getattr(asked.like, "undetermined", ()) if key not in hints]
+    hints |= {key: getattr(asked.like, key) for key in untold}
+    if "name" in told:
+        name, arguments = hints.pop("name"), hints
+    elif asked.model is not None:
+        num_classes = detect.num_classes(shapes, default=1000)
+        name, arguments = asked.model, {"num_classes": num_classes} | hints
     else:
         name, arguments = detect.guess_model(shapes, naming, hints)
     arguments = notes_lib.check_arguments(name, arguments)
@@ -140,11 +166,10 @@ def _read_state_dict(
     if config and not notes.get("class_names"):
         num_classes = arguments.get("num_classes", 1000)
         notes = notes | {"class_names": huggingface.class_names(config, num_classes)}
-    described = notes.get("model") or hub.is_published(file)
     notes = dict[str, Any]({"image": image} | notes)
     info = _info(name, arguments, notes, source=str(path), format=naming)
-    if not described:
-        info["assumed"] = _assumptions(name, info["model_kwargs"], hints, notes["image"])
+    if "name" not in told and not published:
+        info["assumed"] = _assumptions(info, told | asked.model_kwargs, notes["image"], asked)
     if arrays:
         table = names.entries(create_model(name, **info["model_kwargs"]), naming)
         info["variables"] = names.read(table, tensors)
@@ -152,13 +177,16 @@ def _read_state_dict(
 
 
 def _assumptions(
-    name: str, model_kwargs: dict[str, Any], hints: dict[str, Any], image: dict[str, Any]
+    info: dict[str, Any], known: dict[str, Any], image: dict[str, Any], asked: _Asked
 ) -> str:
     """What neither the file nor a config beside it tells, for the screen; "" for nothing."""
-    assumed = []
-    model = create_model(name, **model_kwargs)
-    if "num_heads" not in hints and hasattr(model, "num_heads"):
-        assumed.append(f"num_heads {model.num_heads} (model_kwargs num_heads sets it)")
+    model = create_model(info["model"], **info["model_kwargs"])
+    origin = "as the model to start has" if asked.like else f"as {info['model']} has"
+    assumed = [
+        f"{key} {getattr(model, key)} ({origin}; {key} sets it)"
+        for key in model.undetermined
+        if key not in known
+    ]
     if not {"mean", "std"} <= image.keys():
         assumed.append("ImageNet's mean and std")
     listed = " and ".join(assumed)

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import builders, models, pretrained
+from deit_jax import models, pretrained
 from deit_jax.errors import ConfigError
-from deit_jax.models import registry
 from deit_jax.teacher import model as teacher_model
 
 PyTree = Any
@@ -53,6 +52,7 @@ def make_teacher(
     *,
     init: str = "",
     name: str = "",
+    num_heads: int | None = None,
     ema: bool = False,
     which: str = "latest",
     input_size: int | None = None,
@@ -66,6 +66,7 @@ def make_teacher(
       image_size, mean, std: side in pixels and statistics of the student's input.
       init: its checkpoint, see `pretrained.load_checkpoint`.
       name: registered model of `init`, when the file does not determine it.
+      num_heads: of a transformer whose file does not tell them; None for those of its name.
       ema, which: of a run of ours: its EMA; `latest`, `best` (by its best_metric) or a step.
       input_size: side of the teacher's input in pixels; None for the student's, as in the
         paper.
@@ -75,11 +76,10 @@ def make_teacher(
     Raises:
       ConfigError: no `init`, an unreadable one, or one of another number of classes.
     """
-    if name:
-        builders.choose(registry.ARCHITECTURES, name, "model")
+    asked = teacher_model.asked(name, num_heads)
     if not init:
         raise ConfigError(NO_TEACHER)
-    loaded = pretrained.load_checkpoint(init, ema=ema, which=which, model=name or None)
+    loaded = pretrained.load_checkpoint(init, ema=ema, which=which, **asked)
     side = input_size or image_size
     model = teacher_model.create_model(loaded, num_classes, side, dtype=dtype)
     variables = pretrained.adapt(loaded, model=model).variables
@@ -93,7 +93,8 @@ def make_teacher(
             return output.logits
         return (output.logits + output.dist_logits) / 2
 
-    description = teacher_model.describe(model, f"{loaded.model} from {loaded.label}")
+    source = f"{loaded.model} from {loaded.label}"
+    description = teacher_model.describe(model, source, loaded.assumed)
     return Teacher(fn, variables, description, model)
 
 

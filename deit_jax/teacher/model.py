@@ -7,6 +7,7 @@ import jax
 
 from deit_jax import models, pretrained
 from deit_jax.errors import ConfigError
+from deit_jax.models import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,10 @@ def find_teacher_model(config: Any, student: models.Model) -> TeacherModel | Non
         return None
     section = config.teacher
     name, missing = section.name, "config.teacher.init is not set"
-    info = None
+    info, wanted = None, asked(name, section.num_heads)
     if section.init:
         try:
-            info = pretrained.describe(
-                section.init, ema=section.ema, which=section.which, model=name or None
-            )
+            info = pretrained.describe(section.init, ema=section.ema, which=section.which, **wanted)
         except FileNotFoundError:
             missing = f"{section.init} does not exist"
     side = section.input_size or student.image_size[0]
@@ -56,7 +55,21 @@ def find_teacher_model(config: Any, student: models.Model) -> TeacherModel | Non
     if section.fold_batch_norm:
         model = model.without_batch_norm()
     source = f"{info.model} from {info.label}" if info else f"{name}, {missing}"
-    return TeacherModel(model, describe(model, source))
+    return TeacherModel(model, describe(model, source, info.assumed if info else ""))
+
+
+def asked(name: str, num_heads: int | None) -> dict[str, Any]:
+    """Options of `pretrained.load_checkpoint` from those of the `teacher` section.
+
+    Raises:
+      ConfigError: an unknown name, or heads for a model that has none.
+    """
+    known = registry.options({"name": name}) if name else {"num_heads": None}
+    if num_heads is None:
+        return {"model": name or None}
+    if "num_heads" not in known:
+        raise ConfigError(f"num_heads={num_heads}: {name} is not a transformer")
+    return {"model": name or None, "model_kwargs": {"num_heads": num_heads}}
 
 
 def create_model(
@@ -87,7 +100,8 @@ def resolve_dtype(dtype: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def describe(model: models.Model, source: str) -> str:
-    """One line for the terminal; `source` says what it is and where it comes from."""
-    size = model.count().parameters
-    return f"{source}, {size:,} parameters, at {model.image_size[0]} px in {model.dtype}"
+def describe(model: models.Model, source: str, assumed: str) -> str:
+    """One line: `source` says what it is and where it comes from, `assumed` what no file tells."""
+    size = f"{model.count().parameters:,} parameters"
+    line = f"{source}, {size}, at {model.image_size[0]} px in {model.dtype}"
+    return f"{line} ({assumed})" if assumed else line

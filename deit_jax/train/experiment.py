@@ -161,10 +161,18 @@ def _start_weights(recipe: Recipe) -> pretrained.Adapted | None:
     config = recipe.config
     if not config.init:
         return None
-    loaded = pretrained.load_checkpoint(config.init, ema=config.init_ema, which=config.init_which)
+    loaded = pretrained.load_checkpoint(
+        config.init, ema=config.init_ema, which=config.init_which, like=recipe.model
+    )
     key = rng.step_key(rng.base_key(config.seed), rng.Purpose.INIT, 0)
     template = models.init_variables(recipe.model, key)
-    return pretrained.adapt(loaded, template, model=recipe.model, drop_head=config.init_drop_head)
+    return pretrained.adapt(
+        loaded,
+        template,
+        model=recipe.model,
+        drop_head=config.init_drop_head,
+        image={"mean": config.augment.mean, "std": config.augment.std},
+    )
 
 
 def _checkpointing(recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from reference.random_weights import random_state
 
 from deit_jax import models, pretrained
 from deit_jax.errors import ConfigError
+from deit_jax.models import registry
 from deit_jax.models.position import resize_position
 from deit_jax.pretrained import convert, hub
 from deit_jax.pretrained.formats import names
@@ -260,13 +261,19 @@ def test_published_files_are_fetched_checked_and_cached(tmp_path, monkeypatch, v
     source.parent.mkdir()
     source.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()[:8]
-    entry = hub.Published("deit_tiny_patch16_224", source.as_uri(), digest, 0.0, 0.9)
+    entry = hub.Published("some_model", source.as_uri(), digest, 0.0, 0.9)
+    published = models.VisionTransformer, STORED | {"distilled": True, "drop_path_rate": 0.1}
+    monkeypatch.setitem(registry.ARCHITECTURES, "some_model", published)
     monkeypatch.setenv("DEIT_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "PUBLISHED", {"some_model.tag": entry})
-    loaded = pretrained.load_checkpoint("some_model.tag", model_kwargs={"num_heads": 2})
-    assert loaded.create_model() == tiny(distilled=True)
+    loaded = pretrained.load_checkpoint("some_model.tag")
+    assert loaded.create_model() == tiny(distilled=True) and not loaded.assumed
     source.unlink()
-    pretrained.load_checkpoint("some_model.tag", model_kwargs={"num_heads": 2})
+    pretrained.load_checkpoint("some_model.tag")
+    for path in ("some_model.tag", tmp_path / "cache" / "model.pth"):
+        for read in (pretrained.load_checkpoint, pretrained.describe):
+            with pytest.raises(ConfigError, match="holds num_heads=2, not num_heads=4"):
+                read(path, model_kwargs={"num_heads": 4})
     (tmp_path / "cache" / "model.pth").write_bytes(content[:-1])
     with pytest.raises(ConfigError, match=f"SHA-256 starts with .*not {digest}"):
         pretrained.load_checkpoint("some_model.tag")

@@ -4,14 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import tiny_runs
+from PIL import Image
 from pretrained.load_test import tiny
 from reference.random_weights import random_state
 from safetensors.numpy import load_file, save_file
 
-from deit_jax import models, pretrained
+from deit_jax import cli, models, pretrained
 from deit_jax.errors import ConfigError
 from deit_jax.pretrained import convert
 from deit_jax.pretrained.formats import detect, names
+from deit_jax.train import experiment
 
 CFG = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.25], "crop_pct": 0.9}
 
@@ -45,6 +48,59 @@ def test_what_is_assumed_is_said(tmp_path, small):
     assert loaded.assumed in str(pretrained.adapt(loaded, model=loaded.create_model()).report)
 
 
+def test_heads_of_the_model_to_start_hold_where_no_file_tells(tmp_path, small):
+    """`--config.model.num_heads` reaches the reader; settings beside the file contradict it."""
+    folder = foreign(tmp_path / "a", small)
+    options = ["num_heads=6", "depth=12", "image_size=16", "embed_dim=192", "patch_size=16"]
+    options = [f"model.{option}" for option in options]
+    options += [f"init={folder}", "init_drop_head=True"]
+    start = experiment.build(tiny_runs.tiny("quickstart.py:plain", *options)).start
+    assert "assumed: num_heads 6 (as the model to start has" in str(start.report)
+    image = {"mean": [0.485, 0.456, 0.406], "std": [0.5, 0.5, 0.25]}
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "deit_small_patch16_224"} | CFG)
+    )
+    report = pretrained.adapt(read(folder, small), model=small, image=image).report
+    assert report.notes == (
+        "trained on images with mean (0.5, 0.5, 0.5); here it is (0.485, 0.456, 0.406)",
+    )
+    (folder / "config.json").write_text(json.dumps({"architecture": "deit_tiny_patch16_224"}))
+    with pytest.raises(ConfigError, match=r"config.init: .*num_heads is 3, the model has 6$"):
+        experiment.build(tiny_runs.tiny("quickstart.py:plain", *options))
+
+
+def test_heads_of_a_size_that_has_no_name_are_those_of_the_model_to_start(tmp_path):
+    folder = foreign(tmp_path / "a", tiny())
+    assert read(folder, tiny()).create_model() == tiny()
+    with pytest.raises(ConfigError, match="name a model, and its num_heads"):
+        pretrained.load_checkpoint(folder)
+
+
+def read(folder, model):
+    return pretrained.load_checkpoint(folder, like=model)
+
+
+@pytest.mark.parametrize("command", ["convert", "predict", "evaluate"])
+def test_commands_take_the_heads(tmp_path, small, capsys, command):
+    folder = foreign(tmp_path / "a", small)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photo)
+    config = f"--config={tiny_runs.ROOT / 'configs/quickstart.py'}:plain,tiny"
+    arguments = {
+        "convert": [folder, tmp_path / "out"],
+        "predict": [f"--checkpoint={folder}", photo],
+        "evaluate": [f"--checkpoint={folder}", config],
+    }
+    (folder / "config.json").write_text(json.dumps({"architecture": "deit_small_patch16_224"}))
+    arguments = [command, *map(str, arguments[command])]
+    assert cli.main([*arguments, '--model-kwargs={"num_heads": 3}']) == 2
+    assert capsys.readouterr().err == (
+        f"deit-jax {command}: {folder} holds num_heads=6, not num_heads=3\n"
+    )
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*arguments, "--model-kwargs=[6]"])
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -58,6 +114,8 @@ def test_timm_settings_are_followed(tmp_path, small, settings):
     (folder / "config.json").write_text(json.dumps(settings))
     info = pretrained.describe(folder)
     assert info.create_model().num_heads == 6 and info.assumed == ""
+    with pytest.raises(ConfigError, match="holds num_heads=6, not num_heads=3"):
+        pretrained.load_checkpoint(folder, model_kwargs={"num_heads": 3})
     assert (info.mean, info.std, info.image["crop_ratio"]) == (
         (0.5, 0.5, 0.5),
         (0.5, 0.5, 0.25),

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from pretrained.settings_test import foreign
 
 from deit_jax import builders, models, rng, teacher
 from deit_jax.checkpoint import Checkpointer
@@ -147,6 +148,26 @@ def test_teacher_without_a_checkpoint_is_the_named_model_or_unknown():
     assert found.model is None and "config.teacher.init is not set" in found.description
     with pytest.raises(ConfigError, match="unknown model"):
         described(name="regnety_161")
+
+
+def test_heads_that_no_file_tells_are_an_option_and_said(tmp_path):
+    model = models.create_model(
+        "deit_tiny_patch16_224", num_classes=CLASSES, image_size=SIDE, num_heads=6
+    )
+    folder = foreign(tmp_path / "weights", model)
+    for heads, given in ((3, None), (6, 6)):
+        options = {"init": str(folder), "num_heads": given, "dtype": "float32"}
+        made, found = make(options), described(**options)
+        assert made.model.num_heads == found.model.num_heads == heads
+        assert made.description == found.description
+        assumed = "assumed: num_heads 3 (as deit_tiny_patch16_224 has" in made.description
+        assert assumed == (given is None) and "ImageNet's mean and std" in made.description
+    (folder / "config.json").write_text('{"architecture": "deit_small_patch16_224"}')
+    for read in (make, lambda options: described(**options)):
+        with pytest.raises(ConfigError, match="holds num_heads=6, not num_heads=3"):
+            read(options | {"num_heads": 3})
+        with pytest.raises(ConfigError, match="regnety_002 is not a transformer"):
+            read({"name": "regnety_002", "num_heads": 3})
 
 
 def test_no_gradient_reaches_the_teacher_or_passes_through_it():
