@@ -1,11 +1,14 @@
-"""ArrayRecord files by record number."""
+"""ArrayRecord files by record number; the format's own checksums tell damage."""
 
 import contextlib
 import importlib
 import threading
 from typing import Any
 
+from deit_jax.data.source import CorruptImage
 from deit_jax.errors import ConfigError
+
+_DAMAGE = (RuntimeError, ValueError, IndexError, OSError)
 
 
 class ArrayRecordFiles:
@@ -22,24 +25,58 @@ class ArrayRecordFiles:
         _allow_open_files(len(paths))
 
     def read(self, shard: int, record: int) -> bytes:
-        with self._lock:
-            if shard not in self._readers:
-                # Reading ahead is for sequential use; here it only costs memory.
-                self._readers[shard] = self._module.ArrayRecordReader(
-                    self._paths[shard], options="readahead_buffer_size:0"
-                )
-            reader = self._readers[shard]
-        return reader.read([record])[0]
+        """A payload; raises CorruptImage where it or the file is damaged.
+
+        A damaged record takes those of its group along: tfds writes groups of one record.
+        """
+        try:
+            with self._lock:
+                if shard not in self._readers:
+                    # Reading ahead is for sequential use; here it only costs memory.
+                    self._readers[shard] = self._module.ArrayRecordReader(
+                        self._paths[shard], options="readahead_buffer_size:0"
+                    )
+                reader = self._readers[shard]
+            return reader.read([record])[0]
+        except _DAMAGE as error:
+            raise _damaged(error) from error
 
     @staticmethod
-    def read_whole(path: str) -> list[bytes]:
+    def read_whole(path: str) -> list[bytes | CorruptImage]:
         """All payloads of one file."""
-        with contextlib.closing(_array_record_module().ArrayRecordReader(path)) as reader:
+        module = _array_record_module()
+        try:
+            reader = module.ArrayRecordReader(path)
+        except _DAMAGE as error:
+            raise ConfigError(f"{path}: {_damaged(error)}; prepare the data set again") from error
+        try:
             return reader.read_all()
+        except _DAMAGE:
+            return [_read_one(reader, record) for record in range(reader.num_records())]
+        finally:
+            _close(reader)
 
     def __del__(self):
         for reader in getattr(self, "_readers", {}).values():
-            reader.close()
+            _close(reader)
+
+
+def _close(reader: Any) -> None:
+    # It tells once more of damage that it met before.
+    with contextlib.suppress(*_DAMAGE):
+        reader.close()
+
+
+def _read_one(reader: Any, record: int) -> bytes | CorruptImage:
+    try:
+        return reader.read([record])[0]
+    except _DAMAGE as error:
+        return _damaged(error)
+
+
+def _damaged(error: Exception) -> CorruptImage:
+    # Riegeli's messages go on with positions of every layer of the file.
+    return CorruptImage(f"damaged: {str(error).partition(';')[0][:120]}")
 
 
 def _array_record_module() -> Any:

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable, Iterable
 
 from deit_jax.data.array_record import ArrayRecordFiles
+from deit_jax.data.source import CorruptImage
 from deit_jax.data.tfrecord import TFRecordFiles
 from deit_jax.errors import ConfigError
 
 # A class with `__init__(paths)`, `read(shard, record)` -> payload bytes, safe to call from
 # several threads, `read_whole(path)` -> all payloads of a file, and `lengths`, the number of
-# records in each file or None.
+# records in each file or None. What is damaged by its checksum is raised as, or is, a
+# `CorruptImage`.
 FILE_FORMATS = {"tfrecord": TFRecordFiles, "array_record": ArrayRecordFiles}
 
 
@@ -50,7 +52,11 @@ class WholeFiles:
     lengths = None
 
     def __init__(
-        self, paths: list[str], read_whole: Callable[[str], list[bytes]], *, capacity: int
+        self,
+        paths: list[str],
+        read_whole: Callable[[str], list[bytes | CorruptImage]],
+        *,
+        capacity: int,
     ):
         self._paths = paths
         self._read_whole = read_whole
@@ -82,7 +88,13 @@ class WholeFiles:
         future, mine = self._future(shard)
         if mine:
             self._load(shard, future)
-        return future.result()[record]
+        payloads = future.result()
+        if record >= len(payloads):
+            raise CorruptImage(f"the file has only {len(payloads)} records")
+        payload = payloads[record]
+        if isinstance(payload, CorruptImage):
+            raise payload
+        return payload
 
     def hint(self, shards: Iterable[int]) -> None:
         """Start reading, on a thread, those of these files that are not in memory yet."""

@@ -61,8 +61,8 @@ class TfdsSource(Source):
         images: list[Record] = []
         labels = np.zeros(len(indices), np.int64)
         for i, index in enumerate(indices):
-            payload = self._reader.read(*self._locate(index))
             try:
+                payload = self._reader.read(*self._locate(index))
                 image, label = example.image_and_label(payload, *self._keys)
                 if not 0 <= label < self._num_classes:
                     raise ValueError(f"label {label} is outside the {self._num_classes} classes")
@@ -73,8 +73,11 @@ class TfdsSource(Source):
         return images, labels
 
     def integers(self, index: int, key: str) -> np.ndarray:
-        """All values of the integer feature `key` of a record, int64 [k]."""
-        return example.integers(self._reader.read(*self._locate(index)), key)
+        """All values of the integer feature `key` of a record, int64 [k]; none if damaged."""
+        try:
+            return example.integers(self._reader.read(*self._locate(index)), key)
+        except CorruptImage:
+            return np.zeros(0, np.int64)
 
     def hint(self, indices: np.ndarray) -> None:
         self._reader.hint(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())

@@ -1,7 +1,6 @@
 """Sources: tfds, arrays, digits, and the errors when one is missing."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -83,34 +82,6 @@ def test_array_record_has_the_same_content(tfds_dir, photos, tmp_path, window_sh
     assert images == expected and np.array_equal(image_labels, labels)
 
 
-def test_offset_index_is_cached_and_renewed(tmp_path, monkeypatch, tfds_dir):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    original = sorted((tfds_dir / "cifar10/3.0.2").glob("*test*"))[0]
-    path = tmp_path / "one.tfrecord"
-    path.write_bytes(original.read_bytes())
-    first = tfrecord.offset_index([str(path)])
-    monkeypatch.setattr(tfrecord, "scan_offsets", None)
-    again = tfrecord.offset_index([str(path)])
-    np.testing.assert_array_equal(first[0], again[0])
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    content = path.read_bytes()
-    path.write_bytes(content[:1] + b"\xff" + content[2:])
-    os.utime(path, (1, 1))
-    with pytest.raises(ConfigError, match="damaged or cut short"):
-        tfrecord.offset_index([str(path)])
-
-
-def test_many_files_are_read_without_keeping_them_open(tfds_dir, monkeypatch):
-    paths = sorted(map(str, (tfds_dir / "imagenet2012/5.1.0").glob("*train*")))
-    open_files = tfrecord.TFRecordFiles(paths)
-    monkeypatch.setattr(tfrecord, "_MOST_OPEN_FILES", 7)
-    before = len(os.listdir("/proc/self/fd"))
-    opened = tfrecord.TFRecordFiles(paths)
-    assert opened.read(3, 5) == open_files.read(3, 5)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
 def test_a_label_outside_the_classes_is_a_bad_record(tfds_dir, photos, tmp_path):
     target = tmp_path / "imagenet2012/5.1.0"
     shutil.copytree(tfds_dir / "imagenet2012/5.1.0", target, copy_function=shutil.copyfile)
@@ -133,7 +104,7 @@ def test_record_damaged_around_the_image_counts_as_corrupt(tfds_dir, tmp_path):
     shutil.copytree(tfds_dir / "cifar10/3.0.2", target, copy_function=shutil.copyfile)
     target.chmod(0o755)
     path = sorted(target.glob("*test*"))[0]
-    start, _ = tfrecord.scan_offsets(str(path))[7]
+    start = tfrecord.scan_records(str(path))[7, 0]
     content = bytearray(path.read_bytes())
     content[start : start + 6] = b"\xff" * 6
     path.write_bytes(content)
