@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.errors import ConfigError, unknown
+from deit_jax.models import fused_attention
 
 
 class Implementation(NamedTuple):
@@ -19,12 +20,12 @@ class Implementation(NamedTuple):
     Attributes:
       attend: qkv [B, T, 3 D] (queries, keys, values, each head by head) and the number of
         heads -> [B, T, D], in the type of qkv.
-      obstacle: the compute type and the size of a head -> why this implementation cannot run
-        here, or None.
+      obstacle: tokens T, width D, number of heads and compute type -> why this implementation
+        cannot run here, or None.
     """
 
     attend: Callable[[jax.Array, int], jax.Array]
-    obstacle: Callable[[Any, int], str | None]
+    obstacle: Callable[[int, int, int, Any], str | None]
 
 
 def _split(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -52,37 +53,39 @@ def _cudnn(qkv: jax.Array, num_heads: int) -> jax.Array:
     return out.reshape(*qkv.shape[:2], -1)
 
 
-def _cudnn_obstacle(dtype: Any, head_size: int) -> str | None:
-    del head_size
+def _cudnn_obstacle(tokens: int, dim: int, num_heads: int, dtype: Any) -> str | None:
+    del tokens, dim, num_heads
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     if half and jax.default_backend() == "gpu":
         return None
-    return (
-        f"needs a GPU and bfloat16; jax runs on {jax.default_backend()}, "
-        f"dtype is {jnp.dtype(dtype).name}"
-    )
+    return "needs a GPU and bfloat16"
 
 
 # `auto` takes the first that can run.
 ATTENTION = {
+    "pallas": Implementation(fused_attention.attend, fused_attention.obstacle),
     "cudnn": Implementation(_cudnn, _cudnn_obstacle),
-    "xla": Implementation(_xla, lambda dtype, head_size: None),
+    "xla": Implementation(_xla, lambda *_: None),
 }
 
 
-def resolve(name: str, dtype: Any, head_size: int) -> str:
-    """The implementation that `name` chooses on the hardware that jax runs on.
+def resolve(name: str, tokens: int, dim: int, num_heads: int, dtype: Any) -> str:
+    """The implementation that `name` chooses for qkv [B, tokens, 3 dim] where jax runs.
 
     Raises:
       ConfigError: no such implementation, or it cannot run here.
     """
+    wanted = (tokens, dim, num_heads, dtype)
     if name == "auto":
-        return next(n for n, entry in ATTENTION.items() if not entry.obstacle(dtype, head_size))
+        return next(known for known, entry in ATTENTION.items() if not entry.obstacle(*wanted))
     if name not in ATTENTION:
         raise unknown("attention", name, ["auto", *ATTENTION])
-    obstacle = ATTENTION[name].obstacle(dtype, head_size)
+    obstacle = ATTENTION[name].obstacle(*wanted)
     if obstacle:
-        raise ConfigError(f"attention={name!r} {obstacle}; 'auto' takes the fastest that can run")
+        raise ConfigError(
+            f"attention={name!r} {obstacle}; jax runs on {jax.default_backend()}, dtype is "
+            f"{jnp.dtype(dtype).name}; 'auto' takes the fastest that can run"
+        )
     return name
 
 

@@ -23,10 +23,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, capture: bool) -> tuple[jax.Array, jax.Array | None]:
-        dim = x.shape[-1]
+        _, tokens, dim = x.shape
         qkv = layers.Dense(3 * dim, self.dtype, name="qkv")(x)
         weights = attention.weights(qkv, self.num_heads) if capture else None
-        name = attention.resolve(self.implementation, self.dtype, dim // self.num_heads)
+        name = attention.resolve(self.implementation, tokens, dim, self.num_heads, self.dtype)
         x = attention.ATTENTION[name].attend(qkv, self.num_heads)
         return layers.Dense(dim, self.dtype, name="proj")(x), weights
 

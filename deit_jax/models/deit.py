@@ -50,7 +50,7 @@ class VisionTransformer(Model, kw_only=True):
       drop_path_rate: of the last block (`linear`: block i has rate * i / (depth - 1)) or of
         every block (`constant`, DeiT-III).
       dropout_rate: after the position embedding, the attention's and both MLP projections.
-      attention: auto | xla | cudnn, see `attention.ATTENTION`.
+      attention: auto | pallas (TPU) | cudnn (GPU) | xla, see `attention.ATTENTION`.
       scan: run the blocks in `lax.scan` (compiles once instead of `depth` times, runs slower).
       remat: none | full | dots: recompute nothing, whole blocks, or all but matrix products in the
         backward pass.
@@ -92,11 +92,12 @@ class VisionTransformer(Model, kw_only=True):
             raise ConfigError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
-        attention.resolve(self.attention, self.dtype, self.embed_dim // self.num_heads)
         if any(side <= 0 or side % self.patch_size for side in self.image_size):
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+        tokens = math.prod(self.grid) + self.prefix_tokens
+        attention.resolve(self.attention, tokens, self.embed_dim, self.num_heads, self.dtype)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -141,7 +142,7 @@ class VisionTransformer(Model, kw_only=True):
         tokens = math.prod(self.grid) + self.prefix_tokens
         saved = _SAVED_PER_BLOCK[self.remat][itemsize < 4]
         per_block = saved * tokens * self.embed_dim * itemsize
-        fused = self.attention == "cudnn" or (self.attention == "auto" and itemsize < 4)
+        fused = self.attention in ("cudnn", "pallas") or (self.attention == "auto" and itemsize < 4)
         if self.remat == "none" and not fused:
             # Scores in f32 and weights.
             per_block += self.num_heads * tokens**2 * (4 + itemsize)

@@ -277,12 +277,12 @@ def test_captured_attention_rows_sum_to_one(small):
 
 
 def test_attention_implementation(monkeypatch):
-    assert attention.resolve("auto", "bfloat16", 64) == "xla"
+    assert attention.resolve("auto", 197, 384, 6, "bfloat16") == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert attention.resolve("auto", "bfloat16", 64) == "cudnn"
-    assert attention.resolve("auto", "float16", 64) == "cudnn"
-    assert attention.resolve("auto", "float32", 64) == "xla"
-    assert attention.resolve("xla", "bfloat16", 64) == "xla"
+    assert attention.resolve("auto", 197, 384, 6, "bfloat16") == "cudnn"
+    assert attention.resolve("auto", 197, 384, 6, "float16") == "cudnn"
+    assert attention.resolve("auto", 197, 384, 6, "float32") == "xla"
+    assert attention.resolve("xla", 197, 384, 6, "bfloat16") == "xla"
 
 
 def test_images_need_not_be_square():
@@ -299,7 +299,7 @@ def test_images_need_not_be_square():
         ("deit_tiny_patch16_224", {"heads": 3}, TypeError, "takes no heads; known: num_classes"),
         ("deit_tiny_patch16_224", {"image_size": 225}, ConfigError, "multiple of patch_size 16"),
         ("deit_tiny_patch16_224", {"num_heads": 5}, ConfigError, "not a multiple of num_heads 5"),
-        ("deit_tiny_patch16_224", {"attention": "flash"}, ConfigError, "auto, cudnn, xla"),
+        ("deit_tiny_patch16_224", {"attention": "flash"}, ConfigError, "auto, cudnn, pallas, xla"),
         ("deit_tiny_patch16_224", {"remat": "all"}, ConfigError, "known: dots, full, none"),
         ("regnety_002", {"widths": (12, 24)}, ConfigError, "one entry per stage"),
         ("regnety_002", {"attention": "xla"}, TypeError, "takes no attention; known: num_c"),

@@ -1,0 +1,113 @@
+"""The fused attention equals plain attention, values and gradients; run as plain operations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deit_jax import models
+from deit_jax.errors import ConfigError
+from deit_jax.models import attention, fused_attention
+
+# Rows, tokens, heads: several rows a grid step, an odd batch, long sequences (their heads a loop).
+SHAPES = [(1, 197, 3), (4, 198, 3), (3, 197, 2), (2, 18, 12), (1, 577, 1), (1, 578, 4)]
+
+
+def _arrays(rows, tokens, heads):
+    key, other = jax.random.split(jax.random.key(0))
+    shape = (rows, tokens, 3 * heads * fused_attention.HEAD)
+    # Scores with a standard deviation of 2: some weights near 1, most near 0.
+    qkv = 1.5 * jax.random.normal(key, shape)
+    return qkv, jax.random.normal(other, (*shape[:2], shape[2] // 3))
+
+
+def _value_and_gradient(function, qkv, above):
+    out, pullback = jax.vjp(function, qkv)
+    return out, pullback(above.astype(out.dtype))[0]
+
+
+def _fused(qkv):
+    return fused_attention.run(qkv, True)
+
+
+@pytest.mark.parametrize(("rows", "tokens", "heads"), SHAPES)
+def test_values_and_gradients_equal_plain_attention(rows, tokens, heads):
+    qkv, above = _arrays(rows, tokens, heads)
+    plain = lambda x: attention.ATTENTION["xla"].attend(x, heads)
+    with jax.default_matmul_precision("highest"):
+        expected = _value_and_gradient(plain, qkv, above)
+        ours = _value_and_gradient(_fused, qkv, above)
+    for value, reference in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(value, reference, rtol=1e-5, atol=4e-6)
+
+
+@pytest.mark.parametrize(("rows", "tokens", "heads"), [(2, 197, 2), (1, 197, 3)])
+def test_bfloat16_is_as_near_to_f32_as_plain_attention_is(rows, tokens, heads):
+    qkv, above = _arrays(rows, tokens, heads)
+    half = qkv.astype(jnp.bfloat16)
+    plain = lambda x: attention.ATTENTION["xla"].attend(x, heads)
+    exact = _value_and_gradient(plain, half.astype(jnp.float32), above.astype(jnp.bfloat16))
+    for ours, theirs, reference in zip(
+        _value_and_gradient(_fused, half, above),
+        _value_and_gradient(plain, half, above),
+        exact,
+        strict=True,
+    ):
+        assert ours.dtype == jnp.bfloat16
+        error, usual = (
+            float(jnp.sqrt(jnp.mean((x.astype(jnp.float32) - reference) ** 2)))
+            for x in (ours, theirs)
+        )
+        assert error < 1.1 * usual, (error, usual)
+
+
+def test_each_device_attends_to_its_own_rows():
+    qkv, above = _arrays(16, 17, 6)
+    devices = np.array(jax.devices()).reshape(4, 2)
+    rows = NamedSharding(Mesh(devices, ("data", "fsdp")), PartitionSpec(("data", "fsdp")))
+    run = jax.jit(lambda x, y: _value_and_gradient(_fused, x, y))
+    placed = jax.device_put((qkv, above), rows)
+    program = run.lower(*placed).compile()
+    assert not any(name in program.as_text() for name in ("all-gather", "all-to-all", "all-reduce"))
+    for sharded, whole in zip(program(*placed), run(qkv, above), strict=True):
+        assert sharded.sharding.is_equivalent_to(rows, sharded.ndim)
+        np.testing.assert_allclose(sharded, whole, atol=1e-6)
+
+
+def test_a_model_may_use_it(monkeypatch):
+    """Logits and gradients of a model whose attention is fused, against the same with XLA's."""
+    usable = attention.Implementation(lambda qkv, heads: _fused(qkv), lambda *_: None)
+    monkeypatch.setitem(attention.ATTENTION, "pallas", usable)
+    small = {"image_size": 32, "depth": 2, "embed_dim": 128, "num_heads": 2, "num_classes": 5}
+    image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+
+    def results(name):
+        model = models.create_model("deit_tiny_distilled_patch16_224", attention=name, **small)
+        variables = models.init_variables(model, jax.random.key(0))
+        loss = lambda v: models.apply(model, v, image).logits.std()
+        return jax.value_and_grad(loss)(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), results("pallas"), results("xla")
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ((197, 384, 6, "float32"), "needs a TPU and bfloat16"),
+        ((197, 384, 12, "bfloat16"), "needs heads of 64, not 32"),
+        ((1025, 768, 12, "bfloat16"), "takes up to 785 tokens of 768, not 1025 of 768"),
+        ((197, 384, 6, "bfloat16"), None),
+        ((578, 1024, 16, "bfloat16"), None),
+    ],
+)
+def test_where_it_cannot_run_another_is_taken_and_asking_for_it_says_why(
+    wanted, reason, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert attention.resolve("auto", *wanted) == ("xla" if reason else "pallas")
+    if reason:
+        with pytest.raises(ConfigError, match=reason):
+            attention.resolve("pallas", *wanted)
