@@ -71,6 +71,12 @@ def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
+def group_norm(dtype: Any, group: int, scale_init: Any, name: str) -> nn.GroupNorm:
+    """torch's GroupNorm on NHWC with `group` channels per group; f32 statistics."""
+    options = {"group_size": group, "scale_init": scale_init, "use_fast_variance": False}
+    return nn.GroupNorm(num_groups=None, epsilon=1e-5, dtype=dtype, name=name, **options)
+
+
 def matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., D] times [D, features] -> [..., features], as one product of two matrices.
 

@@ -35,12 +35,19 @@ def _deit3(size: dict[str, Any], *, drop_path_rate: float, **own: Any) -> Archit
 
 
 def _regnety(
-    w0: int, wa: float, wm: float, group_size: int, depth: int, *, min_share: float = 0.0
+    w0: int,
+    wa: float,
+    wm: float,
+    group_size: int,
+    depth: int,
+    *,
+    min_share: float = 0.0,
+    **own: Any,
 ) -> Architecture:
     design = stage_design(
         w0=w0, wa=wa, wm=wm, depth=depth, group_size=group_size, min_share=min_share
     )
-    return RegNet, {"image_size": 224} | design
+    return RegNet, {"image_size": 224} | design | own
 
 
 # name -> (class, attributes). Stochastic depth is that of the published training run.
@@ -76,6 +83,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "regnety_640": _regnety(352, 147.48, 2.4, 328, 20),
     "regnety_1280": _regnety(456, 160.83, 2.52, 264, 27),
     "regnety_2560": _regnety(640, 230.83, 2.53, 373, 27),
+    "regnety_040_sgn": _regnety(96, 31.41, 2.24, 64, 22, activation="silu", norm_group=16),
     # torchvision's, whose widths are rounded in another way.
     "regnety_008_tv": _regnety(56, 38.84, 2.4, 16, 14, min_share=0.9),
     "regnety_080_tv": _regnety(192, 76.82, 2.19, 56, 17, min_share=0.9),

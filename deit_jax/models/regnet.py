@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, unknown
 from deit_jax.models import initializers, layers
 from deit_jax.models.model import Model, Output
+
+ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
 
 
 def stage_design(
@@ -82,12 +84,13 @@ class Conv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """`conv`, then BatchNorm `bn` unless it is folded into the convolution's bias."""
+    """`conv`, then the normalization `bn` unless it is folded into the convolution's bias."""
 
     features: int
     size: int
     dtype: Any
     folded: bool
+    norm_group: int | None = None
     stride: int = 1
     groups: int = 1
     zero_scale: bool = False
@@ -99,6 +102,8 @@ class ConvNorm(nn.Module):
         if self.folded:
             return x
         init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        if self.norm_group:
+            return layers.group_norm(self.dtype, self.norm_group, init, "bn")(x)
         return layers.BatchNorm(self.dtype, scale_init=init, name="bn")(x, train)
 
 
@@ -107,11 +112,13 @@ class SqueezeExcite(nn.Module):
 
     reduced: int
     dtype: Any
+    activation: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         gate = x.astype(jnp.float32).mean((1, 2), keepdims=True)
-        gate = nn.relu(Conv(self.reduced, 1, self.dtype, use_bias=True, name="fc1")(gate))
+        gate = Conv(self.reduced, 1, self.dtype, use_bias=True, name="fc1")(gate)
+        gate = ACTIVATIONS[self.activation](gate)
         gate = Conv(x.shape[-1], 1, self.dtype, use_bias=True, name="fc2")(gate)
         return x * nn.sigmoid(gate)
 
@@ -125,22 +132,27 @@ class Bottleneck(nn.Module):
     se_ratio: float
     dtype: Any
     folded: bool
+    norm_group: int | None
+    activation: str
 
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool, draw: jax.Array | None, drop_rate: float
     ) -> jax.Array:
-        conv = functools.partial(ConvNorm, self.features, dtype=self.dtype, folded=self.folded)
+        own = {"dtype": self.dtype, "folded": self.folded, "norm_group": self.norm_group}
+        conv = functools.partial(ConvNorm, self.features, **own)
+        act = ACTIVATIONS[self.activation]
         groups = self.features // self.group_size
         shortcut = x
-        y = nn.relu(conv(1, name="conv1")(x, train))
-        y = nn.relu(conv(3, stride=self.stride, groups=groups, name="conv2")(y, train))
+        y = act(conv(1, name="conv1")(x, train))
+        y = act(conv(3, stride=self.stride, groups=groups, name="conv2")(y, train))
         # The reduced width follows the block's input, not its own width.
-        y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.dtype, name="se")(y)
+        reduced = round(x.shape[-1] * self.se_ratio)
+        y = SqueezeExcite(reduced, self.dtype, self.activation, name="se")(y)
         y = conv(1, zero_scale=True, name="conv3")(y, train)
         if x.shape[-1] != self.features or self.stride != 1:
             shortcut = conv(1, stride=self.stride, name="downsample")(x, train)
-        return nn.relu(layers.drop_path(y, draw, drop_rate) + shortcut)
+        return act(layers.drop_path(y, draw, drop_rate) + shortcut)
 
 
 class RegNet(Model, kw_only=True):
@@ -155,6 +167,8 @@ class RegNet(Model, kw_only=True):
       stem_width, stem_stride: of the 3x3 convolution in front.
       se_ratio: reduction of squeeze-and-excitation, of the block's input channels.
       drop_path_rate: of the last block; it rises linearly over the blocks.
+      activation: a name in `ACTIVATIONS`.
+      norm_group: channels per group of GroupNorm; None for BatchNorm.
       folded: BatchNorm is folded into the convolutions (`fold_batch_norm`); evaluation only.
     """
 
@@ -166,6 +180,8 @@ class RegNet(Model, kw_only=True):
     stem_stride: int = 2
     se_ratio: float = 0.25
     drop_path_rate: float = 0.0
+    activation: str = "relu"
+    norm_group: int | None = None
     folded: bool = False
 
     def check(self) -> None:
@@ -182,17 +198,27 @@ class RegNet(Model, kw_only=True):
         for width, group in zip(self.widths, self.group_sizes, strict=True):
             if width % group:
                 raise ConfigError(f"width {width} is not a multiple of its group size {group}")
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+        if self.norm_group is not None:
+            group, widths = self.norm_group, (self.stem_width, *self.widths)
+            if group < 1 or any(width % group for width in widths):
+                raise ConfigError(f"norm_group {group} does not divide the widths {widths}")
+            if self.folded:
+                raise ConfigError("GroupNorm, of norm_group, cannot be folded")
 
     def without_batch_norm(self) -> "RegNet":
         """See `Model.without_batch_norm`."""
-        return self.clone(folded=True)
+        return self if self.norm_group else self.clone(folded=True)
 
     def fold_batch_norm(self, variables: dict[str, Any]) -> tuple["RegNet", dict[str, Any]]:
         """BatchNorm's scale and shift move into the convolutions; logits agree to rounding.
 
-        The variables returned have no `batch_stats`.
+        A model with GroupNorm is returned unchanged. The variables returned have no `batch_stats`.
         Raises ValueError for a model that is folded already.
         """
+        if self.norm_group:
+            return self, variables
         if self.folded:
             raise ValueError("the BatchNorm of this model is folded already")
 
@@ -223,10 +249,10 @@ class RegNet(Model, kw_only=True):
         if train and self.folded:
             raise ValueError("a model with folded BatchNorm cannot be trained")
         draws = layers.drop_draws(keys if train else None, sum(self.depths), 1)
-        stem = ConvNorm(
-            self.stem_width, 3, self.dtype, self.folded, stride=self.stem_stride, name="stem"
-        )
-        x = nn.relu(stem(image.astype(self.dtype), train))
+        names = ("dtype", "folded", "norm_group")
+        own = {name: getattr(self, name) for name in names}
+        stem = ConvNorm(self.stem_width, 3, stride=self.stem_stride, name="stem", **own)
+        x = ACTIVATIONS[self.activation](stem(image.astype(self.dtype), train))
         features = {"stem": x} if capture else {}
         blocks = [(stage, b) for stage, depth in enumerate(self.depths) for b in range(depth)]
         for index, (stage, b) in enumerate(blocks):
@@ -237,9 +263,9 @@ class RegNet(Model, kw_only=True):
                 group_size=self.group_sizes[stage],
                 stride=self.strides[stage] if b == 0 else 1,
                 se_ratio=self.se_ratio,
-                dtype=self.dtype,
-                folded=self.folded,
+                activation=self.activation,
                 name=name,
+                **own,
             )(x, train, draw, self.drop_path_rate * index / max(len(blocks) - 1, 1))
             if capture:
                 features[name] = x

@@ -9,6 +9,7 @@ import pytest
 from reference.random_weights import random_image, random_state
 
 from deit_jax import models
+from deit_jax.errors import ConfigError
 from deit_jax.models import registry, regnet
 from deit_jax.pretrained.formats import names
 
@@ -47,6 +48,23 @@ def test_designs_equal_timm(vectors):
         np.testing.assert_array_equal(found, stored[f"design/{name}"], err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "name", ["regnety_008_tv", "regnety_080_tv", "regnety_640", "regnety_1280", "regnety_040_sgn"]
+)
+def test_sizes_equal_timm(vectors, name):
+    stored = np.load(vectors / "models_timm.npz")
+    assert models.create_model(name).count().parameters == stored[f"parameters/{name}"]
+
+
+def test_group_norm_is_not_folded():
+    model = models.create_model("regnety_040_sgn", **SMALL | {"widths": (16, 32)})
+    assert not model.has_batch_stats and model.without_batch_norm() is model
+    assert model.fold_batch_norm({"params": {}}) == (model, {"params": {}})
+    for wrong in ({"norm_group": 24}, {"norm_group": 0}, {"activation": "gelu"}, {"folded": True}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            models.create_model("regnety_040_sgn", **SMALL | {"widths": (16, 32)} | wrong)
+
+
 def test_teacher_is_the_published_one():
     teacher = models.create_model("regnety_160")
     assert teacher.widths == (224, 448, 1232, 3024)
@@ -56,11 +74,16 @@ def test_teacher_is_the_published_one():
 
 @pytest.mark.parametrize(
     ("key", "name", "size", "classes"),
-    [("regnet", "regnety_002", 64, 7), ("regnety_004", "regnety_004", 224, 1000)],
+    [
+        ("regnet", "regnety_002", 64, 7),
+        ("regnet_sgn", "regnety_040_sgn", 32, 7),
+        ("regnety_004", "regnety_004", 224, 1000),
+    ],
 )
 def test_logits_and_blocks_equal_timm(vectors, key, name, size, classes):
     stored = np.load(vectors / "models_timm.npz")
-    model = models.create_model(name, num_classes=classes)
+    design = {"widths": (16, 32, 64, 128), "depths": (1, 1, 3, 1), "group_sizes": (16,) * 4}
+    model = models.create_model(name, num_classes=classes, **design if name.endswith("sgn") else {})
     output, features = run(
         model, reference_variables(model), random_image(size, size), capture=True
     )

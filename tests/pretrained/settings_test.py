@@ -48,11 +48,12 @@ def test_what_is_assumed_is_said(tmp_path, small):
     assert loaded.assumed in str(pretrained.adapt(loaded, model=loaded.create_model()).report)
 
 
-def test_heads_of_the_model_to_start_hold_where_no_file_tells(tmp_path, small):
+def test_heads_of_the_model_to_start_hold_where_no_file_tells(tmp_path):
     """`--config.model.num_heads` reaches the reader; settings beside the file contradict it."""
+    sizes = {"num_heads": 6, "depth": 1, "image_size": 16, "embed_dim": 192, "patch_size": 16}
+    small = models.create_model("deit_tiny_patch16_224", num_classes=3, **sizes)
     folder = foreign(tmp_path / "a", small)
-    options = ["num_heads=6", "depth=12", "image_size=16", "embed_dim=192", "patch_size=16"]
-    options = [f"model.{option}" for option in options]
+    options = [f"model.{key}={value}" for key, value in sizes.items()]
     options += [f"init={folder}", "init_drop_head=True"]
     start = experiment.build(tiny_runs.tiny("quickstart.py:plain", *options)).start
     assert "assumed: num_heads 6 (as the model to start has" in str(start.report)
@@ -154,11 +155,21 @@ def test_our_own_files_and_published_ones_assume_nothing(tmp_path, monkeypatch):
     assert pretrained.describe(tmp_path / "a.safetensors").assumed == ""
 
 
-def test_torchvision_and_large_regnets_are_recognised_and_group_norm_refused():
-    for name in ("regnety_008_tv", "regnety_640"):
+def test_relatives_of_regnety_are_recognised():
+    for name in ("regnety_008_tv", "regnety_040", "regnety_640", "regnety_040_sgn"):
         table = names.entries(models.create_model(name, num_classes=5), "timm")
         shapes = {e.names[0]: e.part_shape for e in table}
         assert detect.guess_model(shapes, "timm", {}) == (name, {"num_classes": 5})
-    shapes = {name: shape for name, shape in shapes.items() if "running" not in name}
-    with pytest.raises(ConfigError, match="as in regnety_040_sgn"):
+    shapes.pop("s4.b1.conv2.conv.weight")
+    with pytest.raises(ConfigError, match="missing the tensors of block 0"):
         detect.guess_model(shapes, "timm", {})
+
+
+def test_group_norm_of_other_widths_is_not_guessed():
+    design = {"widths": (16,) * 4, "depths": (1,) * 4, "group_sizes": (8,) * 4}
+    model = models.create_model("regnety_040_sgn", num_classes=5, **design)
+    shapes = {e.names[0]: e.part_shape for e in names.entries(model, "timm")}
+    with pytest.raises(ConfigError, match="norm_group and activation"):
+        detect.guess_model(shapes, "timm", {})
+    name, found = detect.guess_model(shapes, "timm", {"norm_group": 8, "activation": "relu"})
+    assert models.create_model(name, **found).norm_group == 8

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import timm
 import torch_models
 from random_weights import random_image, random_tensor
 
@@ -26,6 +25,7 @@ SMALL = {
     "deit3": ("deit3_small_patch16_224", {"num_classes": 7}),
 }
 SMALL_SIZE = {"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
+SMALL_SGN = {"w0": 16, "wa": 16.0, "wm": 2.0, "group_size": 16, "depth": 6}
 WHOLE = ("deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "regnety_004")
 
 
@@ -36,6 +36,8 @@ def main() -> None:
         arrays |= _prefixed(key, torch_models.run(model, random_image(48, 48)))
     regnet = torch_models.timm_model("regnety_002", num_classes=7)
     arrays |= _prefixed("regnet", torch_models.run(regnet, random_image(64, 64)), keep_every=4)
+    sgn = torch_models.timm_model("regnety_040_sgn", num_classes=7, **SMALL_SGN)
+    arrays |= _prefixed("regnet_sgn", torch_models.run(sgn, random_image(32, 32)))
     for name in WHOLE:
         results = torch_models.run(torch_models.timm_model(name), random_image(224, 224))
         arrays |= _prefixed(name, {k: v for k, v in results.items() if "logits" in k})
@@ -58,13 +60,11 @@ def _regnet_training() -> dict[str, np.ndarray]:
 
 
 def _regnet_designs() -> dict[str, np.ndarray]:
-    """[stage, (width, depth, group size)] of every RegNetY that is registered with us."""
+    """[stage, (width, depth, group size)], and parameters, of every RegNetY of timm."""
     arrays = {}
-    for name in timm.list_models("regnety_*"):
-        if name.endswith("_sgn"):  # GroupNorm and SiLU, which are not ours
-            continue
+    for name in torch_models.timm.list_models("regnety_*"):
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = torch_models.timm.create_model(name)
         stages = [getattr(model, f"s{number}") for number in range(1, 5)]
         convs = [next(stage.children()).conv2.conv for stage in stages]
         rows = [
@@ -72,6 +72,7 @@ def _regnet_designs() -> dict[str, np.ndarray]:
             for s, c in zip(stages, convs, strict=True)
         ]
         arrays[f"design/{name}"] = np.array(rows)
+        arrays[f"parameters/{name}"] = np.array(sum(p.numel() for p in model.parameters()))
     return arrays
 
 

@@ -1,5 +1,6 @@
 """Which model a state dict belongs to, from its names and shapes."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Collection
@@ -127,16 +128,15 @@ def _guess_regnet(shapes: Shapes) -> dict[str, Any]:
         if match and len(shape) == 4 and 0 not in shape:
             first = 1 if match[1] == "s" else 0
             blocks.setdefault(int(match[2]) - first, {})[int(match[3]) - first] = shape
-    if "stem.bn.weight" in shapes and "stem.bn.running_mean" not in shapes:
-        raise ConfigError(
-            "the convolutions are normalized without running statistics (as in regnety_040_sgn, "
-            "with GroupNorm and SiLU); RegNetY is known with BatchNorm and ReLU"
-        )
+    group_norm = "stem.bn.weight" in shapes and "stem.bn.running_mean" not in shapes
     stages = [blocks[stage] for stage in range(_length(blocks, "stage"))]
     return {
         "widths": tuple(next(iter(stage.values()))[0] for stage in stages),
         "depths": tuple(_length(stage, "block") for stage in stages),
         "group_sizes": tuple(next(iter(stage.values()))[1] for stage in stages),
+        # The one combination of timm's; neither the activation nor the groups are in shapes.
+        "activation": "silu" if group_norm else "relu",
+        "norm_group": 16 if group_norm else None,
     }
 
 
@@ -145,7 +145,8 @@ def _registered(
 ) -> tuple[str, dict[str, Any]]:
     """The registered name that agrees with `found`, the image size deciding between several."""
     wanted = {key: value for key, value in found.items() if key not in _FREE}
-    defaults = {"class_position": True, "distilled": False, "dist_head": True, "epsilon": 1e-6}
+    fields = dataclasses.fields(family)
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     relatives = {
         name: defaults | attributes
         for name, (cls, attributes) in ARCHITECTURES.items()
@@ -159,12 +160,18 @@ def _registered(
                 f"no registered model has embed_dim {found['embed_dim']} and depth "
                 f"{found['depth']}: name a model, and its num_heads, which shapes do not determine"
             )
+        if found.get("norm_group") and "norm_group" not in hints:
+            raise ConfigError(
+                f"no registered RegNet with GroupNorm has widths {found['widths']}: name a model, "
+                "and its norm_group and activation, which shapes do not determine"
+            )
         # Any name of the family will do: the arguments override what it stands for.
-        return next(iter(relatives)), arguments
+        names = list(relatives)[:1]
+    else:
+        # LayerScale's start does not matter once it is loaded.
+        arguments.pop("layer_scale_init", None)
     size = found.get("image_size")
     name = min(names, key=lambda name: relatives[name]["image_size"] != size)
-    # LayerScale's start does not matter once it is loaded.
-    arguments.pop("layer_scale_init", None)
     published, missing = relatives[name], object()
     return name, {"num_classes": found["num_classes"]} | {
         key: value for key, value in arguments.items() if published.get(key, missing) != value

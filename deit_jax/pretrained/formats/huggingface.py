@@ -151,10 +151,11 @@ def _transformer(model: VisionTransformer) -> dict[str, Any]:
 def _regnet(model: RegNet) -> dict[str, Any]:
     stages = len(model.widths)
     plain = model.stem_stride == 2 and model.strides == (2,) * stages and model.se_ratio == 0.25
+    plain = plain and model.activation == "relu" and model.norm_group is None
     if not plain or len(set(model.group_sizes)) != 1:
         raise ConfigError(
-            "transformers' RegNet has strides of 2, squeeze ratio .25 and one group size; "
-            "use --to=timm"
+            "transformers' RegNet has strides of 2, squeeze ratio .25, one group size, BatchNorm "
+            "and ReLU; use --to=timm"
         )
     return {
         "model_type": "regnet",
