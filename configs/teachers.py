@@ -31,10 +31,6 @@ of 5 runs): 040 79.4, 17.5 h; 080 79.9, 29.3 h; 120 80.3, 36.9 h; 160 80.4, 50.8
 --config.teacher.init=runs/regnety_160_dds.
 
 What differs from pycls:
-- It decays every parameter, BatchNorm's and biases included (BN.USE_CUSTOM_WEIGHT_DECAY is
-  False); here kernels only.
-- Its rate changes between epochs, and its warm-up is a factor on the cosine; here every step, up
-  to the peak: within 0.4 % of it at the start of every epoch.
 - Its crops draw the aspect evenly from 3/4 to 4/3 and swap the sides in half of the cases (here
   log-uniform, as in timm), and all its resizing is bilinear without antialiasing (here bicubic,
   antialiased).
@@ -102,10 +98,11 @@ def dds(batch_size: int) -> ConfigDict:
                 "momentum": 0.9,  # OPTIM.MOMENTUM, without dampening
                 "nesterov": True,  # OPTIM.NESTEROV
                 "weight_decay": 5e-5,  # OPTIM.WEIGHT_DECAY, added to the gradient
+                "decay_all": True,  # BN.USE_CUSTOM_WEIGHT_DECAY False, and so for biases
                 "clip_norm": None,  # none
             },
             "schedule": {
-                "kind": "cosine",  # OPTIM.LR_POLICY cos
+                "kind": "pycls_epoch",  # OPTIM.LR_POLICY cos
                 "base_lr": 0.1,  # model zoo: reference rate 0.1 ...
                 "scale_by_batch": 128,  # ... x batch / 128: OPTIM.BASE_LR 0.2 at 256, 0.4 at 512
                 "warmup_epochs": 5.0,  # OPTIM.WARMUP_EPOCHS

@@ -75,6 +75,7 @@ def make_optimizer(
     name: str = "adamw",
     weight_decay: float = 0.05,
     decay_dist_token: bool = True,
+    decay_all: bool = False,
     layer_decay: float | None = None,
     trainable: str = "all",
     clip_norm: float | None = None,
@@ -93,6 +94,8 @@ def make_optimizer(
       name: a name in `OPTIMIZERS`.
       weight_decay: coefficient; 0 for none.
       decay_dist_token: True decays `dist_token`, as the published runs did; timm does not.
+      decay_all: True decays every parameter, as torch does without groups and RegNet's authors
+        did; LAMB then adapts every tensor.
       layer_decay: rate of layer l times layer_decay^(last - l), with timm's numbers, see
         `Model.layer_of`: embeddings 0, blocks from 1, final norm with the last block, heads
         last.
@@ -111,6 +114,7 @@ def make_optimizer(
         model,
         weight_decay=weight_decay,
         decay_dist_token=decay_dist_token,
+        decay_all=decay_all,
         layer_decay=layer_decay,
         trainable=trainable,
     )

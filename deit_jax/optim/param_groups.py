@@ -59,6 +59,7 @@ def make_rules(
     *,
     weight_decay: float = 0.05,
     decay_dist_token: bool = True,
+    decay_all: bool = False,
     layer_decay: float | None = None,
     trainable: str = "all",
 ) -> Rules:
@@ -72,7 +73,8 @@ def make_rules(
     trained = _trainable(paths, trainable)
     rules = {}
     for path in paths:
-        decay = float(weight_decay) * _decayed(path, undecayed, decay_dist_token)
+        decayed = decay_all or _decayed(path, undecayed, decay_dist_token)
+        decay = float(weight_decay) * decayed
         scale = _lr_scale(path, model, layer_decay)
         rules[path] = Rule(False, scale, decay) if path in trained else Rule(True, 0.0, 0.0)
     return rules

@@ -118,12 +118,34 @@ def timm_epoch(run: Run, *, min_lr: float = 1e-5, warmup_prefix: bool = False) -
     return rate
 
 
+def pycls_epoch(run: Run, *, min_lr: float = 0.0) -> Rate:
+    """Cosine decay by epoch, the warm-up a factor on it: RegNet's authors' (pycls).
+
+    Epoch e of a warm-up of W runs at `(f (1 - e / W) + e / W) cosine(e)`, f = warmup_lr / peak,
+    without delay.
+    """
+    by_epoch = cosine(dataclasses.replace(run, warmup_steps=0), min_lr=min_lr, by_epoch=True)
+    first = run.warmup_lr / run.peak if run.peak else 1.0
+
+    def rate(step: jax.Array) -> jax.Array:
+        epoch_start = (step // run.steps_per_epoch * run.steps_per_epoch).astype(jnp.float32)
+        share = jnp.clip(epoch_start / run.warmup_steps, 0.0, 1.0) if run.warmup_steps else 1.0
+        return by_epoch(step) * (first + (1.0 - first) * share)
+
+    return rate
+
+
 def constant(run: Run) -> Rate:
     """Constant at the peak."""
     return after_warmup(run, lambda step: jnp.full_like(step, run.peak, jnp.float32))
 
 
-SCHEDULES = {"cosine": cosine, "timm_epoch": timm_epoch, "constant": constant}
+SCHEDULES = {
+    "cosine": cosine,
+    "timm_epoch": timm_epoch,
+    "pycls_epoch": pycls_epoch,
+    "constant": constant,
+}
 
 
 @builders.chooses(kind=SCHEDULES)

@@ -22,6 +22,7 @@ VARIANTS = {
     "lamb": {"name": "lamb"},
     "sgd_nesterov": {"name": "sgd"},
     "sgd_momentum": {"name": "sgd", "nesterov": False},
+    "sgd_all": {"name": "sgd", "decay_all": True},
 }
 
 
@@ -205,7 +206,8 @@ def test_parameters_without_a_rule_are_refused():
             optim.decay_groups({"s1": {"kernel": jnp.zeros((2, 2))}}, model, layer_decay=0.5)
 
 
-COMMON = {"name", "weight_decay", "decay_dist_token", "layer_decay", "trainable", "clip_norm"}
+COMMON = {"name", "weight_decay", "decay_dist_token", "decay_all", "layer_decay"}
+COMMON |= {"trainable", "clip_norm"}
 ADAM = {"beta1", "beta2", "eps"}
 
 

@@ -11,8 +11,11 @@ from deit_jax.optim import schedules
 from deit_jax.train import schema
 
 PER_EPOCH = 1248  # a multiple of the positions stored within an epoch
-# The published runs of DeiT-B, DeiT-III S, a CIFAR fine-tune and 384; two that nobody published.
-RECIPES = ("base", "deit3_small", "rising", "finetune_384", "no_warmup", "short")
+# The published runs of DeiT-B, DeiT-III S, a CIFAR fine-tune and 384; three that nobody published.
+PUBLISHED = ("base", "deit3_small", "rising", "finetune_384")
+RECIPES = (*PUBLISHED, "no_warmup", "short", "half_epochs")
+# The published runs of RegNetY, and likewise.
+PYCLS = ("regnety_160", "regnety_040", "pycls_floor", "pycls_no_warmup", "pycls_long_warmup")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,8 @@ def stored(vectors):
 
 
 def options(recipe, **more):
-    epochs, peak, floor, warmup = (float(x) for x in recipe)
+    epochs, peak, floor, warmup, *first = (float(x) for x in recipe)
+    more = {"warmup_lr": first[0]} | more if first else more
     return {
         "batch_size": 1024,
         "scale_by_batch": None,
@@ -48,6 +52,15 @@ def test_timm_epoch_is_the_official_loop_with_its_epoch_of_delay(stored, name):
     schedule = schedules.make_schedule(**options(stored[f"{name}_recipe"], kind="timm_epoch"))
     first = np.arange(len(trained)) * PER_EPOCH
     np.testing.assert_allclose(schedule(first), trained, rtol=1e-6)
+    np.testing.assert_array_equal(schedule(first + PER_EPOCH - 1), schedule(first))
+
+
+@pytest.mark.parametrize("name", PYCLS)
+def test_pycls_epoch_is_the_loop_of_regnets_authors(stored, name):
+    trained = stored[f"{name}_trained"]
+    schedule = schedules.make_schedule(**options(stored[f"{name}_recipe"], kind="pycls_epoch"))
+    first = np.arange(len(trained)) * PER_EPOCH
+    np.testing.assert_allclose(schedule(first), trained, rtol=1e-5, atol=1e-9)
     np.testing.assert_array_equal(schedule(first + PER_EPOCH - 1), schedule(first))
 
 
@@ -153,7 +166,13 @@ COSINE = {"min_lr", "warmup_prefix", "by_epoch"}
 
 
 @pytest.mark.parametrize(
-    "kind, own", [("cosine", COSINE), ("timm_epoch", COSINE - {"by_epoch"}), ("constant", set())]
+    "kind, own",
+    [
+        ("cosine", COSINE),
+        ("timm_epoch", COSINE - {"by_epoch"}),
+        ("pycls_epoch", {"min_lr"}),
+        ("constant", set()),
+    ],
 )
 def test_options_are_those_of_the_chosen_curve(kind, own):
     assert set(builders.options(schedules.make_schedule, {"kind": kind})) == COMMON | own

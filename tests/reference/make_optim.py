@@ -50,13 +50,15 @@ def build(name: str, model: torch.nn.Module) -> torch.optim.Optimizer:
         groups = param_groups_layer_decay(
             model, weight_decay=0.05, no_weight_decay_list=PUBLISHED, layer_decay=0.65
         )
+    elif name == "sgd_all":  # pycls: no group of its own for BatchNorm and biases
+        groups = [{"params": model.parameters(), "weight_decay": 0.05}]
     else:
         groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=skip)
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.999), eps=1e-8)
     if kind == "lamb":
         return Lamb(groups, lr=1.0, betas=(0.9, 0.999), eps=1e-8, max_grad_norm=1.0)
-    return torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=name == "sgd_nesterov")
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=name != "sgd_momentum")
 
 
 def run(name: str, rates: np.ndarray) -> np.ndarray:
@@ -100,6 +102,7 @@ def main() -> None:
         "lamb",
         "sgd_nesterov",
         "sgd_momentum",
+        "sgd_all",
     )
     for name in variants:
         out[name] = run(name, rates)

@@ -4,7 +4,8 @@ import pytest
 import tiny_runs
 from jax import numpy as jnp
 
-from deit_jax.optim import schedules
+from deit_jax import builders, models
+from deit_jax.optim import param_groups, schedules
 
 
 @pytest.mark.parametrize(("size", "peak"), [("160", 0.2), ("040", 0.4)])
@@ -16,5 +17,9 @@ def test_rate_of_regnet_is_the_published_one_at_every_epoch(size, peak):
     epoch = jnp.arange(100)
     factor = jnp.where(epoch < 5, 0.1 + 0.9 * epoch / 5, 1.0)
     published = factor * peak * (1 + jnp.cos(jnp.pi * epoch / 100)) / 2
-    assert jnp.allclose(rate(10 * epoch), published, rtol=0.004)
-    assert jnp.allclose(rate(10 * epoch[5:]), published[5:], rtol=1e-4)
+    assert jnp.allclose(rate(10 * epoch), published, rtol=1e-5)
+    assert jnp.array_equal(rate(10 * epoch + 9), rate(10 * epoch))
+    names = tiny_runs.load(f"teachers.py:regnety_{size}_dds,tiny").model
+    params = models.abstract_variables(models.create_model(**names))["params"]
+    rules = builders.bind(param_groups.make_rules, config.optim)(params)
+    assert {rule.decay for rule in rules.values()} == {5e-5}
