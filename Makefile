@@ -31,6 +31,8 @@ lint: $(VENV)/.lint
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/shellcheck --external-sources scripts/*.sh scripts/*.sbatch .ci/run
+	@$(BIN)/hadolint Dockerfile
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
 

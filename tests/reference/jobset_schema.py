@@ -22,7 +22,6 @@ DROPPED = {
     "livenessProbe",
     "readinessProbe",
     "startupProbe",
-    "status",
 }
 KEPT = ("type", "enum", "required", "minimum", "maximum", "pattern", "format", "minLength")
 # Volumes that are not used here.
@@ -52,6 +51,7 @@ def main(path: str) -> None:
     definition = yaml.safe_load(pathlib.Path(path).read_text())
     (version,) = definition["spec"]["versions"]
     schema = pruned(version["schema"]["openAPIV3Schema"])
+    del schema["properties"]["status"]
     # The definition leaves the metadata of the object itself to the API server.
     schema["properties"]["metadata"] = {"type": "object"}
     target = pathlib.Path(__file__).parent.parent / "vectors/launch/jobset_schema.json"
