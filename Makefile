@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart   train a convnet teacher, distil a small DeiT from it, compare (minutes, CPU)"
 	@echo "make test         run the tests"
 	@echo "make test-long    run those that take long: whole runs in several processes, every shipped recipe"
-	@echo "make lint         check format, rules and types"
+	@echo "make lint         check format, rules, types, shell scripts and the Dockerfile"
 	@echo "make setup        only install into $(VENV)"
 
 setup: $(READY)

@@ -2,7 +2,8 @@
 # a node, or with kind=queued-resources a queued resource of one node or of several (`slices`).
 # shellcheck shell=bash disable=SC2154
 
-tpus() { gcloud compute tpus "$1" "$2" "$3" --zone="$zone" --quiet "${@:4}" 2>>"$dir/gcloud.log"; }
+# ssh would read the standard input of the loop that it is called in.
+tpus() { gcloud compute tpus "$1" "$2" "$3" --zone="$zone" --quiet "${@:4}" </dev/null 2>>"$dir/gcloud.log"; }
 reason() { grep ERROR "$dir/gcloud.log" | tail -n 1 | grep . || tail -n 1 "$dir/gcloud.log"; }
 nodes() { if [ "$slices" = 1 ]; then echo "$name"; else seq -f "$name-%.0f" 0 $((slices - 1)); fi; }
 

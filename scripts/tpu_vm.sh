@@ -16,6 +16,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 command=${1-} name=${2-} dir=runs/tpu_vm/${2-}
 pause=${TPU_VM_PAUSE:-5} worker=deit_jax/scripts/tpu_worker.sh seen=''
+kept="$name is kept and costs money until: scripts/tpu_vm.sh delete $name"
 gone='@(ABSENT|GONE|PREEMPTED|TERMINATED|STOPPED|SUSPENDED|FAILED)'
 shopt -s extglob
 
@@ -41,12 +42,14 @@ create() {
         v5litepod-*) image=v2-alpha-tpuv5-lite ;;
         v5p-*) image=v2-alpha-tpuv5 ;;
         v6e-*) image=v2-alpha-tpuv6e ;;
-        *) [ "$image" ] || fail "unknown --type=$type; known: v2-8, v4-32, v5litepod-16, v5p-8, v6e-16, ...; else give --image" ;;
+        *) [ "$image" ] || fail "unknown --type=$type; known: v2-8, v4-32, v5litepod-16, v5p-8, v6e-8; else give --image" ;;
     esac
     [ "$zone" ] || fail "--zone is missing, such as --zone=us-central2-b"
     [ "$slices" = 1 ] || kind=queued-resources
     mkdir -p "$dir/stdout" "$dir/bucket" && rm -f "$dir/arguments"
-    for option in type zone image slices spot kind; do printf '%s=%q\n' "$option" "${!option}"; done >"$dir/settings"
+    for option in type zone image slices spot kind; do
+        printf '%s=%q\n' "$option" "${!option}"
+    done >"$dir/settings"
     request || fail "not created: $(reason)" 1
     say "next: scripts/tpu_vm.sh setup $name"
 }
@@ -66,7 +69,8 @@ start() {
     time=$(date -u +%Y%m%dT%H%M%SZ)
     say "starting the run on all workers of $name"
     for node in $(nodes); do
-        again tpus tpu-vm ssh "$node" --worker=all --command="bash $worker start $time-$node $(cat "$dir/arguments")" || return
+        again tpus tpu-vm ssh "$node" --worker=all \
+            --command="bash $worker start $time-$node $(cat "$dir/arguments")" || return
     done
 }
 
@@ -109,7 +113,7 @@ attend() { # looks after a TPU VM that is READY
     case " $seen " in
         *' fresh '*)
             setup && start && return
-            [ $? != 64 ] || fail "setup failed; $name is kept and costs money until: scripts/tpu_vm.sh delete $name" 1 ;;
+            [ $? != 64 ] || fail "setup failed; $kept" 1 ;;
         *' idle '* | *' rebooted '*) start ;;
         ' 0 ') say "the run is done" && delete && exit ;;
         ' running ' | ' 0 running ' | *' 75 running ') ;;
@@ -117,8 +121,8 @@ attend() { # looks after a TPU VM that is READY
             [[ $before =~ (^| )75 ]] && say "saved and stopped by SIGTERM (75)" && start && return
             read -r node _ number id status _ < <(awk '$5 !~ /^(0|running)$/' <<<"$lines")
             tail -n 20 "$dir/stdout/$id-worker-$number.log" >&2
-            say "worker $number of $node ended with status $status; mend what is said above, then setup, run and watch"
-            fail "$name is kept and costs money until: scripts/tpu_vm.sh delete $name" "${status/killed/1}" ;;
+            say "worker $number of $node ended with status $status, see above; then setup, run and watch again"
+            fail "$kept" "${status/killed/1}" ;;
     esac
 }
 
@@ -132,7 +136,7 @@ renew() { # replaces a TPU VM that is gone
 
 watch() {
     local now last=''
-    [ -e "$dir/arguments" ] || fail "nothing to run on $name; first: scripts/tpu_vm.sh run $name --config=FILE --workdir=gs://BUCKET/RUN"
+    [ -e "$dir/arguments" ] || fail "nothing to run on $name yet: scripts/tpu_vm.sh run $name --config=FILE ..."
     trap 'fail "no longer watching; the run goes on; again: scripts/tpu_vm.sh watch $name" 130' INT
     while :; do
         now=$(state)
@@ -158,7 +162,7 @@ run() {
         case $argument in --workdir=gs://?*/?*) workdir=${argument#--workdir=} ;; esac
     done
     [ "$workdir" ] || fail "--workdir=gs://BUCKET/RUN is needed: the disk of a TPU VM goes when it does"
-    echo "$workdir" >"$dir/workdir"
+    echo "${workdir%/}" >"$dir/workdir"
     (umask 077 && printf '%q ' "$@" >"$dir/arguments")
     [ -e "$dir/code.tar.gz" ] || pack
     if [ "$(state)" = READY ] && refresh && [[ $lines != *' fresh '* ]]; then
@@ -170,7 +174,7 @@ run() {
 }
 
 [[ $command =~ ^(create|setup|run|watch|logs|delete)$ && $name =~ ^[a-z][a-z0-9-]*$ ]] ||
-    { sed -n '2,15s/^# \{0,1\}//p' scripts/tpu_vm.sh >&2 && exit 2; }
+    { sed -n '2,14s/^# \{0,1\}//p' scripts/tpu_vm.sh >&2 && exit 2; }
 shift 2
 if [ "$command" != create ]; then
     [ -e "$dir/settings" ] || fail "unknown TPU VM $name; known: $(cd runs/tpu_vm 2>/dev/null && echo *)"
@@ -185,13 +189,12 @@ case $command in
             case $now in $gone) fail "$name is $now; this creates it again: scripts/tpu_vm.sh watch $name" 1 ;; esac
             say "$name is $now; waiting" && sleep "${TPU_VM_POLL:-60}"
         done
-        setup || fail "setup failed; $name is kept and costs money until: scripts/tpu_vm.sh delete $name" 1
+        setup || fail "setup failed; $kept" 1
         say "next: scripts/tpu_vm.sh run $name --config=FILE --workdir=gs://BUCKET/RUN"
         ;;
     logs)
-        refresh
-        from_bucket
-        tail -n +1 "$dir"/stdout/*-worker-"${1:-0}".log ;;
+        refresh; from_bucket
+        tail -n +1 "$dir"/stdout/*-worker-"${1:-0}".log 2>/dev/null || fail "no stdout of worker ${1:-0} yet" 1 ;;
     delete) refresh; delete ;;
     *) "$command" "$@" ;;
 esac

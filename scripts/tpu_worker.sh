@@ -83,7 +83,7 @@ supervise() { # writes the exit status when the run has ended
         shift
     done
     for argument; do
-        case $argument in --workdir=gs://*) bucket=${argument#--workdir=} ;; esac
+        case $argument in --workdir=gs://*) bucket=${argument#--workdir=} && bucket=${bucket%/} ;; esac
     done
     # At shutdown the run gets SIGTERM itself, and after it SIGHUP, which must not end it.
     trap : TERM

@@ -19,6 +19,7 @@ from deit_jax.train import schema
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+SUFFIXES = (".py", ".md", ".sbatch", ".sh", ".yaml")
 FOLDERS = ("deit_jax", "configs", "benchmarks", "tests", "scripts", "docs")
 
 # Files of other code bases, and a name that stands for any.
@@ -29,8 +30,13 @@ ELSEWHERE = {
     "main.py",
     "file.py",
     "configs/mine.py",
+    "deit_jax/scripts/tpu_worker.sh",
+    "install.sh",
+    "jobset-crd.yaml",
 }
-PATH = re.compile(r"(?<![\w/<>*.:-])((?:[\w.-]+/)*[\w.-]+\.(?:py|md|sbatch|cfg|toml))(?![\w/])")
+PATH = re.compile(
+    r"(?<![\w/<>*.:-])((?:[\w.-]+/)*[\w.-]+\.(?:py|md|sbatch|sh|yaml|cfg|toml))(?![\w/])"
+)
 FOLDER = re.compile(r"`((?:[\w.-]+/)+)`")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 SOURCE = re.compile(r"(?:src|srcset)=\"(?!https?://)([^\"]+)")
@@ -50,11 +56,12 @@ Text = tuple[str, int, str]
 
 def documents() -> list[Text]:
     """(file, line, text) of every document, docstring and comment; commands on one line."""
-    files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "train.py")]
+    files = [
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "Makefile", "Dockerfile", "train.py")
+    ]
     for folder in FOLDERS:
-        files += [
-            p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".py", ".md", ".sbatch")
-        ]
+        files += [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in SUFFIXES]
     found = []
     for path in files:
         name, text = str(path.relative_to(ROOT)), path.read_text()

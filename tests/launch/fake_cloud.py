@@ -14,6 +14,7 @@ and `plan.json`, which says what happens:
     runs        for each start in turn, by worker ("0", or "all"): lines to `print`, the `status`
                 to end with, or none to wait for SIGTERM and end with 75
     setup       how many installations fail
+    real        an interpreter: train.py itself runs, instead of what `runs` says
 """
 
 import fcntl
@@ -203,6 +204,7 @@ def ssh(command, arguments, flags):
     remote = flags["--command"]
     if fails(command) or event(node, remote):
         return error(command, "[/usr/bin/ssh] exited with return code [255].")
+    sys.stdin.read()
     print(f"Using ssh batch size of 1. Attempting to SSH into {node}.", file=sys.stderr)
     children, chosen = [], flags["--worker"]
     for home in sorted((WORLD / "homes" / node).iterdir()):
@@ -271,6 +273,8 @@ def training(argv):
         print(f"stopped by signal after saving step {number}", flush=True)
         os._exit(75)
 
+    if real := json.loads((WORLD / "plan.json").read_text()).get("real"):
+        return real_training(real, argv)
     signal.signal(signal.SIGTERM, stop)
     worker, node = os.environ["FAKE_WORKER"], os.environ["FAKE_NODE"]
     with State() as state:
@@ -285,6 +289,23 @@ def training(argv):
         return run["status"]
     while True:
         signal.pause()
+
+
+def real_training(python, argv):
+    """The real thing, with the folder for the bucket."""
+    folder = f"{WORLD}/bucket/"
+    # The child gets the signal as well.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    command = [python, *(word.replace("gs://", folder) for word in argv)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    trains = False
+    for line in child.stdout:
+        print(line.replace(folder, "gs://"), end="", flush=True)
+        if line.startswith("step ") and not trains:
+            trains = True
+            with State() as state:
+                state.data["nodes"][os.environ["FAKE_NODE"]]["trains"] = True
+    return child.wait()
 
 
 def main():

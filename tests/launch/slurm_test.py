@@ -50,8 +50,8 @@ def test_a_container_changes_only_the_options_of_srun(tmp_path):
     assert added[: len(plain) - len(command)] == plain[: -len(command)]
     assert added[len(plain) - len(command) :] == [
         "--container-image=image#tag",
-        f"--container-mounts={ROOT}:{ROOT},/data:/data",
         f"--container-workdir={ROOT}",
+        f"--container-mounts={ROOT}:{ROOT},/data:/data",
     ]
 
 

@@ -1,10 +1,16 @@
 """scripts/tpu_vm.sh against a stand-in for gcloud, under which commands and processes are real."""
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from child_runs import TINY
+from launch.world import ROOT
 
 RUN = ("--config=configs/deit.py:s", "--workdir=gs://bucket/s")
 
@@ -173,7 +179,7 @@ def test_a_queued_resource_is_waited_for(cloud):
 def test_slices_are_nodes_of_one_queued_resource(cloud):
     cloud = cloud(workers=2, runs=[{}, DONE], lives=[{"preempt": 1}])
     launched(cloud, "--slices=2", "--spot")
-    cloud("watch", "deit")
+    assert_shows(cloud("watch", "deit"), "multislice")
     one = ["create", "scp", "setup", "scp", "setup", "start", "start"]
     assert cloud.verbs() == [*one, "delete", *one, "delete"]
     creation = next(c for c in cloud.calls() if c["command"].endswith("create"))
@@ -271,3 +277,33 @@ def test_a_second_run_ends_the_first(cloud):
     output = cloud("watch", "deit") + cloud("logs", "deit")
     assert "stopped by signal after saving step 0\n" in output
     assert [t["arguments"][-1] for t in cloud.calls("training")] == [RUN[-1], "--config.seed=1"]
+
+
+def assert_shows(output: str, page: str) -> None:
+    """The screen in a page of docs/launch is that of a run, but for its numbers."""
+    text = (ROOT / f"docs/launch/{page}.md").read_text()
+    (screen,) = re.findall(r"^```text\n(.*?)^```", text, re.M | re.S)
+    plain = lambda lines: [re.sub(r"[\d:.,]+", "#", line).split() for line in lines]
+    left = iter(plain(output.splitlines()))
+    for line in plain(line for line in screen.splitlines() if line != "..."):
+        assert line in left, f"{page}: {line}"
+
+
+@pytest.mark.long
+def test_a_real_run_with_two_preemptions_ends_with_the_same_bits(cloud, tmp_path):
+    options = ("train.total_steps=600", "train.log_every_steps=20", *TINY)
+    options += ("train.checkpoint_every_steps=50", "train.eval_every_steps=600")
+    small = ("--config=configs/quickstart.py:plain", *(f"--config.{t}" for t in options))
+    cloud = cloud(real=sys.executable, lives=[{"preempt": 0}, {"preempt": 0, "hard": True}])
+    launched(cloud, "--spot", run=(*small, "--workdir=gs://bucket/small"))
+    output = cloud("watch", "deit", timeout=400)
+    assert cloud.verbs() == [*LAUNCH, "delete", *LAUNCH, "delete", *LAUNCH, "delete"]
+    for page in ("tpu_vm", "gke", "slurm", "gpu"):
+        assert_shows(output, page)
+    command = [sys.executable, "train.py", *small, f"--workdir={tmp_path}/whole"]
+    subprocess.run(command, cwd=ROOT, check=True, env=cloud.environment)
+    whole, resumed = tmp_path / "whole", cloud.world / "bucket/bucket/small"
+    last = [(run / "metrics.jsonl").read_text().splitlines()[-1] for run in (whole, resumed)]
+    assert json.loads(last[0]) == json.loads(last[1])
+    digests = [(run / "checkpoints/600/manifest/metadata") for run in (whole, resumed)]
+    assert json.loads(digests[0].read_text()) == json.loads(digests[1].read_text())

@@ -38,7 +38,10 @@ class Cloud:
             (self.world / "bin" / tool).chmod(0o755)
         shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
         for name in ("deit_jax", "configs"):
-            (self.checkout / name).mkdir()
+            if "real" in plan:
+                shutil.copytree(ROOT / name, self.checkout / name)
+            else:
+                (self.checkout / name).mkdir()
         for name in ("train.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, self.checkout)
         self.plan(**plan)
@@ -69,10 +72,11 @@ class Cloud:
             start_new_session=True,
         )
 
-    def __call__(self, *words: str, status: int = 0) -> str:
+    def __call__(self, *words: str, status: int = 0, timeout: float = 60) -> str:
+        """What a command prints; it must end with this status."""
         process = self.start(*words)
         try:
-            output = process.communicate(timeout=40)[0]
+            output = process.communicate(timeout=timeout)[0]
         finally:
             process.kill()
         assert process.returncode == status, output

@@ -2,7 +2,7 @@
 
     python tests/reference/jobset_schema.py jobset-crd.yaml
 
-The definition is `config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml` of
+The definition is that of `jobsets` in config/components/crd/bases of
 github.com/kubernetes-sigs/jobset. Kept are the parts that scripts/jobset.yaml can use, without
 descriptions; a key that the definition does not know is refused, as the API server does with
 strict validation.
