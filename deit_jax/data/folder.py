@@ -1,147 +1,112 @@
-"""Image folders: `path/train/<class>/*.jpg`, `path/val/<class>/*.jpg`."""
+"""Photos of one's own: `PHOTOS/<class>/*.jpg`, with or without splits, as a folder or a .zip."""
 
-import contextlib
-import itertools
 import os
 import pathlib
-import stat
-from collections.abc import Iterator
 
 import numpy as np
 
+from deit_jax.data import formats, splits
 from deit_jax.data._tensorflow import require_tensorflow
-from deit_jax.data.source import CorruptImage, Data, Record, Source
-from deit_jax.errors import ConfigError, close_matches, unknown
+from deit_jax.data.photo_files import PhotoFiles, open_photo_files
+from deit_jax.data.source import Data, Record, Source
+from deit_jax.errors import ConfigError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_EVAL_NAMES = ("val", "validation", "valid", "test")
-
-
-def read_file(path: str | os.PathLike) -> Record:
-    """The content of an image file, or the `CorruptImage` that says why it cannot be read.
-
-    Nothing but a regular file is opened: reading from a pipe could wait for ever.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return CorruptImage("not a regular file")
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        return CorruptImage(error.strerror or str(error))
+LAYOUT = "<class>/*.jpg, or train/<class>/*.jpg and val/<class>/*.jpg"
 
 
 class FolderSource(Source):
     """Files of one split, sorted by class, then by name."""
 
-    def __init__(self, files: list[str], labels: np.ndarray):
+    def __init__(self, files: PhotoFiles, split: splits.Split, exif_orientation: bool):
         self._files = files
-        self._labels = labels
+        self._names = split.files
+        self.labels = split.labels
+        self.exif_orientation = exif_orientation
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def get(self, indices: np.ndarray) -> tuple[list[Record], np.ndarray]:
-        images = [read_file(self._files[index]) for index in indices]
-        return images, self._labels[np.asarray(indices)]
+        images = [self._files.read(self._names[index]) for index in indices]
+        return images, self.labels[np.asarray(indices)]
 
     def record_name(self, index: int) -> str:
-        return self._files[index]
+        return os.path.join(self._files.root, self._names[index])
 
 
 def open_folder(
-    *, path: str | None = None, train_split: str | None = None, eval_split: str | None = None
+    *,
+    path: str | None = None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    val_share: float = 0.2,
+    split_seed: int = 0,
+    exif_orientation: bool = True,
 ) -> Data:
-    """Image files in folders, one folder per class: PATH/train/<class>/*.jpg.
+    """Image files in folders, one folder per class: PHOTOS/<class>/*.jpg, or a .zip of it.
 
-    The classes are the folders of the training split, sorted by name, as torchvision's
-    ImageFolder numbers them. Files without an image's extension are ignored.
+    With PHOTOS/train/<class> and PHOTOS/val/<class> these are the splits. The classes are the
+    folders of the training split, sorted by name, as torchvision's ImageFolder numbers them.
 
     Args:
-        path: the folder of the splits.
+        path: the folder, or a .zip of it.
         train_split, eval_split: names of the split folders; None: train, and the first of
             val, validation, valid, test that exists.
+        val_share: without split folders, the share of each class that is kept for
+            validation, in expectation: a photo's side depends on its name and `split_seed`
+            alone, so it stays when photos are added (`splits.validates`).
+        split_seed: another one makes another such split.
+        exif_orientation: photos are turned as their EXIF orientation says. torchvision and
+            the published recipes do not.
 
     Raises:
         ConfigError: a missing path or split, a folder that cannot be read, a class without
             images, a class that only the evaluation split has.
     """
     require_tensorflow()
-    layout = "train/<class>/*.jpg and val/<class>/*.jpg"
     if path is None:
-        raise ConfigError(f"source 'folder' needs path, a folder with {layout}")
-    root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
-        raise ConfigError(f"no folder {root}; source 'folder' reads {layout} in it")
-    with _readable(root):
-        present = sorted(p.name for p in root.iterdir() if p.is_dir())
-    train_split = train_split or "train"
-    if eval_split is None:
-        eval_split = next((name for name in _EVAL_NAMES if name in present), "val")
-    if not present:
-        raise ConfigError(f"{root} is empty; source 'folder' reads {layout} in it")
-    for split in (train_split, eval_split):
-        if split not in present:
-            raise unknown(f"split folder of {root}", split, present)
-    names = _class_names(root / train_split)
-    train = _scan(root / train_split, names)
-    extra = sorted(set(_class_names(root / eval_split)) - set(names))
-    if extra:
+        raise ConfigError(f"source 'folder' needs path, a folder (or a .zip of it) with {LAYOUT}")
+    if not 0 < val_share < 1:
+        raise ConfigError(f"val_share must be above 0 and below 1, not {val_share:g}")
+    if not pathlib.Path(path).expanduser().exists():
+        raise ConfigError(f"no folder or .zip {path}; source 'folder' reads {LAYOUT} in it")
+    files = open_photo_files(path)
+    tree = splits.plant(files.root, files.names, files.folders)
+    if not tree.folders and not tree.images:
+        lost = formats.ignored(tree.ignored)
         raise ConfigError(
-            f"{root / eval_split} has {len(extra)} class folder(s) that {train_split} lacks: "
-            f"{', '.join(extra[:5])}; {train_split} has: {close_matches(extra[0], names)}"
+            f"{files.root} is empty; source 'folder' reads {LAYOUT} in it"
+            + (f"; {lost}" if lost else "")
         )
-    evaluation = _scan(root / eval_split, names, all_classes=False)
+    if train_split or eval_split or tree.is_of_splits():
+        present = (name for name in splits.EVAL_NAMES if name in tree.top())
+        split_names = (train_split or "train", eval_split or next(present, "val"))
+        train, evaluation, names = splits.by_folder(tree, *split_names)
+        how = ""
+    else:
+        train, evaluation, names = splits.by_name(tree, val_share, split_seed)
+        how = f", split by name with val_share {val_share:g}"
+    notes = _notes(tree, train, evaluation)
+    if not evaluation.files:
+        evaluation = train
     return Data(
-        train=train,
-        eval=evaluation,
+        train=FolderSource(files, train, exif_orientation),
+        eval=FolderSource(files, evaluation, exif_orientation),
         num_classes=len(names),
         class_names=tuple(names),
-        description=f"{root}: {train_split} {len(train)}, {eval_split} {len(evaluation)} images, "
-        f"{len(names)} classes",
+        description=f"{files.root}: {train.name} {len(train.files)}, {evaluation.name} "
+        f"{len(evaluation.files)} images, {len(names)} classes{how}",
+        notes=notes,
     )
 
 
-@contextlib.contextmanager
-def _readable(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or folder
-        raise ConfigError(f"folder {where} cannot be read: {error.strerror}") from error
-
-
-def _class_names(split: pathlib.Path) -> list[str]:
-    with _readable(split), os.scandir(split) as entries:
-        names = sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
-    if not names:
-        raise ConfigError(f"{split} has no class folders; images belong in {split}/<class>/")
-    return names
-
-
-def _scan(split: pathlib.Path, names: list[str], *, all_classes: bool = True) -> FolderSource:
-    with _readable(split):
-        images = [_images(split / name) for name in names]
-    empty = [name for name, files in zip(names, images, strict=True) if not files]
-    if empty and (all_classes or len(empty) == len(names)):
-        raise ConfigError(
-            f"{len(empty)} class folder(s) of {split} have no images: {', '.join(empty[:5])}; "
-            f"image files end in {', '.join(EXTENSIONS)}"
+def _notes(tree: splits.Tree, train: splits.Split, evaluation: splits.Split) -> tuple[str, ...]:
+    notes = [formats.ignored(tree.ignored)]
+    if unused := splits.outside(tree, (train, evaluation)):
+        notes.append(f"{unused:,} images are in no class folder of these splits, and not used")
+    if not evaluation.files:
+        notes.append(
+            "no class has two photos, so none is left for validation: evaluation is on the "
+            "training photos, and says nothing of others"
         )
-    labels = np.repeat(np.arange(len(names)), [len(files) for files in images])
-    return FolderSource(list(itertools.chain(*images)), labels)
-
-
-def _images(folder: pathlib.Path) -> list[str]:
-    images = []
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for base, directories, names in os.walk(folder, onerror=refuse):
-        directories.sort()
-        images += [
-            os.path.join(base, name)
-            for name in sorted(names)
-            if name.lower().endswith(EXTENSIONS) and name[0] != "."
-        ]
-    return images
+    return tuple(note for note in notes if note)

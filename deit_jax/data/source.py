@@ -28,8 +28,10 @@ class Source(Protocol):
             such windows; None: any record can be read at any time.
         shard_lengths: with windows, the number of records in each file, in order.
         exif_orientation: encoded images are turned as their EXIF orientation says.
+        labels: int64 [len], where they are known without reading the records.
     """
 
+    labels: np.ndarray | None = None
     exif_orientation: bool = False
     window_shards: int | None = None
     shard_lengths: tuple[int, ...] = ()
@@ -57,6 +59,7 @@ class Data:
         num_classes: K; labels are 0..K-1.
         class_names: K names in the order of the labels, or None when the set has none.
         description: one line for the log: what was opened, with sizes.
+        notes: lines on what the user may not expect, such as files that were ignored.
     """
 
     train: Source
@@ -64,6 +67,7 @@ class Data:
     num_classes: int
     class_names: tuple[str, ...] | None
     description: str
+    notes: tuple[str, ...] = ()
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from deit_jax import models
 from deit_jax.data import imagenet_classes
 from deit_jax.data.decode import decode_image
-from deit_jax.data.folder import read_file
+from deit_jax.data.photo_files import read_file
 from deit_jax.data.resize import evaluation_square
 from deit_jax.data.source import CorruptImage
 from deit_jax.errors import ConfigError, printable

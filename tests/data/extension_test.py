@@ -92,7 +92,17 @@ def test_every_source_is_described_by_its_docstring():
     [
         ("digits", set()),
         ("arrays", {"path"}),
-        ("folder", {"path", "train_split", "eval_split"}),
+        (
+            "folder",
+            {
+                "path",
+                "train_split",
+                "eval_split",
+                "val_share",
+                "split_seed",
+                "exif_orientation",
+            },
+        ),
         (
             "tfds",
             {
