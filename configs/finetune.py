@@ -6,11 +6,12 @@ Your own photos, from any checkpoint (variants s, the default, ti, b at 224, b38
         --config.data.source=folder --config.data.path=PHOTOS \
         --config.init=deit_small_patch16_224-cd65a155.pth --config.init_drop_head=true
 
-PHOTOS holds train/<class>/*.jpg and val/<class>/*.jpg; the names of the classes are kept
-in the checkpoint. Without `config.init` the model starts from random weights, which
-needs far more photos. With a teacher trained on the same classes: --config.model.name=
+PHOTOS holds <class>/*.jpg, of which a fifth validates, or train/<class>/*.jpg and
+val/<class>/*.jpg, or is a .zip of either; the names of the classes are kept in the checkpoint.
+Without `config.init` the model starts from random weights, which needs far more photos.
+With a teacher trained on the same classes: --config.model.name=
 deit_small_distilled_patch16_224 --config.loss.distillation=hard --config.teacher.init=RUN.
-With fewer photos than a batch (32) set --config.train.batch_size, 16 for 20 photos, say.
+With fewer photos than a batch (32) the batch is lowered.
 The recipe is the authors' for new heads (iNaturalist, issue 105 of the official code:
 AdamW, peak 7.5e-5, weight decay .05, erasing .1) without repeats and for 30 epochs. The
 peak is not scaled by the batch: so small a batch goes with so few photos that 5e-6 x 32 /

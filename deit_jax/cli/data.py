@@ -1,14 +1,20 @@
 """`deit-jax data`: what is in a data set, and whether every image of it can be decoded."""
 
 import argparse
+from typing import Any
 
 _CHUNK = 64
+# Classes whose sizes are printed, of many.
+_MOST_CLASSES = 20
+# Option of some sources -> its type and what it is.
 _SOURCE_OPTIONS = {
-    "name": "of a tfds set, such as imagenet2012",
-    "data_dir": "where tfds has prepared it",
-    "path": "of an image folder or an .npz file",
-    "train_split": "default: train",
-    "eval_split": "default: validation, val or test",
+    "name": (str, "of a tfds set, such as imagenet2012"),
+    "data_dir": (str, "where tfds has prepared it"),
+    "path": (str, "of photos (a folder or .zip), of shards, or of an .npz file"),
+    "train_split": (str, "default: train"),
+    "eval_split": (str, "default: validation, val or test"),
+    "val_share": (float, "of photos without splits, the share for validation (default 0.2)"),
+    "split_seed": (int, "another one splits them differently"),
 }
 
 
@@ -16,9 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "data", help="inspect a data set and check it before training", description=__doc__
     )
-    parser.add_argument("--source", default="tfds", help="tfds, folder, arrays or digits")
-    for option, text in _SOURCE_OPTIONS.items():
-        parser.add_argument(f"--{option}", help=text)
+    parser.add_argument("--source", default="tfds", help="tfds (default), folder, arrays, digits")
+    for option, (kind, text) in _SOURCE_OPTIONS.items():
+        parser.add_argument(f"--{option}", type=kind, help=text)
     parser.add_argument("--canvas", type=int, default=512, help="side that images should fit")
     parser.add_argument("--decode", action="store_true", help="decode every image")
     parser.set_defaults(run=run)
@@ -30,9 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     opened = data.open_data(**_options(args))
     print(opened.description)
-    names = opened.class_names or ()
-    if names:
-        print("classes:", ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
+    for line in (*(f"note: {note}" for note in opened.notes), *_classes(opened)):
+        print(line)
     damaged = []
     if args.decode:
         for split, source in (("train", opened.train), ("eval", opened.eval)):
@@ -42,7 +47,25 @@ def run(args: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def _options(args: argparse.Namespace) -> dict[str, str]:
+def _classes(opened) -> list[str]:
+    """A line on each class, with its images where they are known without reading them all."""
+    import numpy as np
+
+    from deit_jax.errors import printable
+
+    names = opened.class_names or [str(k) for k in range(opened.num_classes)]
+    if opened.train.labels is None or opened.eval.labels is None:
+        shown = ", ".join(map(printable, names[:5]))
+        return [f"classes: {shown}" + ", ..." * (len(names) > 5)]
+    count = lambda labels: np.bincount(labels[labels >= 0], minlength=len(names))[: len(names)]
+    rows = zip(names, count(opened.train.labels), count(opened.eval.labels), strict=True)
+    lines = [f"  {printable(n, limit=40):<24}{a:>9,}{b:>9,}" for n, a, b in rows]
+    more = [f"  ... and {len(lines) - _MOST_CLASSES:,} more classes"]
+    header = f"  {'class':<24}{'train':>9}{'eval':>9}"
+    return [header, *lines[:_MOST_CLASSES], *more[: len(lines) > _MOST_CLASSES]]
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `data.open_data` that are set; all must be those of the source."""
     from deit_jax import builders, data
     from deit_jax.errors import ConfigError

@@ -86,27 +86,33 @@ def describe_recipe(args: argparse.Namespace) -> str:
     import jax
 
     from deit_jax import config
-    from deit_jax.recipe import checks, summary
+    from deit_jax.recipe import checks, few_photos, summary
     from deit_jax.recipe.recipe import make_recipe
     from deit_jax.train import schema
 
     resolved = schema.load(args.config, config.split_overrides(args.overrides))
-    records, classes, source = _sizes(resolved, args)
+    records, evaluation, classes, source = _sizes(resolved, args)
     devices = args.devices or jax.device_count()
-    recipe: Any = make_recipe(resolved, records=records, num_classes=classes, device_count=devices)
+    fit = few_photos.fit(resolved, train=records, evaluation=evaluation, device_count=devices)
+    records *= fit.times
+    recipe: Any = make_recipe(
+        fit.config, records=records, num_classes=classes, device_count=devices
+    )
     lines = [summary.describe(recipe, images_per_second=args.images_per_second), source]
+    lines += [f"note: {text}" for text in fit.notes]
     warnings = checks.recipe_warnings(recipe)
     lines += ["", "warnings", *(f"  - {text}" for text in warnings)] if warnings else []
     return "\n".join(lines)
 
 
-def _sizes(config, args: argparse.Namespace) -> tuple[int, int, str]:
-    """(training images, classes, a sentence on where they are from)."""
+def _sizes(config, args: argparse.Namespace) -> tuple[int, int | None, int, str]:
+    """(images for training and, if known, evaluation; classes; where these are from)."""
     from deit_jax import data
     from deit_jax.errors import ConfigError
 
     if args.records and args.classes:
-        return args.records, args.classes, "\nsizes of the data as given"
+        return args.records, None, args.classes, "\nsizes of the data as given"
+    evaluation = None
     try:
         opened = data.open_data(**config.data)
     except ConfigError as error:
@@ -116,5 +122,7 @@ def _sizes(config, args: argparse.Namespace) -> tuple[int, int, str]:
         (records, classes), source = published, "the data is not prepared here: sizes as published"
     else:
         records, classes = len(opened.train), opened.num_classes
-        source = f"sizes of {opened.description}"
-    return args.records or records, args.classes or classes, f"\n{source}"
+        evaluation = len(opened.eval)
+        notes = "".join(f"\nnote: {text}" for text in opened.notes)
+        source = f"sizes of {opened.description}{notes}"
+    return args.records or records, evaluation, args.classes or classes, f"\n{source}"

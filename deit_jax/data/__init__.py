@@ -6,7 +6,10 @@
                       the formats; tfds reads files through readers.py (FILE_FORMATS: TFRecord,
                       ArrayRecord) and their records through example.py
     order.py          which record goes to which row at which step
-    headers.py  decode.py  cmyk.py  resize.py
+    photo_files.py  splits.py  repeated.py
+                      own photos: folders and archives, their splits, few of them
+    local_files.py    bytes at a position, and indexes that are made once
+    formats.py  headers.py  exif.py  decode.py  cmyk.py  resize.py
                       image files to pixels, equal to Pillow's
     pipeline.py  batches.py  transfer.py
                       canvases, the threads that fill them, the transfer to the device
@@ -30,6 +33,7 @@ from deit_jax.data.decode import decode_image
 from deit_jax.data.open import SOURCES, open_data
 from deit_jax.data.order import canvas_count, distinct_images_per_epoch, steps_per_epoch
 from deit_jax.data.pipeline import eval_batches, train_batches
+from deit_jax.data.repeated import Repeated
 from deit_jax.data.source import CorruptImage, Data, Source, check_labels
 from deit_jax.data.transfer import prefetch_to_device
 
@@ -39,6 +43,7 @@ __all__ = [
     "CorruptShareExceeded",
     "Data",
     "Health",
+    "Repeated",
     "SOURCES",
     "Source",
     "canvas_count",

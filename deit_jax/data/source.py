@@ -1,7 +1,7 @@
 """What a data set offers: `Source` (records by number) and `Data` (two sources and the classes)."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,10 +28,10 @@ class Source(Protocol):
             such windows; None: any record can be read at any time.
         shard_lengths: with windows, the number of records in each file, in order.
         exif_orientation: encoded images are turned as their EXIF orientation says.
-        labels: int64 [len], where they are known without reading the records.
+        labels: int64 [len] where they are known without reading the records, else None.
     """
 
-    labels: np.ndarray | None = None
+    labels: Any = None
     exif_orientation: bool = False
     window_shards: int | None = None
     shard_lengths: tuple[int, ...] = ()

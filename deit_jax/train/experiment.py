@@ -13,6 +13,7 @@ from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError, Problems, unknown
 from deit_jax.evaluation import heads
 from deit_jax.evaluation.evaluate import Evaluation, make_eval_step
+from deit_jax.recipe import few_photos
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Teacher, make_teacher
 from deit_jax.train import nonfinite
@@ -116,6 +117,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         opened = data.open_data(**config.data)
     with problems.section("mesh"):
         mesh = sharding.make_mesh(**config.mesh)
+    if opened and mesh:
+        config, opened = _fitted(config, opened, mesh.size)
     recipe: Any = make_recipe(
         config,
         records=len(opened.train) if opened else _RECORDS,
@@ -147,6 +150,17 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         experiment.eval_batches().close()
     problems.raise_any()
     return experiment
+
+
+def _fitted(
+    config: ml_collections.ConfigDict, opened: data.Data, device_count: int
+) -> tuple[ml_collections.ConfigDict, data.Data]:
+    """The config and data of a run that has fewer images than a batch, see `few_photos`."""
+    sizes = {"train": len(opened.train), "evaluation": len(opened.eval)}
+    fit = few_photos.fit(config, **sizes, device_count=device_count)
+    train = data.Repeated(opened.train, fit.times) if fit.times > 1 else opened.train
+    notes = (*opened.notes, *fit.notes)
+    return fit.config, dataclasses.replace(opened, train=train, notes=notes)
 
 
 def _load_teacher(recipe: Recipe) -> Teacher | None:

@@ -38,6 +38,8 @@ def prepare(
         steps = experiment.recipe.durations.total_steps if experiment else sys.maxsize
         span = profiler.parse_span(config.profile, total_steps=steps)
     with problems.section(""):
+        # The config as it is stored: with batches that fit the data.
+        config = experiment.recipe.config if experiment else config
         opened = workdir_lib.open_workdir(workdir, config, force_resume=force_resume)
     problems.raise_any()
     folder, notices = opened
@@ -59,6 +61,7 @@ def _describe(e: Experiment) -> list[str]:
         f"devices: {len(devices)} {devices[0].device_kind} in {jax.process_count()} process(es), "
         f"mesh {shape}",
         f"data: {e.data.description}",
+        *(f"note: {text}" for text in e.data.notes),
     ]
     lines += [f"teacher: {e.teacher.description}"] if e.teacher else []
     lines += [f"start: {e.start.report}"] if e.start else []

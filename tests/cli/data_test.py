@@ -6,6 +6,7 @@ import io
 import pytest
 from PIL import Image
 
+from deit_jax import data
 from deit_jax.cli import data as command
 from deit_jax.errors import ConfigError
 
@@ -38,6 +39,23 @@ def test_report_names_what_cannot_be_decoded(tmp_path, capsys):
     assert "median 30; 100.0% exceed 25" in printed
     assert f"cannot decode {tmp_path}/val/cat/b.jpg" in printed
     assert "val/cat/c.jpg: No such file" in printed and "val/cat/d.webp: animated" in printed
+
+
+def test_split_ignored_files_and_classes_are_shown(tmp_path, capsys):
+    for name, count in (("cat", 30), ("dog", 20)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i}.jpg").write_bytes(b"x")
+    (tmp_path / "cat" / "phone.heic").write_bytes(b"x")
+    assert call("--source=folder", f"--path={tmp_path}", "--val_share=0.3", "--split_seed=1") == 0
+    printed = capsys.readouterr().out
+    opened = data.open_data(source="folder", path=str(tmp_path), val_share=0.3, split_seed=1)
+    sizes = [len(opened.train), len(opened.eval)]
+    assert f"train {sizes[0]}, validation {sizes[1]} images, 2 classes, split by name" in printed
+    assert "note: 1 file ignored: 1 .heic; convert HEIC files to JPEG: magick" in printed
+    rows = [line.split() for line in printed.splitlines() if line.startswith("  ")]
+    assert rows[0] == ["class", "train", "eval"] and [row[0] for row in rows[1:]] == ["cat", "dog"]
+    assert [sum(int(row[i]) for row in rows[1:]) for i in (1, 2)] == sizes
 
 
 def test_digits(capsys):

@@ -94,14 +94,7 @@ def test_every_source_is_described_by_its_docstring():
         ("arrays", {"path"}),
         (
             "folder",
-            {
-                "path",
-                "train_split",
-                "eval_split",
-                "val_share",
-                "split_seed",
-                "exif_orientation",
-            },
+            {"path", "train_split", "eval_split", "val_share", "split_seed", "exif_orientation"},
         ),
         (
             "tfds",
