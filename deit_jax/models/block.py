@@ -87,4 +87,4 @@ class Block(nn.Module):
         if self.layer_scale_init is None:
             return x
         gamma = self.param(name, nn.initializers.constant(self.layer_scale_init), (x.shape[-1],))
-        return x * gamma.astype(x.dtype).reshape(1, 1, -1)
+        return layers.scale(x, gamma)

@@ -221,13 +221,13 @@ class VisionTransformer(Model, kw_only=True):
         x = layers.PatchEmbed(self.patch_size, dim, self.dtype, name="patch_embed")(image)
         names = ("cls_token", "dist_token") if self.distilled else ("cls_token",)
         tokens = [self.param(name, _normal, (1, 1, dim)) for name in names]
-        tokens = [jnp.broadcast_to(token.astype(x.dtype), (rows, 1, dim)) for token in tokens]
+        tokens = [jnp.broadcast_to(token, (rows, 1, dim)).astype(x.dtype) for token in tokens]
         length = x.shape[1] + (len(tokens) if self.class_position else 0)
-        position = self.param("pos_embed", _normal, (1, length, dim)).astype(x.dtype)
+        position = self.param("pos_embed", _normal, (1, length, dim))
         if self.class_position:
-            x = jnp.concatenate([*tokens, x], axis=1) + position
+            x = layers.add(jnp.concatenate([*tokens, x], axis=1), position)
         else:
-            x = jnp.concatenate([*tokens, x + position], axis=1)
+            x = jnp.concatenate([*tokens, layers.add(x, position)], axis=1)
         return layers.dropout(x, self._dropout_keys(keys, self.depth), self.dropout_rate)
 
     def _dropout_keys(self, keys: jax.Array | None, block: Any) -> jax.Array | None:

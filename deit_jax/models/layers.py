@@ -87,6 +87,22 @@ def matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def add(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """`x` [..., D] plus an f32 parameter that is broadcast to it, in the type of `x`.
+
+    In f32: the parameter's gradient is the sum of all broadcast places, and a sum of thousands
+    of bf16 numbers in bf16 stands still once it is 256 times larger than its terms.
+    """
+    parameter = parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
+    return (x.astype(jnp.float32) + parameter).astype(x.dtype)
+
+
+def scale(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """`x` [..., D] times an f32 parameter [D], in the type of `x`; in f32 as in `add`."""
+    parameter = parameter.reshape((1,) * (x.ndim - 1) + parameter.shape)
+    return (x.astype(jnp.float32) * parameter).astype(x.dtype)
+
+
 class Dense(nn.Module):
     """[..., D] -> [..., features]: a matrix product and a bias."""
 
@@ -97,9 +113,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", initializers.normal(0.02), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
-        y = matrix_product(x.astype(self.dtype), kernel)
-        return y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        return add(matrix_product(x.astype(self.dtype), kernel), bias)
 
 
 class PatchEmbed(nn.Module):
@@ -125,7 +140,7 @@ class PatchEmbed(nn.Module):
         x = image.astype(self.dtype).reshape(rows, grid_h, size, grid_w, size, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(rows, grid_h * grid_w, -1)
         x = matrix_product(x, kernel.astype(self.dtype).reshape(-1, dim))
-        return x + bias.astype(self.dtype).reshape(1, 1, -1)
+        return add(x, bias)
 
 
 class BatchNorm(nn.Module):

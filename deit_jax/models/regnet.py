@@ -79,7 +79,7 @@ class Conv(nn.Module):
             )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            y = layers.add(y, bias)
         return y
 
 
@@ -120,7 +120,8 @@ class SqueezeExcite(nn.Module):
         gate = Conv(self.reduced, 1, self.dtype, use_bias=True, name="fc1")(gate)
         gate = ACTIVATIONS[self.activation](gate)
         gate = Conv(x.shape[-1], 1, self.dtype, use_bias=True, name="fc2")(gate)
-        return x * nn.sigmoid(gate)
+        # In f32, as in `layers.scale`: a gate's gradient is a sum over space.
+        return (x.astype(jnp.float32) * nn.sigmoid(gate.astype(jnp.float32))).astype(x.dtype)
 
 
 class Bottleneck(nn.Module):

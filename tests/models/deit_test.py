@@ -258,6 +258,33 @@ def test_bf16_computes_in_bf16_and_stays_near(small):
     assert products.count("bfloat16") == len(products) - 2
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"])
+def test_gradients_in_bfloat16_are_sums_in_f32(name):
+    """Of every parameter, also of those that thousands of tokens share."""
+    size = {"image_size": 32, "patch_size": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 4}
+    image = 1 + jax.random.normal(jax.random.key(1), (32, 32, 32, 3))
+    model = models.create_model(name, depth=1, **size)
+    variables = models.init_variables(model, jax.random.key(0))
+    spread = lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape)
+    params = jax.tree.map(spread, variables["params"])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(dtype, params):
+        def loss(params):
+            output = models.apply(model.clone(dtype=dtype), {"params": params}, image)
+            logits = [x for x in output if x is not None]
+            return -sum(jax.nn.log_softmax(x)[:, 0].mean() for x in logits)
+
+        return jax.grad(loss)(params)
+
+    half, exact = gradients("bfloat16", params), gradients("float32", params)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(half), jax.tree.leaves(exact), strict=True
+    ):
+        error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        assert error < 0.02, (jax.tree_util.keystr(path), error)
+
+
 def _product_types(jaxpr):
     found = []
     for equation in jaxpr.eqns:

@@ -219,3 +219,16 @@ def test_design_parameters_of_section_3():
         "depths": (1, 1, 4, 7),
         "group_sizes": (8, 8, 8, 8),
     }
+
+
+def test_the_gradient_of_a_gate_in_bfloat16_is_a_sum_in_f32():
+    """Of 4,096 places, most of one sign."""
+    image = jax.random.uniform(jax.random.key(0), (2, 64, 64, 8), minval=0.5)
+    variables = regnet.SqueezeExcite(4, jnp.float32).init(jax.random.key(1), image)
+
+    def gradient(dtype):
+        layer = regnet.SqueezeExcite(4, dtype)
+        loss = lambda v: layer.apply(v, image.astype(dtype)).astype(jnp.float32).sum()
+        return jax.jit(jax.grad(loss))(variables)["params"]["fc2"]["bias"]
+
+    np.testing.assert_allclose(gradient(jnp.bfloat16), gradient(jnp.float32), rtol=0.02)
