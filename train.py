@@ -20,8 +20,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--coordinator", help="host:port of process 0, where no cluster manager provides it")
     add("--num_processes", type=int)
     add("--process_id", type=int)
-    patience = "a run of several processes ends when one sends no heartbeat for this long"
+    patience = "a run of several processes ends when one gives no sign of life for this long"
     add("--heartbeat_timeout_seconds", type=int, default=100, help=patience)
+    add("--join_timeout_seconds", type=int, default=300, help="how long they wait for each other")
     flags, rest = parser.parse_known_args(argv)
     return flags, config.split_overrides(rest)
 
@@ -33,17 +34,19 @@ def main(argv: list[str]) -> int:
         # Imported here: jax takes seconds, and a signal must be answered during them.
         from deit_jax import distributed
 
-        distributed.initialize(
+        with distributed.join(
             coordinator=flags.coordinator,
             num_processes=flags.num_processes,
             process_id=flags.process_id,
             heartbeat_timeout_seconds=flags.heartbeat_timeout_seconds,
-        )
-        # After the processes are connected: these imports initialize the devices.
-        from deit_jax.train import loop, schema
+            join_timeout_seconds=flags.join_timeout_seconds,
+        ) as processes:
+            # After the processes are connected: these imports initialize the devices.
+            from deit_jax.train import loop, schema
 
-        resolved = schema.load(flags.config, overrides)
-        loop.train(resolved, workdir=flags.workdir, force_resume=flags.force_resume)
+            resolved = schema.load(flags.config, overrides)
+            options = {"workdir": flags.workdir, "force_resume": flags.force_resume}
+            loop.train(resolved, processes=processes, **options)
     except errors.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

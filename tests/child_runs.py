@@ -11,6 +11,7 @@ import os
 import pathlib
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -36,31 +37,44 @@ _SERVER.set_forkserver_preload(
 
 
 def start(
-    workdir: pathlib.Path, *overrides: str, devices: int = 1, batches: int = 0, **distributed
+    workdir: pathlib.Path,
+    *overrides: str,
+    devices: int = 1,
+    batches: int = 0,
+    environment: Mapping[str, str] | None = None,
+    log: int = 0,
+    **distributed,
 ):
     """A process that trains the quickstart's student as train.py does.
 
     `batches`: afterwards also writes digests of the first so many global batches, as they
     come from the host and augmented, to `<workdir>/batches.json`.
-    `distributed`: `coordinator`, `num_processes`, `process_id`. What it prints goes to
-    `log_file`.
+    `environment`: variables that are set. `distributed`: `coordinator`, `num_processes`,
+    `process_id`. What it prints goes to `log_file`, number `log`.
     """
-    process = _SERVER.Process(
-        target=_train, args=(str(workdir), [*TINY, *overrides], devices, batches, distributed)
-    )
+    arguments = (str(workdir), [*TINY, *overrides], devices, batches, distributed)
+    process = _SERVER.Process(target=_train, args=(*arguments, dict(environment or {}), log))
     process.start()
     return process
 
 
-def start_two(workdir: pathlib.Path, *overrides: str, devices: int, batches: int = 0):
-    """The same on two processes with `devices` fake devices each."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        return probe.getsockname()[1]
+
+
+def start_two(
+    workdir: pathlib.Path, *overrides: str, devices: int, batches: int = 0, one: Sequence[str] = ()
+):
+    """The same on two processes with `devices` fake devices each; `one`: of process 1 alone."""
+    address = f"127.0.0.1:{free_port()}"
     return [
         start(
             workdir,
             *overrides,
+            *(one if process_id else ()),
+            log=process_id,
             devices=devices,
             batches=batches,
             coordinator=address,
@@ -77,8 +91,15 @@ def log_file(workdir: str | os.PathLike, process_id: int = 0) -> pathlib.Path:
 
 
 def _train(
-    workdir: str, overrides: list[str], devices: int, batches: int, distributed: dict
+    workdir: str,
+    overrides: list[str],
+    devices: int,
+    batches: int,
+    distributed: dict,
+    environment: dict[str, str],
+    log_number: int,
 ) -> None:
+    os.environ.update(environment)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.environ["PJRT_NPROC"] = str(2 * devices)
     os.chdir(ROOT)
@@ -91,7 +112,7 @@ def _train(
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     flags = [f"--{name}={value}" for name, value in distributed.items()]
-    with open(log_file(workdir, distributed.get("process_id", 0)), "a") as log:
+    with open(log_file(workdir, log_number), "a") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             status = train.main(
                 [

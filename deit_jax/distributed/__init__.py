@@ -1,9 +1,12 @@
 """The processes of a run and their devices: how they find each other, and who holds what.
 
-`join.py` connects the processes; `sharding.py` builds the mesh and says where arrays live.
-A new way for processes to find each other goes into `join.py`.
+`environments.py` finds out how many processes there are, by the variables of the machine and its
+metadata server; a new environment is a function and a line in its `ENVIRONMENTS`. `processes.py`
+connects them, `line.py` is the connection by which they meet, agree and end together, and
+`sharding.py` builds the mesh and says where arrays live.
 """
 
-from deit_jax.distributed.join import initialize
+from deit_jax.distributed.line import JoinError
+from deit_jax.distributed.processes import ALONE, Processes, check_joined, join
 
-__all__ = ["initialize"]
+__all__ = ["ALONE", "JoinError", "Processes", "check_joined", "join"]

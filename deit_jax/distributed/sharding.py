@@ -5,11 +5,12 @@ The only place that builds a mesh. Axes are Auto: under Explicit axes (the defau
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deit_jax.errors import ConfigError
@@ -21,35 +22,52 @@ AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(
+    devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1
+) -> Mesh:
     """The mesh of all devices of all processes, axes `("data", "fsdp")`.
 
+    In several TPU slices the data axis spans the slices, over the data center's network, and
+    fsdp stays within a slice, on its fast links.
+
     Args:
+      devices: other devices than those of the run, to compile for.
       data: devices that share the batch and hold whole parameters; -1 takes all that
         `fsdp` leaves.
       fsdp: devices over which parameters, optimizer state and EMA are cut up. They
         share the batch too.
 
     Raises:
-      ConfigError: `data * fsdp` is not the number of devices. Fewer devices are not
-        taken silently: the rest would idle.
+      ConfigError: `data * fsdp` is not the number of devices, or fsdp does not fit into a
+        slice. Fewer devices are not taken silently: the rest would idle.
     """
-    devices = jax.devices()
-    count = len(devices)
+    devices = jax.devices() if devices is None else list(devices)
+    count, slices = len(devices), _slice_count(devices)
     if fsdp < 1 or (data < 1 and data != -1):
         raise ConfigError(
             f"config.mesh: data={data}, fsdp={fsdp}; both must be at least 1, "
             "or data=-1 for all devices that fsdp leaves"
         )
-    if count % fsdp or (data != -1 and data * fsdp != count):
-        choices = [f"data={count // n}, fsdp={n}" for n in range(1, count + 1) if count % n == 0]
+    if count // slices % fsdp or (data != -1 and data * fsdp != count):
+        sizes = [n for n in range(1, count + 1) if count // slices % n == 0]
+        choices = [f"data={count // n}, fsdp={n}" for n in sizes]
+        where = f" in {slices} slices, none of which fsdp may leave" if slices > 1 else ""
         raise ConfigError(
             f"config.mesh: data={data} x fsdp={fsdp} does not fit the {count} devices "
-            f"({devices[0].platform}); possible: {'; '.join(choices)}"
+            f"({devices[0].platform}){where}; possible: {'; '.join(choices)}"
         )
-    return jax.make_mesh(
-        (count // fsdp, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
-    )
+    grid = mesh_utils.create_hybrid_device_mesh if slices > 1 else mesh_utils.create_device_mesh
+    shape = (count // slices // fsdp, fsdp)
+    over = ((slices, 1),) if slices > 1 else ()
+    placed = grid(shape, *over, devices=devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _slice_count(devices: Sequence[jax.Device]) -> int:
+    """TPU slices of the devices; nodes of GPUs, which their libraries see through, count as one."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
-from deit_jax import checkpoint, data
+from deit_jax import checkpoint, data, distributed
 from deit_jax.distributed import sharding
 from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
@@ -57,9 +57,13 @@ class OutOfDeviceMemoryError(RunStopped):
 
 
 def train(
-    config: ml_collections.ConfigDict, *, workdir: str, force_resume: bool = False
+    config: ml_collections.ConfigDict,
+    *,
+    workdir: str,
+    force_resume: bool = False,
+    processes: distributed.Processes = distributed.ALONE,
 ) -> dict[str, float]:
-    """Starts or resumes the training that `config` describes, in `workdir`.
+    """Starts or resumes the training that `config` describes, in `workdir`, on all processes.
 
     Returns the results of the last evaluation, `{}` if there was none.
 
@@ -71,8 +75,10 @@ def train(
     """
     with preemption.Preemption() as guard, startup.StartClock() as clock:
         try:
-            prepared = setup_lib.prepare(config, workdir, force_resume)
-            return _Run(*prepared, guard, clock, force_resume).run()
+            prepared = setup_lib.prepare(config, workdir, force_resume, processes)
+            run = _Run(*prepared, guard, clock, force_resume)
+            processes.agree("start", {"step of the newest checkpoint": run.start})
+            return run.run()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -3,6 +3,7 @@
 Exit codes, for launch scripts:
 
     75   SIGTERM (spot preemption): saved, or not started yet; rerun the same command (EX_TEMPFAIL)
+         (also where another process was lost, see `distributed.line`)
     130  SIGINT (Ctrl-C): saved, do not rerun
     143, 130 immediately   a second signal: stopped without saving
 """

@@ -1,14 +1,18 @@
 """Everything that is checked and printed before a run starts."""
 
+import hashlib
 import pathlib
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from deit_jax import config as config_lib
+from deit_jax import distributed
 from deit_jax.errors import Problems
 from deit_jax.recipe import checks, summary
 from deit_jax.tracking import profiler, startup
@@ -17,10 +21,21 @@ from deit_jax.train import workdir as workdir_lib
 from deit_jax.train.experiment import Experiment
 
 _WIDTH = 110
+# Options that processes on different machines may have of their own.
+OF_A_MACHINE = (
+    "data.data_dir",
+    "data.path",
+    "input.threads",
+    "input.prefetch",
+    "compilation_cache",
+)
 
 
 def prepare(
-    config: ml_collections.ConfigDict, workdir: str, force_resume: bool
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    force_resume: bool,
+    processes: distributed.Processes,
 ) -> tuple[Experiment, pathlib.Path, profiler.Span | None]:
     """Checks everything and prints what will run; a run in the workdir is left as it is.
 
@@ -30,6 +45,9 @@ def prepare(
     Raises:
       ConfigError: all mistakes together.
     """
+    distributed.check_joined()
+    flags = {"--workdir": workdir, "--force_resume": force_resume}
+    processes.agree("config", flags | _shared_options(config))
     problems = Problems(config)
     experiment = span = opened = None
     with problems.section(""):
@@ -42,6 +60,8 @@ def prepare(
         config = experiment.recipe.config if experiment else config
         opened = workdir_lib.open_workdir(workdir, config, force_resume=force_resume)
     problems.raise_any()
+    if processes.place.processes > 1:
+        processes.agree("data", _data_facts(experiment))
     folder, notices = opened
     if jax.process_index() == 0:
         from clu import parameter_overview
@@ -51,6 +71,36 @@ def prepare(
         print(*_describe(experiment), *notices, sep="\n", flush=True)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)
     return experiment, folder, span
+
+
+def _shared_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What must be the same on all processes: all but what a machine may have of its own."""
+    flat = config_lib.flatten(config)
+    return {f"config.{key}": value for key, value in flat.items() if key not in OF_A_MACHINE}
+
+
+def _data_facts(e: Experiment) -> dict[str, Any]:
+    """Sizes, classes and a digest of a few records: the same data elsewhere, or other data."""
+    facts: dict[str, Any] = {"data: classes": _digest(e.data.class_names or ())}
+    for split, source in (("training", e.data.train), ("evaluation", e.data.eval)):
+        facts[f"data: {split} images"] = len(source)
+        if source.window_shards:
+            # One record would cost a whole file.
+            facts[f"data: files of the {split} images"] = _digest(source.shard_lengths)
+            continue
+        records = sorted({len(source) * i // 8 for i in range(8)} | {len(source) - 1})
+        images, labels = source.get(np.asarray(records))
+        facts[f"data: sample of the {split} images"] = _digest([*images, labels])
+    return facts
+
+
+def _digest(values: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        plain = value.tobytes() if isinstance(value, np.ndarray) else value
+        digest.update(plain if isinstance(plain, bytes) else repr(plain).encode())
+        digest.update(b"|")
+    return digest.hexdigest()[:12]
 
 
 def _describe(e: Experiment) -> list[str]:
