@@ -8,6 +8,8 @@ import sys
 from deit_jax import config, errors
 
 USAGE = "python train.py --config=FILE[:variant] --workdir=DIR [--config.section.key=value ...]"
+JOINING = ("coordinator", "num_processes", "process_id")
+JOINING += ("heartbeat_timeout_seconds", "join_timeout_seconds")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -34,13 +36,7 @@ def main(argv: list[str]) -> int:
         # Imported here: jax takes seconds, and a signal must be answered during them.
         from deit_jax import distributed
 
-        with distributed.join(
-            coordinator=flags.coordinator,
-            num_processes=flags.num_processes,
-            process_id=flags.process_id,
-            heartbeat_timeout_seconds=flags.heartbeat_timeout_seconds,
-            join_timeout_seconds=flags.join_timeout_seconds,
-        ) as processes:
+        with distributed.join(**{name: getattr(flags, name) for name in JOINING}) as processes:
             # After the processes are connected: these imports initialize the devices.
             from deit_jax.train import loop, schema
 

@@ -146,8 +146,8 @@ def _kubernetes(variables: Variables, metadata: Metadata) -> Place | None:
     if "JAX_NUM_PROCESSES" not in variables:
         raise ConfigError(
             f"this pod is number {number} of a Kubernetes job, and nothing says how many there "
-            "are; set JAX_NUM_PROCESSES in the manifest, to 1 for a job of one pod, see "
-            "scripts/jobset.yaml"
+            "are; set JAX_NUM_PROCESSES in the manifest, to 1 for a job of one pod, or give "
+            "--coordinator, --num_processes and --process_id"
         )
     count = _number(variables, "JAX_NUM_PROCESSES")
     jobset, job = variables.get("JOBSET_NAME"), variables.get("REPLICATED_JOB_NAME")

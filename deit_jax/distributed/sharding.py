@@ -22,9 +22,7 @@ AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(
-    devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1
-) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int = 1) -> Mesh:
     """The mesh of all devices of all processes, axes `("data", "fsdp")`.
 
     In several TPU slices the data axis spans the slices, over the data center's network, and
@@ -63,7 +61,7 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _slice_count(devices: Sequence[jax.Device]) -> int:
+def _slice_count(devices: Sequence[Any]) -> int:
     """TPU slices of the devices; nodes of GPUs, which their libraries see through, count as one."""
     if devices[0].platform != "tpu":
         return 1
