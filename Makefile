@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 READY := $(VENV)/.ready
 
-.PHONY: help setup lint test test-long quickstart clean
+.PHONY: help setup lint test test-long matrix quickstart clean
 
 help:
 	@echo "make quickstart   train a convnet teacher, distil a small DeiT from it, compare (minutes, CPU)"
 	@echo "make test         run the tests"
 	@echo "make test-long    run those that take long: whole runs in several processes, every shipped recipe"
+	@echo "make matrix       run the tests with Colab's versions, the oldest and the newest (half an hour)"
 	@echo "make lint         check format, rules, types, shell scripts and the Dockerfile"
 	@echo "make setup        only install into $(VENV)"
 
@@ -20,7 +21,7 @@ $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "deit_jax needs Python 3.11 or newer; this is " + sys.version.split()[0] + "; choose one with: make PYTHON=python3.12 ...")'
 	@echo "installing into $(VENV) (once, a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,quickstart,test]'
 	@touch $(READY)
 
 $(VENV)/.lint: $(READY)
@@ -42,6 +43,11 @@ test: $(READY)
 test-long: $(READY)
 	@$(PYTEST) -m long
 
+# Environments of their own, in .matrix/, made by uv: that of the path, else one in $(VENV).
+matrix: $(READY)
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" scripts/matrix.sh
+
 quickstart: $(READY)
 	@$(BIN)/python train.py --config=configs/quickstart.py:teacher --workdir=$(RUNS)/teacher
 	@$(BIN)/python train.py --config=configs/quickstart.py:student --config.teacher.init=$(RUNS)/teacher --workdir=$(RUNS)/student
@@ -49,4 +55,4 @@ quickstart: $(READY)
 	@$(BIN)/deit-jax compare teacher=$(RUNS)/teacher student=$(RUNS)/student plain=$(RUNS)/plain --png=$(RUNS)/curves.png
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .matrix build *.egg-info

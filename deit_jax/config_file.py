@@ -1,5 +1,7 @@
 """Reading a config file: a Python file with `get_config(variant)`, and what can be wrong with it.
 
+A file is given by its path (`./mine.py`), a recipe that comes with the library by its name
+(`finetune`). Recipes are in `configs/` of a checkout, and in the wheel beside the library.
 `VARIANTS` are the names of the file's variants. `MODES` are functions from config to config whose
 names may follow a variant after a comma, such as `tiny` in `FILE:VARIANT,tiny`.
 Whatever a file does wrong (a syntax error, a missing import, an exception, a wrong value) is
@@ -17,21 +19,49 @@ from typing import Any
 
 import ml_collections
 
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, close_matches
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_IN_WHEEL = _PACKAGE / "shipped" / "configs"
+SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "configs"
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the library."""
+    is_recipe = lambda file: "\ndef get_config(" in file.read_text()
+    return sorted(file.stem for file in SHIPPED.glob("*.py") if is_recipe(file))
+
+
+def find(name: str) -> pathlib.Path:
+    """The file of a path, or of the name of a recipe that comes with the library.
+
+    Raises:
+      ConfigError: there is none; it names those that there are.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    is_name = path.name == name and path.suffix != ".py"
+    if is_name and name in recipes():
+        return SHIPPED / f"{name}.py"
+    known = close_matches(path.stem, recipes())
+    if is_name:
+        raise ConfigError(f"no recipe {name!r}; known: {known}; or a file, such as ./mine.py")
+    files = ", ".join(sorted(str(p) for p in path.parent.glob("*.py")))
+    there = f"{path.parent} has: {files}" if files else f"recipes by name: {known}"
+    raise ConfigError(f"no config file {name!r}; {there}")
 
 
 def read(spec: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     """The config that `FILE[:variant[,mode]]` gives, not yet complete, and the file.
 
+    `FILE` is a path or the name of a recipe, see `find`.
+
     Raises:
       ConfigError: no such file, variant or mode, or a file that does not give a config.
     """
     file, _, variant = spec.partition(":")
-    path = pathlib.Path(file)
-    if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.py")))
-        there = f"{path.parent} has: {known}" if known else "give a path such as configs/deit.py"
-        raise ConfigError(f"no config file {file!r}; {there}")
+    path = find(file)
     module = _execute(path)
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"{file}:1: there is no function get_config(variant) in this file")
@@ -78,10 +108,11 @@ def line_of(path: pathlib.Path, names: Iterable[str]) -> int:
 
 
 def _execute(path: pathlib.Path) -> types.ModuleType:
-    # Recipes share sections through `from configs import common`.
-    root = str(path.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.append(root)
+    # Recipes share sections through `from configs import common`, also with files of one's own:
+    # `configs` is a namespace package, which can be in several places.
+    for folder in (path.resolve().parent, SHIPPED):
+        if str(folder.parent) not in sys.path:
+            sys.path.append(str(folder.parent))
     loader = importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path))
     module = types.ModuleType(loader.name)
     module.__file__ = str(path)

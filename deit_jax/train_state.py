@@ -26,6 +26,7 @@ class TrainState:
       opt_state: the optax state.
       nonfinite_steps: int32 scalar, steps so far with a non-finite loss or gradient.
       nonfinite_in_a_row: int32 scalar, how many of them the newest steps are.
+      loss_scale: state of the scaled loss, see `train.loss_scale`; None without one.
     """
 
     step: jax.Array
@@ -36,6 +37,7 @@ class TrainState:
     opt_state: PyTree
     nonfinite_steps: jax.Array = dataclasses.field(default_factory=_zero)
     nonfinite_in_a_row: jax.Array = dataclasses.field(default_factory=_zero)
+    loss_scale: PyTree = None
 
     def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
         """The collections that `models.apply` takes, of the raw weights or the EMA."""

@@ -35,7 +35,7 @@ install() {
     export PATH=$HOME/.local/bin:$PATH UV_HTTP_TIMEOUT=300
     command -v uv || try install_uv || return
     test -x .venv/bin/python || try uv venv --python 3.12 .venv || return
-    try uv pip install --python .venv/bin/python -e '.[tpu,gcs]' || return
+    try uv pip install --python .venv/bin/python -e '.[data,tpu,gcs]' || return
     # jax asks for it on v5e and later.
     echo always | sudo -n tee /sys/kernel/mm/transparent_hugepage/enabled
     touch .ready

@@ -10,7 +10,7 @@ JAXLIB = tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:
 
 # Before jax is imported. Twice the device count of worker threads: with fewer,
 # collectives on virtual devices can starve each other and hang; the time-outs
-# turn a hang into a failure.
+# turn a hang into a failure. A flag that jaxlib does not know would end the process.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PJRT_NPROC"] = "16"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -19,10 +19,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         # Compiling is most of the time of these tests. Where XLA still has its older
-        # emitters, they take half of it; a flag that it does not know would end the process.
+        # emitters, they take half of it.
         "--xla_cpu_use_fusion_emitters=false" if JAXLIB < (0, 11) else "",
-        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60",
-        "--xla_cpu_collective_call_terminate_timeout_seconds=180",
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60" if JAXLIB >= (0, 8) else "",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=180" if JAXLIB >= (0, 8) else "",
     ]
 )
 

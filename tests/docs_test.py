@@ -33,6 +33,7 @@ ELSEWHERE = {
     "deit_jax/scripts/tpu_worker.sh",
     "install.sh",
     "jobset-crd.yaml",
+    "./mine.py",
 }
 PATH = re.compile(
     r"(?<![\w/<>*.:-])((?:[\w.-]+/)*[\w.-]+\.(?:py|md|sbatch|sh|yaml|cfg|toml))(?![\w/])"
@@ -41,6 +42,7 @@ FOLDER = re.compile(r"`((?:[\w.-]+/)+)`")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 SOURCE = re.compile(r"(?:src|srcset)=\"(?!https?://)([^\"]+)")
 VARIANT = re.compile(r"(?<![\w/.-])(?:configs/)?([\w*-]+\.py):([\w,|\\]*[\w])")
+RECIPE = re.compile(r"--config=([a-z_0-9]+)(?=:|[\s`]|$)")
 OPTION = re.compile(r"(--)?\bconfig\.([a-z_0-9]+(?:\.[a-z_0-9]+)?)(?:=([^\s`'\";,)]+))?")
 METRIC = re.compile(
     r"(?<![\w/.])(train|eval|eval_ema|val)/([a-z_0-9]+(?:/[a-z_0-9]+)*)(?![\w/.<*-])"
@@ -147,7 +149,7 @@ def cli_parsers() -> Mapping[str, argparse.ArgumentParser]:
 
 def problems(texts: Iterable[Text], names: Names) -> list[str]:
     """`file:line: what does not exist` for everything that the texts name in vain."""
-    checks = (variants, options, metrics, commands, scripts, targets, paths)
+    checks = (recipes, options, metrics, commands, scripts, targets, paths)
     return [
         f"{file}:{line}: {problem}"
         for file, line, text in texts
@@ -170,6 +172,14 @@ def variants(text: str, names: Names, file: pathlib.Path) -> Iterator[str]:
                 yield f"{config} has no variant {name}"
             if set(chosen) - modes - {""}:
                 yield f"{config} has no mode {','.join(chosen)}"
+
+
+def recipes(text: str, names: Names, file: pathlib.Path) -> Iterator[str]:
+    """Recipes by name: `finetune:s` is `configs/finetune.py:s`."""
+    for name in RECIPE.findall(text):
+        if f"{name}.py" not in names.variants:
+            yield f"no recipe {name}"
+    yield from variants(RECIPE.sub(r"configs/\1.py", text), names, file)
 
 
 def options(text: str, names: Names, file: pathlib.Path) -> Iterator[str]:
@@ -210,6 +220,9 @@ def scripts(text: str, names: Names, file: pathlib.Path) -> Iterator[str]:
         path = ROOT / script
         if not path.exists():
             yield f"no script {script}"
+            continue
+        if script == "train.py":
+            yield from commands(f"deit-jax train {rest}", names, file)
             continue
         code = path.read_text()
         for flag in flags(rest):
@@ -260,6 +273,8 @@ PLANTED = {
     "see configs/finetune.py:b384_distilled": "finetune.py has no variant b384_distilled",
     "`deit.py:ti,tinny`": "deit.py has no mode tinny",
     "--config=configs/deti.py:b": "no config file deti.py",
+    "--config=deti:b": "no recipe deti",
+    "`--config=finetune:xl`": "finetune.py has no variant xl",
     "--config.train.batchsize=3": "no option config.train.batchsize",
     "`config.teacher.weights` is not set": "no option config.teacher.weights",
     "--config.train.total_epochs=long": "config.train.total_epochs takes float",
@@ -268,7 +283,7 @@ PLANTED = {
     "the metric `train/perplexity`": "no metric train/perplexity",
     "`deit-jax inspect FILE`": "no command deit-jax inspect",
     "deit-jax evaluate --checkpoint=PATH --heads=both": "deit-jax evaluate has no --heads",
-    "python train.py --config=FILE --work_dir=DIR": "train.py has no --work_dir",
+    "python train.py --config=FILE --work_dir=DIR": "deit-jax train has no --work_dir",
     "python benchmarks/table4.py": "no script benchmarks/table4.py",
     "run `make quick`": "no target make quick",
     "in `train/nothing.py`": "no file train/nothing.py",

@@ -37,7 +37,7 @@ LAYERS = (
     {"cli"},
 )
 # Folders of tests that are not a package's.
-OTHER_TESTS = {"launch", "runs", "reference", "vectors"}
+OTHER_TESTS = {"constraints", "launch", "runs", "reference", "vectors"}
 
 
 def tree_of(path: pathlib.Path) -> ast.Module:

@@ -16,7 +16,7 @@ def state_parts(state: TrainState) -> dict[str, PyTree]:
     return nested(named_leaves(_named(state)))
 
 
-_TRAIN = ("step", "opt_state", "nonfinite_steps", "nonfinite_in_a_row")
+_TRAIN = ("step", "opt_state", "nonfinite_steps", "nonfinite_in_a_row", "loss_scale")
 
 
 def _named(state: TrainState) -> dict[str, PyTree]:

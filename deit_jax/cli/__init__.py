@@ -1,4 +1,4 @@
-"""The `deit-jax` command: evaluate, convert, explain and more, one module per subcommand.
+"""The `deit-jax` command: train, evaluate, convert, explain and more, one module per subcommand.
 
 A new subcommand is a module with `add_parser` and `run`, and a line in `COMMANDS`. The
 modules import what they need inside `run`, so that `--help` answers at once.
@@ -9,17 +9,30 @@ import functools
 import sys
 from typing import Any
 
-from deit_jax.cli import augmentations, compare, convert, data, evaluate, explain, predict, replay
+from deit_jax.cli import (
+    augmentations,
+    compare,
+    convert,
+    data,
+    evaluate,
+    explain,
+    predict,
+    replay,
+    train,
+)
 
-COMMANDS = (augmentations, compare, convert, data, evaluate, explain, predict, replay)
+COMMANDS = (train, evaluate, predict, convert, explain, augmentations, data, compare, replay)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand; 2 after an error that the user can fix, without a traceback."""
-    from deit_jax import config_file
-    from deit_jax.errors import ConfigError
+    """Runs one subcommand; 2 after an error that the user can fix, without a traceback.
 
-    description = "Inspect data, recipes and models; evaluate, use and convert weights."
+    A run that was stopped says so and returns its own exit status.
+    """
+    from deit_jax import config_file
+    from deit_jax.errors import ConfigError, RunStopped
+
+    description = "Train models; inspect data and recipes; evaluate, use and convert weights."
     parser = argparse.ArgumentParser(prog="deit-jax", description=description)
     # --config.a.b is not an abbreviation of anything.
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
@@ -31,10 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.overrides and not getattr(args, "takes_overrides", False):
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
-        if getattr(args, "config", None):
+        if getattr(args, "config", None) and not getattr(args, "reads_config", False):
             # What the file adds to the tables must be there before anything is read.
             config_file.read(args.config)
         return args.run(args)
     except (ConfigError, FileNotFoundError) as error:
-        print(f"deit-jax {args.command}: {error}", file=sys.stderr)
+        who = getattr(args, "prefix", f"deit-jax {args.command}")
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return error.exit_code

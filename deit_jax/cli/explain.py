@@ -17,6 +17,7 @@ PUBLISHED_SIZES = {
 DESCRIPTION = """\
 With --config: steps, rates, decay groups, augmentation, loss, cost and memory of the run
 that train.py would start with the same --config arguments, and warnings on known traps.
+--device says what would be chosen on another machine, whether it fits, and hours per epoch.
 With model names: their size, cost and published accuracy; without anything, of all models.
 """
 
@@ -32,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--config", metavar="FILE[:variant]", help="the recipe")
     parser.add_argument("--records", type=int, help="training images; default: those of the data")
     parser.add_argument("--classes", type=int, help="classes; default: those of the data")
+    parser.add_argument(
+        "--device", help="what to run on (t4, v5e, h100, ...); default: this machine"
+    )
     parser.add_argument("--devices", type=int, help="devices of the run; default: those here")
     parser.add_argument(
         "--images-per-second", type=float, metavar="N", help="over all devices: prints the hours"
@@ -87,16 +91,18 @@ def describe_recipe(args: argparse.Namespace) -> str:
 
     from deit_jax import config
     from deit_jax.recipe import checks, few_photos, summary
+    from deit_jax.recipe.devices import find_device
     from deit_jax.recipe.recipe import make_recipe
     from deit_jax.train import schema
 
+    device = find_device(args.device) if args.device else None
     resolved = schema.load(args.config, config.split_overrides(args.overrides))
     records, evaluation, classes, source = _sizes(resolved, args)
-    devices = args.devices or jax.device_count()
-    fit = few_photos.fit(resolved, train=records, evaluation=evaluation, device_count=devices)
+    count = args.devices or (1 if device else jax.device_count())
+    fit = few_photos.fit(resolved, train=records, evaluation=evaluation, device_count=count)
     records *= fit.times
     recipe: Any = make_recipe(
-        fit.config, records=records, num_classes=classes, device_count=devices
+        fit.config, records=records, num_classes=classes, device_count=count, device=device
     )
     lines = [summary.describe(recipe, images_per_second=args.images_per_second), source]
     lines += [f"note: {text}" for text in fit.notes]

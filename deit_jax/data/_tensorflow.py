@@ -8,28 +8,30 @@ import types
 from deit_jax.errors import ConfigError
 
 _MISSING = (
-    "decoding JPEG and PNG files needs TensorFlow, which cannot be imported; "
-    "`pip install tensorflow-cpu`, or use data of uint8 arrays "
-    "(source 'digits' or 'arrays'), which needs none"
+    "photos and prepared data sets need {}, which cannot be imported: `pip install "
+    "'deit_jax[data]'`; data of uint8 arrays (source 'digits' or 'arrays') needs none"
 )
 
 
-def require_tensorflow() -> None:
-    """Raise ConfigError now, rather than at the first batch, when there is no TensorFlow."""
-    if importlib.util.find_spec("tensorflow") is None:
-        raise ConfigError(_MISSING)
+def require_tensorflow(*others: str) -> None:
+    """Raise ConfigError now, rather than at the first batch, without TensorFlow or `others`."""
+    # Found by its module: any distribution of TensorFlow will do.
+    for name in ("tensorflow", *others):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(_MISSING.format(name))
 
 
 @functools.cache
 def tensorflow() -> types.ModuleType:
-    """The tensorflow module; without it a ConfigError that names what to install."""
+    """The tensorflow module; without one that works a ConfigError that says what to install."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow logs at any level that it uses oneDNN, which decoding does not need.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
-    except ImportError as error:
-        raise ConfigError(f"{_MISSING} ({error})") from error
+    except Exception as error:  # noqa: BLE001 - a build for another NumPy or protobuf raises anything
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{_MISSING.format('tensorflow')} ({reason})") from error
     try:
         # TensorFlow allocates all of the memory of every visible accelerator.
         tf.config.set_visible_devices([], "GPU")

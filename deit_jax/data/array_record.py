@@ -84,7 +84,7 @@ def _array_record_module() -> Any:
         return importlib.import_module("array_record.python.array_record_module")
     except ImportError as error:
         raise ConfigError(
-            f"reading ArrayRecord files needs array_record ({error}): `pip install array_record`"
+            f"ArrayRecord files need array_record ({error}): `pip install 'deit_jax[data]'`"
         ) from error
 
 

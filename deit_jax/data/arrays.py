@@ -77,7 +77,7 @@ def open_digits() -> Data:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ConfigError(
-            "the digits come with scikit-learn: `pip install scikit-learn`"
+            "the digits come with scikit-learn: `pip install 'deit_jax[quickstart]'`"
         ) from error
     digits: Any = load_digits()
     images, labels = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target

@@ -115,7 +115,7 @@ def open_tfds(
         ConfigError: an unknown name, split or feature, damaged metadata, files that are
             missing or of a format that is not in `FILE_FORMATS`.
     """
-    require_tensorflow()
+    require_tensorflow("tensorflow_datasets")
     if not name:
         raise ConfigError("source 'tfds' needs the name of a data set, such as 'imagenet2012'")
     folder = find_prepared(name, data_dir)

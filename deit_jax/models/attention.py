@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.errors import ConfigError, unknown
-from deit_jax.models import fused_attention
+from deit_jax.models import accelerator, fused_attention
 
 
 class Implementation(NamedTuple):
@@ -20,12 +20,12 @@ class Implementation(NamedTuple):
     Attributes:
       attend: qkv [B, T, 3 D] (queries, keys, values, each head by head) and the number of
         heads -> [B, T, D], in the type of qkv.
-      obstacle: tokens T, width D, number of heads and compute type -> why this implementation
-        cannot run here, or None.
+      obstacle: tokens T, width D, number of heads, compute type and device (see `accelerator`)
+        -> why this implementation cannot run there, or None.
     """
 
     attend: Callable[[jax.Array, int], jax.Array]
-    obstacle: Callable[[int, int, int, Any], str | None]
+    obstacle: Callable[[int, int, int, Any, Any], str | None]
 
 
 def _split(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -53,12 +53,12 @@ def _cudnn(qkv: jax.Array, num_heads: int) -> jax.Array:
     return out.reshape(*qkv.shape[:2], -1)
 
 
-def _cudnn_obstacle(tokens: int, dim: int, num_heads: int, dtype: Any) -> str | None:
+def _cudnn_obstacle(tokens: int, dim: int, num_heads: int, dtype: Any, device: Any) -> str | None:
     del tokens, dim, num_heads
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    if half and jax.default_backend() == "gpu":
+    if half and accelerator.is_ampere(device):
         return None
-    return "needs a GPU and bfloat16"
+    return "needs a GPU of compute capability 8.0 or more, and bfloat16 or float16"
 
 
 # `auto` takes the first that can run.
@@ -69,13 +69,18 @@ ATTENTION = {
 }
 
 
-def resolve(name: str, tokens: int, dim: int, num_heads: int, dtype: Any) -> str:
-    """The implementation that `name` chooses for qkv [B, tokens, 3 dim] where jax runs.
+def resolve(
+    name: str, tokens: int, dim: int, num_heads: int, dtype: Any, device: Any = None
+) -> str:
+    """The implementation that `name` chooses for qkv [B, tokens, 3 dim] on a device.
+
+    `device` is by default jax's first.
 
     Raises:
-      ConfigError: no such implementation, or it cannot run here.
+      ConfigError: no such implementation, or it cannot run there.
     """
-    wanted = (tokens, dim, num_heads, dtype)
+    device = device or jax.devices()[0]
+    wanted = (tokens, dim, num_heads, dtype, device)
     if name == "auto":
         return next(known for known, entry in ATTENTION.items() if not entry.obstacle(*wanted))
     if name not in ATTENTION:
@@ -83,7 +88,7 @@ def resolve(name: str, tokens: int, dim: int, num_heads: int, dtype: Any) -> str
     obstacle = ATTENTION[name].obstacle(*wanted)
     if obstacle:
         raise ConfigError(
-            f"attention={name!r} {obstacle}; jax runs on {jax.default_backend()}, dtype is "
+            f"attention={name!r} {obstacle}; this is {accelerator.describe(device)}, dtype is "
             f"{jnp.dtype(dtype).name}; 'auto' takes the fastest that can run"
         )
     return name

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -58,10 +58,21 @@ def _products(jaxpr: Any) -> tuple[int, int]:
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
             per_output = math.prod(kernel) // kernel[out_axis]
         else:
-            for inner in core.jaxprs_in_params(equation.params):
+            for inner in programs_in(equation.params):
                 more_macs, more_outputs = _products(inner)
                 macs, outputs = macs + more_macs, outputs + more_outputs
             continue
         size = math.prod(equation.outvars[0].aval.shape)
         macs, outputs = macs + size * per_output, outputs + size
     return macs, outputs
+
+
+def programs_in(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters, as of a call, a branch or a loop's body."""
+    # `jax.extend.core.jaxprs_in_params` is younger than the oldest jax that is supported.
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item

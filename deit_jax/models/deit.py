@@ -96,8 +96,16 @@ class VisionTransformer(Model, kw_only=True):
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+
+    def check_device(self, device: Any = None) -> None:
+        """See `Model.check_device`; an attention that is asked for may not run there."""
+        self.attention_on(device)
+
+    def attention_on(self, device: Any = None) -> str:
+        """The implementation of attention that is chosen on a device, by default jax's first."""
         tokens = math.prod(self.grid) + self.prefix_tokens
-        attention.resolve(self.attention, tokens, self.embed_dim, self.num_heads, self.dtype)
+        shape = tokens, self.embed_dim, self.num_heads
+        return attention.resolve(self.attention, *shape, self.dtype, device)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -136,17 +144,22 @@ class VisionTransformer(Model, kw_only=True):
         one, two = (trace(model.clone(depth=depth)).size for depth in (1, 2))
         return Size(*(a + (self.depth - 1) * (b - a) for a, b in zip(one, two, strict=True)))
 
-    def saved_bytes(self) -> float:
+    def saved_bytes(self, device: Any = None) -> float:
         """See `Model.saved_bytes`."""
+        return self.depth * self._block_bytes(self.remat, device)
+
+    def recomputed_bytes(self, device: Any = None) -> float:
+        """See `Model.recomputed_bytes`: what one block does not save."""
+        return self._block_bytes("none", device) - self._block_bytes(self.remat, device)
+
+    def _block_bytes(self, remat: str, device: Any) -> float:
         itemsize = jnp.dtype(self.dtype).itemsize
         tokens = math.prod(self.grid) + self.prefix_tokens
-        saved = _SAVED_PER_BLOCK[self.remat][itemsize < 4]
-        per_block = saved * tokens * self.embed_dim * itemsize
-        fused = self.attention in ("cudnn", "pallas") or (self.attention == "auto" and itemsize < 4)
-        if self.remat == "none" and not fused:
+        saved = _SAVED_PER_BLOCK[remat][itemsize < 4] * tokens * self.embed_dim * itemsize
+        if remat == "none" and self.attention_on(device) == "xla":
             # Scores in f32 and weights.
-            per_block += self.num_heads * tokens**2 * (4 + itemsize)
-        return self.depth * per_block
+            saved += self.num_heads * tokens**2 * (4 + itemsize)
+        return saved
 
     @property
     def recomputed_passes(self) -> int:

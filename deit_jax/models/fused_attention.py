@@ -35,9 +35,9 @@ _UNROLLED = 256
 _NT, _NN = ((1,), (1,)), ((1,), (0,))
 
 
-def obstacle(tokens: int, dim: int, num_heads: int, dtype: Any) -> str | None:
-    """Why these kernels cannot run here on [B, tokens, 3 dim]; None if they can."""
-    if jax.default_backend() != "tpu" or jnp.dtype(dtype) != jnp.bfloat16:
+def obstacle(tokens: int, dim: int, num_heads: int, dtype: Any, device: Any) -> str | None:
+    """Why these kernels cannot run on a device on [B, tokens, 3 dim]; None if they can."""
+    if device.platform != "tpu" or jnp.dtype(dtype) != jnp.bfloat16:
         return "needs a TPU and bfloat16"
     if dim != num_heads * HEAD:
         return f"needs heads of {HEAD}, not {dim // num_heads}"

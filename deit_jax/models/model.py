@@ -82,6 +82,9 @@ class Model(nn.Module, kw_only=True):
     def check(self) -> None:
         """Raises ConfigError when the attributes do not fit together."""
 
+    def check_device(self, device: Any = None) -> None:
+        """Raises ConfigError when the model cannot run on a device, by default jax's first."""
+
     @property
     def stochastic(self) -> bool:
         """Whether training needs `keys`: by default, with stochastic depth or dropout."""
@@ -103,9 +106,16 @@ class Model(nn.Module, kw_only=True):
         """Parameters and multiply-accumulates; nothing is computed."""
         return trace(self).size
 
-    def saved_bytes(self) -> float:
-        """Bytes that one image's forward pass saves for the backward pass (upper estimate)."""
+    def saved_bytes(self, device: Any = None) -> float:
+        """Bytes that one image's forward pass saves for the backward pass (upper estimate).
+
+        `device`, by default jax's first, decides what `auto` stands for, see `accelerator`.
+        """
         return _SAVED_PER_OUTPUT * trace(self).outputs * jnp.dtype(self.dtype).itemsize
+
+    def recomputed_bytes(self, device: Any = None) -> float:
+        """Bytes of one image that the backward pass computes again, the most at a time."""
+        return 0.0
 
     def fit_param(
         self, path: str, value: np.ndarray, old: "Model", fresh: np.ndarray | None

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from deit_jax import builders
-from deit_jax.errors import unknown
+from deit_jax.models import accelerator
 from deit_jax.models.deit import VisionTransformer
 from deit_jax.models.model import Model
 from deit_jax.models.regnet import RegNet, stage_design
 
 Architecture = tuple[type[Model], dict[str, Any]]
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -100,12 +98,15 @@ def create_model(
     *,
     num_classes: int = 1000,
     image_size: int | tuple[int, int] | None = None,
+    device: Any = None,
     **attributes: Any,
 ) -> Model:
     """The registered model `name`, with any attribute of its class overridden.
 
     Args:
       image_size: one side or (height, width) in pixels; None for the published one.
+      device: what it is for: decides which type `dtype="auto"` is and whether the attention can
+        be had, see `accelerator`; jax's first by default.
       attributes: of the class, see `options`; those left out are as published.
 
     Raises:
@@ -119,10 +120,10 @@ def create_model(
     given = published | attributes | {"num_classes": num_classes}
     size = image_size or given["image_size"]
     given["image_size"] = (size, size) if isinstance(size, int) else size
-    if given.get("dtype", "float32") not in DTYPES:
-        raise unknown("dtype", given["dtype"], DTYPES)
+    given["dtype"] = accelerator.resolve_dtype(given.get("dtype", "float32"), device)
     model = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     model.check()
+    model.check_device(device)
     return model
 
 

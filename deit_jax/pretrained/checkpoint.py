@@ -54,8 +54,9 @@ class CheckpointInfo:
         return self.selection or self.source
 
     def create_model(self, **overrides: Any) -> Model:
-        """The model of this checkpoint."""
-        return create_model(self.model, **self.model_kwargs | overrides)
+        """The model of this checkpoint, on whatever device it is used."""
+        kwargs = {key: value for key, value in self.model_kwargs.items() if key != "attention"}
+        return create_model(self.model, **kwargs | overrides)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

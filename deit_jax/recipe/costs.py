@@ -66,7 +66,8 @@ def step_memory(recipe: Recipe) -> Memory:
         "teacher": 4 * teacher.count().parameters if teacher else 0,
         "canvases and images": _CANVAS_BATCHES * canvases * config.input.canvas**2 * 3
         + rows * math.prod(model.image_size) * 3 * 4,
-        "activations": rows * model.saved_bytes(),
+        "activations": rows * model.saved_bytes(recipe.device),
+        "one block again": rows * model.recomputed_bytes(recipe.device),
     }
     return Memory({name: float(size) for name, size in parts.items() if size})
 

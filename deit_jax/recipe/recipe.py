@@ -24,6 +24,7 @@ class Recipe:
       records: images in the training split.
       num_classes: classes of the data.
       device_count: devices of the whole run.
+      device: one of them, see `models.accelerator`.
       durations: lengths and cadences in steps.
       model: the student.
       params: its parameters, abstract.
@@ -38,6 +39,7 @@ class Recipe:
     records: int
     num_classes: int
     device_count: int
+    device: Any
     durations: Durations
     model: models.Model
     params: Any
@@ -63,11 +65,13 @@ def make_recipe(
     records: int,
     num_classes: int,
     device_count: int = 1,
+    device: Any = None,
     problems: Problems | None = None,
 ) -> Recipe | None:
     """The recipe of a resolved config.
 
     Args:
+      device: what the run is for, see `models.accelerator`; None for jax's first device.
       problems: where mistakes are collected, so that the caller can add its own and raise
         them together; None raises them here.
 
@@ -85,7 +89,10 @@ def make_recipe(
     with problems.section("train"):
         durations = make_durations(records, config.input.repeats, **config.train)
     with problems.section("model"):
-        model = models.create_model(num_classes=num_classes, **config.model)
+        model = models.create_model(num_classes=num_classes, device=device, **config.model)
+        if device is not None and config.model.get("attention") in ("cudnn", "pallas"):
+            # It is there, but perhaps not here, where the model is only traced.
+            model = model.clone(attention="auto")
     with problems.section("loss"):
         parts["loss_fn"] = losses.make_loss(**config.loss)
     with problems.section("schedule"):
@@ -108,7 +115,7 @@ def make_recipe(
         with problems.section("loss"):
             _check_heads(config, model)
         with problems.section("teacher"):
-            parts["teacher"] = find_teacher_model(config, model)
+            parts["teacher"] = find_teacher_model(config, model, device)
     _check_values(config, problems)
     if own:
         problems.raise_any()
@@ -119,6 +126,7 @@ def make_recipe(
         records=records,
         num_classes=num_classes,
         device_count=device_count,
+        device=device or jax.devices()[0],
         durations=durations,
         model=model,
         **parts,

@@ -10,7 +10,7 @@ from deit_jax import augment, builders, data, losses, optim
 from deit_jax.optim.optimizers import OPTIMIZERS
 from deit_jax.optim.param_groups import make_rules
 from deit_jax.optim.schedules import SCHEDULES
-from deit_jax.recipe import costs
+from deit_jax.recipe import costs, suitability
 from deit_jax.recipe.recipe import Recipe
 
 _WIDTH = 16
@@ -29,6 +29,7 @@ def describe(recipe: Recipe, *, images_per_second: float | None = None) -> str:
         "augmentation": _augmentation(recipe),
         "loss": _loss(recipe),
         "cost": _cost(recipe, images_per_second),
+        "device": _columns(suitability.describe(recipe)),
     }
     blocks = ["\n  ".join([subject, *lines]) for subject, lines in subjects.items()]
     return "\n\n".join(blocks)

@@ -70,7 +70,7 @@ def make_teacher(
       ema, which: of a run of ours: its EMA; `latest`, `best` (by its best_metric) or a step.
       input_size: side of the teacher's input in pixels; None for the student's, as in the
         paper.
-      dtype: compute type; 'auto' is bfloat16 on accelerators, float32 on CPU.
+      dtype: compute type; 'auto' is bfloat16 on accelerators that have it, see `accelerator`.
       fold_batch_norm: fold BatchNorm constants into the convolutions.
 
     Raises:

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 from deit_jax import models, pretrained
 from deit_jax.errors import ConfigError
-from deit_jax.models import registry
+from deit_jax.models import accelerator, registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +21,14 @@ class TeacherModel:
     description: str
 
 
-def find_teacher_model(config: Any, student: models.Model) -> TeacherModel | None:
+def find_teacher_model(
+    config: Any, student: models.Model, device: Any = None
+) -> TeacherModel | None:
     """The teacher of a distilled recipe, None for a recipe without one.
 
     `config` is a complete config, see `config.load_config`. The checkpoint is described by
     `pretrained.describe`. Where there is none yet, the model is that of `teacher.name`, or
-    unknown.
+    unknown. `device`, by default jax's first, decides the type of `dtype='auto'`.
 
     Raises:
       ConfigError: an unknown name, a checkpoint that cannot be read, or one of another number
@@ -45,11 +45,12 @@ def find_teacher_model(config: Any, student: models.Model) -> TeacherModel | Non
         except FileNotFoundError:
             missing = f"{section.init} does not exist"
     side = section.input_size or student.image_size[0]
+    dtype = accelerator.resolve_dtype(section.dtype, device)
     if info is not None:
-        model = create_model(info, student.num_classes, side, dtype=section.dtype)
+        model = create_model(info, student.num_classes, side, dtype=dtype)
     elif name:
         sizes = {"num_classes": student.num_classes, "image_size": side}
-        model = models.create_model(name, dtype=resolve_dtype(section.dtype), **sizes)
+        model = models.create_model(name, dtype=dtype, **sizes)
     else:
         return TeacherModel(None, f"unknown: {missing}")
     if section.fold_batch_norm:
@@ -80,7 +81,7 @@ def create_model(
     Args:
       num_classes: of the student; a teacher with another number is refused.
       side: in pixels, of the teacher's image.
-      dtype: compute type; 'auto' is bfloat16 on accelerators, float32 on CPU.
+      dtype: compute type, see `accelerator` on 'auto'.
 
     Raises:
       ConfigError: another number of classes, or a side that the model cannot take.
@@ -90,14 +91,7 @@ def create_model(
             f"teacher {info.source} was trained on {info.num_classes} classes, but the data has "
             f"{num_classes}; both must have the same classes"
         )
-    return info.create_model(image_size=side, dtype=resolve_dtype(dtype))
-
-
-def resolve_dtype(dtype: str) -> str:
-    """'auto' is bfloat16 on accelerators, float32 on CPU."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return info.create_model(image_size=side, dtype=dtype)
 
 
 def describe(model: models.Model, source: str, assumed: str) -> str:

@@ -1,5 +1,6 @@
 """The compilation cache, and the time from launch to the first step."""
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -13,6 +14,27 @@ PyTree = Any
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
+
+# Older versions of jax cannot unregister a listener: one pair passes its events on to these.
+_RUNNING: set["StartClock"] = set()
+
+
+@functools.cache
+def _listen() -> None:
+    """Registers the listeners of this process."""
+
+    def count(event: str, **_: Any) -> None:
+        for clock in tuple(_RUNNING):
+            clock.programs += event == _REQUEST
+            clock.cached += event == _HIT
+
+    def time_(event: str, duration_secs: float, **_: Any) -> None:
+        for clock in tuple(_RUNNING):
+            if event == _COMPILED:
+                clock.compile_seconds += duration_secs
+
+    jax.monitoring.register_event_listener(count)
+    jax.monitoring.register_event_duration_secs_listener(time_)
 
 
 def use_compilation_cache(folder: str, *, workdir: pathlib.Path) -> None:
@@ -40,21 +62,12 @@ class StartClock:
         self._begun = time.perf_counter()
 
     def __enter__(self) -> "StartClock":
-        jax.monitoring.register_event_listener(self._count)
-        jax.monitoring.register_event_duration_secs_listener(self._time)
+        _listen()
+        _RUNNING.add(self)
         return self
 
     def __exit__(self, *_exc: Any) -> None:
-        jax.monitoring.unregister_event_listener(self._count)
-        jax.monitoring.unregister_event_duration_listener(self._time)
-
-    def _count(self, event: str, **_: Any) -> None:
-        self.programs += event == _REQUEST
-        self.cached += event == _HIT
-
-    def _time(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event == _COMPILED:
-            self.compile_seconds += duration_secs
+        _RUNNING.discard(self)
 
     def first_step(self, dispatch: Callable[[], PyTree]) -> dict[str, float]:
         """Calls `dispatch()`, which starts the first step, and waits for the arrays it returns.

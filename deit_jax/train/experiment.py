@@ -16,7 +16,7 @@ from deit_jax.evaluation.evaluate import Evaluation, make_eval_step
 from deit_jax.recipe import few_photos
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Teacher, make_teacher
-from deit_jax.train import nonfinite
+from deit_jax.train import loss_scale, nonfinite
 from deit_jax.train import step as step_lib
 
 # Sizes of ImageNet-1k, to check the rest of a config whose data cannot be opened.
@@ -129,6 +129,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     with problems.section("eval"):
         side = recipe.image_size if recipe else 224
         parts["evaluation"] = Evaluation(side, **config.eval)
+    with problems.section("step"):
+        loss_scale.make_rule(recipe.model.dtype if recipe else "float32", config.step)
     with problems.section("nonfinite"):
         parts["max_nonfinite"] = nonfinite.make_limit(**config.nonfinite)
     if mesh:

@@ -10,8 +10,8 @@ import numpy as np
 from deit_jax import checkpoint, rng
 from deit_jax.distributed import sharding
 from deit_jax.tracking import provenance
+from deit_jax.train import loss_scale, workdir
 from deit_jax.train import step as step_lib
-from deit_jax.train import workdir
 from deit_jax.train.experiment import Experiment
 from deit_jax.train_state import TrainState
 
@@ -55,7 +55,10 @@ def abstract_state(experiment: Experiment) -> TrainState:
 def _init(experiment: Experiment, key: jax.Array, variables: Any) -> TrainState:
     recipe = experiment.recipe
     ema = recipe.config.step.ema_decay > 0
-    return step_lib.init_state(recipe.model, recipe.tx, key, ema=ema, variables=variables)
+    scaling = loss_scale.make_rule(recipe.model.dtype, recipe.config.step)
+    return step_lib.init_state(
+        recipe.model, recipe.tx, key, ema=ema, variables=variables, scaling=scaling
+    )
 
 
 def _loaded(experiment: Experiment) -> Any:

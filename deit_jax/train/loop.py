@@ -4,7 +4,9 @@ Metrics that it writes, besides the results of evaluation (`eval/...`, `eval_ema
 
     train/...   every `train.log_every_steps` steps: means of the step's own metrics over the
                 finite steps since the last line of this start (`averaged_steps` of them);
-                `skipped_steps` since the run began; of the images that process 0 has read
+                `skipped_steps` since the run began; with a scaled loss (float16) the newest
+                `loss_scale`, and `overflowed_steps` since the run began, which are not among
+                the skipped ones; of the images that process 0 has read
                 since this start, `shrunk_share` (0..1), those larger than the canvas, and
                 `corrupt_images`, different records that were replaced; `images_per_second`,
                 `step_time` (s), `data_wait` (0..1), `eta` (s), of the same interval; where
@@ -29,7 +31,7 @@ from deit_jax import checkpoint, data, distributed
 from deit_jax.distributed import sharding
 from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
-from deit_jax.recipe import hardware
+from deit_jax.recipe import fit, hardware
 from deit_jax.tracking import averages, curves, profiler, progress, startup, writers
 from deit_jax.train import dump, nonfinite, preemption
 from deit_jax.train import init as init_lib
@@ -74,15 +76,15 @@ def train(
       OutOfDeviceMemoryError: the run does not fit; checkpoints, if there are any, are intact.
     """
     with preemption.Preemption() as guard, startup.StartClock() as clock:
+        experiment, folder, span = setup_lib.prepare(config, workdir, force_resume, processes)
         try:
-            prepared = setup_lib.prepare(config, workdir, force_resume, processes)
-            run = _Run(*prepared, guard, clock, force_resume)
+            run = _Run(experiment, folder, span, guard, clock, force_resume)
             processes.agree("start", {"step of the newest checkpoint": run.start})
             return run.run()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise OutOfDeviceMemoryError(_memory_message(config)) from error
+            raise OutOfDeviceMemoryError(fit.out_of_memory(experiment.recipe)) from error
 
 
 class _Run:
@@ -107,6 +109,8 @@ class _Run:
         self.metadata = init_lib.metadata(experiment)
         self.start = start = int(self.state.step)
         self.skipped_steps = int(self.state.nonfinite_steps)
+        # Of a scaled loss: loss_scale and overflowed_steps.
+        self.scaling: dict[str, float] = {}
         self.writer = writers.MetricsWriter(
             workdir, start, experiment.recipe.config.to_dict(), **experiment.recipe.config.log
         )
@@ -199,8 +203,13 @@ class _Run:
             metrics = {key: float(value) for key, value in jax.device_get(arrays).items()}
             self.skipped_steps = int(metrics.pop("nonfinite_steps"))
             in_a_row = int(metrics.pop("nonfinite_in_a_row"))
+            of_scale = ("loss_scale", "overflowed_steps")
+            self.scaling = {key: metrics.pop(key) for key in of_scale if key in metrics}
+            overflowed = metrics.pop("overflowed", 0.0)
             if metrics.pop("finite"):
                 self.averages.add(metrics)
+            elif overflowed:
+                self.averages.skip()
             else:
                 self._record_nonfinite(step, metrics, in_a_row)
             if step % self.durations.log_every == 0 or step == self.durations.stop_at:
@@ -233,6 +242,9 @@ class _Run:
             "shrunk_share": health.shrunk / max(health.images, 1),
             "corrupt_images": float(health.corrupt),
         }
+        means |= self.scaling
+        if overflowed := int(self.scaling.get("overflowed_steps", 0)):
+            notes.append(f"overflowed {overflowed}, loss scale {self.scaling['loss_scale']:g}")
         if self.skipped_steps:
             notes.append(f"skipped {self.skipped_steps}")
         if (memory := hardware.peak_memory_gib()) is not None:
@@ -289,23 +301,6 @@ class _Run:
             _print(f"{name:<9}{evaluate.summary(sums)}")
             if step == self.durations.stop_at and self.teacher is not None:
                 _print(agreement.table(sums, title=f"{name}: differ, % of images"))
-
-
-def _memory_message(config: ml_collections.ConfigDict) -> str:
-    """What to change in a run that does not fit, with the values that it has."""
-    helpful = {"remat": "full", "dtype": "bfloat16"}
-    model = [
-        f"set config.model.{key}={better} (now {config.model[key]})"
-        for key, better in helpful.items()
-        if config.model.get(key, better) != better
-    ]
-    remedies = [
-        f"lower config.train.batch_size (now {config.train.batch_size})",
-        f"raise config.step.accum_steps (now {config.step.accum_steps})",
-        *model,
-        f"if it was in evaluation, lower config.eval.batch_size (now {config.eval.batch_size})",
-    ]
-    return f"the devices have too little memory for this run: {'; '.join(remedies)}"
 
 
 def _health_notes(health: data.Health) -> list[str]:

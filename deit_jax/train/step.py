@@ -4,6 +4,7 @@ A run without distillation passes `teacher_fn=None`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import optax
 from deit_jax import builders, models, rng
 from deit_jax.distributed import sharding
 from deit_jax.losses import LossFn
+from deit_jax.train.loss_scale import LOSS_SCALES, Rule, make_rule
 from deit_jax.train_state import TrainState
 
 PyTree = Any
@@ -29,6 +31,7 @@ def init_state(
     *,
     ema: bool,
     variables: PyTree = None,
+    scaling: Rule | None = None,
 ) -> TrainState:
     """The state at step 0; with `variables`, from loaded weights instead of random ones."""
     if variables is None:
@@ -42,6 +45,7 @@ def init_state(
         ema_params=copy(params) if ema else None,
         ema_batch_stats=copy(stats) if ema else None,
         opt_state=tx.init(params),
+        loss_scale=scaling and scaling.first_state(),
     )
 
 
@@ -58,7 +62,8 @@ def make_gradients(
     """Builds `f(state, teacher_variables, batch) -> (loss, batch_stats, terms, gradients)`.
 
     The part of a training step that comes before the optimizer. Gradients are f32 and shaped
-    as the parameters.
+    as the parameters. Where the state has a scale of the loss, they are those of the scaled
+    loss, divided by it.
 
     Args:
       model: student, see `models.create_model`.
@@ -74,7 +79,7 @@ def make_gradients(
         student on the mean of its heads, see `label_on` of `losses.make_loss`.
     """
 
-    def loss_and_stats(params, stats, inputs):
+    def loss_and_stats(scale, params, stats, inputs):
         variables = {"params": params, "batch_stats": stats} if stats else {"params": params}
         if train_mode:
             output, stats = models.apply(
@@ -85,9 +90,7 @@ def make_gradients(
         loss, terms = loss_fn(output, inputs["target"], inputs.get("teacher"))
         if "teacher" in inputs:
             terms = terms | _agreement(output, inputs["teacher"])
-        return loss, (stats, terms)
-
-    grad_fn = jax.value_and_grad(loss_and_stats, has_aux=True)
+        return loss if scale is None else loss * scale, (stats, terms)
 
     def gradients(state: TrainState, teacher_variables: PyTree, batch: PyTree):
         inputs = augment_fn(rng.step_key(base_key, rng.Purpose.AUGMENT, state.step), batch)
@@ -96,15 +99,19 @@ def make_gradients(
         if teacher_fn is not None:
             logits = teacher_fn(teacher_variables, inputs["image"])
             inputs["teacher"] = jax.lax.stop_gradient(logits.astype(jnp.float32))
+        scale = state.loss_scale["scale"] if state.loss_scale else None
+        grad_fn = jax.value_and_grad(functools.partial(loss_and_stats, scale), has_aux=True)
         (loss, (stats, terms)), grads = _accumulate(
             grad_fn, state.params, state.batch_stats, inputs, accum_steps
         )
+        if scale is not None:
+            loss, grads = jax.tree.map(lambda x: x / scale, (loss, grads))
         return loss, stats, terms, grads
 
     return gradients
 
 
-@builders.composes({"gradients": make_gradients})
+@builders.chooses(loss_scale=LOSS_SCALES, **{"": lambda _: [make_gradients]})
 def make_train_step(
     model: Any,
     augment_fn: AugmentFn,
@@ -116,6 +123,7 @@ def make_train_step(
     max_nonfinite: int = 1,
     *,
     ema_decay: float = 0.0,
+    loss_scale: str = "auto",
     **options: Any,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]:
     """Builds `step(state, teacher_variables, batch) -> (state, metrics)`, ready for `jax.jit`.
@@ -127,16 +135,22 @@ def make_train_step(
       max_nonfinite: steps in a row with a non-finite loss or gradient that halt the
         training, see `nonfinite`.
       ema_decay: decay of the EMA of the weights, per step; 0 for none.
-      options: of `make_gradients`.
+      loss_scale: auto | none | static | dynamic, see `loss_scale`.
+      options: of `make_gradients`, and of the chosen scale.
 
     Returns metrics as f32 scalars: `loss`, the terms of the loss, `learning_rate`,
     `grad_norm`, `param_norm`, with a teacher the share of the batch on which student and
     teacher agree, `finite` (1 or 0), and the new state's `nonfinite_steps` and
-    `nonfinite_in_a_row`. When loss or gradient is not finite, parameters, statistics, EMA
+    `nonfinite_in_a_row`; with a scaled loss also `loss_scale`, `overflowed` (1 or 0) and
+    `overflowed_steps`. When loss or gradient is not finite, parameters, statistics, EMA
     and optimizer state keep their values; `state.step` still increases, so that the next
     step has different draws. After `max_nonfinite` such steps in a row the state, its step
-    number included, never changes again.
+    number included, never changes again. Steps whose scaled gradients overflow are left out
+    too, and not counted among these.
     """
+    scaling = make_rule(model.dtype, options | {"loss_scale": loss_scale})
+    of_scale = builders.keywords(builders.choose(LOSS_SCALES, loss_scale, "loss_scale"))
+    options = {key: value for key, value in options.items() if key not in of_scale}
     gradients = make_gradients(model, augment_fn, loss_fn, base_key, teacher_fn, **options)
 
     def step(state: TrainState, teacher_variables: PyTree, batch: PyTree):
@@ -145,7 +159,11 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         running = state.nonfinite_in_a_row < max_nonfinite
-        ok, bad = running & finite, running & ~finite
+        overflowed = jnp.asarray(False)
+        if scaling is not None:
+            overflowed = running & ~finite & jnp.isfinite(loss)
+            overflowed &= scaling.tolerates(state.loss_scale)
+        ok, bad = running & finite, running & ~finite & ~overflowed
         new = jax.tree.map(lambda old, new: jnp.where(ok, new, old), state, new)
         new = dataclasses.replace(
             new,
@@ -162,6 +180,14 @@ def make_train_step(
             "nonfinite_steps": new.nonfinite_steps,
             "nonfinite_in_a_row": new.nonfinite_in_a_row,
         }
+        if scaling is not None:
+            scale = scaling.next_state(state.loss_scale, ok, overflowed)
+            new = dataclasses.replace(new, loss_scale=scale)
+            metrics |= {
+                "loss_scale": state.loss_scale["scale"],
+                "overflowed": overflowed,
+                "overflowed_steps": scale["overflowed_steps"],
+            }
         return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return step

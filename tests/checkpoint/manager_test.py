@@ -272,9 +272,10 @@ def test_a_disk_that_refuses_to_write_is_reported_then_stops_the_run(tmp_path, c
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     ours = [r.getMessage() for r in caplog.records if r.name.startswith("deit_jax")]
     assert len(ours) == 2 and "MB free" in ours[0] and "the last saved is of step 1" in ours[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
     with Checkpointer(tmp_path) as again:
         assert again.restore(abstract(state)).step == 1
+    # Only now: orbax may still have been writing when its failure was reported.
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_one_good_save_forgives_the_failures_before_it(tmp_path, monkeypatch):

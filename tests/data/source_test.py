@@ -279,11 +279,11 @@ def refuses(words, function, *args, **kwargs):
     else:
         raise SystemExit("no error")
 
-refuses("pip install tensorflow-cpu", data.decode_image, b"\\xff\\xd8")
-refuses("pip install tensorflow-cpu", data.open_data, source="folder", path="/")
-refuses("pip install tensorflow-cpu", data.open_data, source="tfds", name="x")
+refuses("pip install 'deit_jax[data]'", data.decode_image, b"\\xff\\xd8")
+refuses("pip install 'deit_jax[data]'", data.open_data, source="folder", path="/")
+refuses("pip install 'deit_jax[data]'", data.open_data, source="tfds", name="x")
 sys.modules["sklearn.datasets"] = None
-refuses("pip install scikit-learn", data.open_data, source="digits")
+refuses("pip install 'deit_jax[quickstart]'", data.open_data, source="digits")
 """
     root = pathlib.Path(data.__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root, timeout=60)

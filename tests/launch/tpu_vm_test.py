@@ -196,7 +196,7 @@ def test_an_installation_is_tried_again_and_then_stops_the_launch(cloud):
     flaky("watch", "deit")
     installs = [call["arguments"] for call in flaky.calls("uv")]
     assert installs[0] == ["venv", "--python", "3.12", ".venv"]
-    assert len(installs) == 4 and installs[-1][-1] == ".[tpu,gcs]"
+    assert len(installs) == 4 and installs[-1][-1] == ".[data,tpu,gcs]"
 
     broken("create", "deit", "--type=v4-8", "--zone=z")
     output = broken("setup", "deit", status=1)

@@ -42,7 +42,7 @@ class Cloud:
                 shutil.copytree(ROOT / name, self.checkout / name)
             else:
                 (self.checkout / name).mkdir()
-        for name in ("train.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        for name in ("train.py", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, self.checkout)
         self.plan(**plan)
 

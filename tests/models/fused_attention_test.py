@@ -1,5 +1,7 @@
 """The fused attention equals plain attention, values and gradients; run as plain operations."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,11 +105,9 @@ def test_a_model_may_use_it(monkeypatch):
         ((578, 1024, 16, "bfloat16"), None),
     ],
 )
-def test_where_it_cannot_run_another_is_taken_and_asking_for_it_says_why(
-    wanted, reason, monkeypatch
-):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert attention.resolve("auto", *wanted) == ("xla" if reason else "pallas")
+def test_where_it_cannot_run_another_is_taken_and_asking_for_it_says_why(wanted, reason):
+    tpu = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    assert attention.resolve("auto", *wanted, tpu) == ("xla" if reason else "pallas")
     if reason:
         with pytest.raises(ConfigError, match=reason):
-            attention.resolve("pallas", *wanted)
+            attention.resolve("pallas", *wanted, tpu)

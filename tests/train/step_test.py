@@ -10,7 +10,7 @@ import pytest
 
 from deit_jax import losses, models, optim, rng
 from deit_jax.distributed import sharding
-from deit_jax.train import dump
+from deit_jax.train import dump, loss_scale
 from deit_jax.train import step as step_lib
 from deit_jax.train_state import TrainState
 
@@ -175,6 +175,49 @@ def test_too_many_in_a_row_halt(states_of):
     halted = dataclasses.replace(state, nonfinite_in_a_row=jnp.int32(4))
     after, metrics = step(halted, None, host_batch())
     assert same(after, halted) and metrics["finite"] == 1
+
+
+def scaled(state, **values):
+    rule = loss_scale.dynamic("float16")
+    return dataclasses.replace(state, loss_scale=rule.first_state() | values)
+
+
+def test_an_overflowed_step_changes_the_scale_alone():
+    model = tiny(dtype="float16", drop_path_rate=0.0)
+    step, plain = make(model, ema_decay=0.9)
+    # No f16 gradient of this size is finite.
+    state = scaled(plain, scale=jnp.float32(2.0**40))
+    new, metrics = step(state, None, host_batch())
+    assert metrics["overflowed"] == 1 and metrics["finite"] == 0
+    assert new.nonfinite_steps == new.nonfinite_in_a_row == 0
+    assert new.loss_scale["overflowed_steps"] == 1 and new.loss_scale["scale"] == 2.0**39
+    assert new.step == 1
+    unscaled = lambda state: dataclasses.replace(learned(state), loss_scale=None)
+    assert same(unscaled(new), unscaled(state)), "parameters, EMA, statistics and optimizer"
+    # A loss that is not finite is no overflow, whatever the scale.
+    bad = host_batch() | {"scale": np.float32(np.nan)}
+    new, metrics = step(scaled(plain), None, bad)
+    assert metrics["overflowed"] == 0 and new.nonfinite_steps == 1
+    assert new.loss_scale["scale"] == 65536
+    # At a scale of 1 there is none either: the run may stop.
+    step, state = make(model.clone(dtype="float32"), loss_scale="dynamic")
+    new, metrics = step(scaled(state, scale=jnp.float32(1.0)), None, bad)
+    assert new.nonfinite_steps == 1 and metrics["overflowed"] == 0
+
+
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_the_scale_does_not_show_in_the_update(accum_steps):
+    """A power of two, in f32: not in a single bit."""
+    model = tiny(drop_path_rate=0.0)
+    plain, state = make(model, ema_decay=0.9, accum_steps=accum_steps)
+    with_scale, _ = make(model, ema_decay=0.9, accum_steps=accum_steps, loss_scale="static")
+    expected, metrics = plain(state, None, host_batch())
+    rule = loss_scale.static("float32")
+    found, others = with_scale(
+        dataclasses.replace(state, loss_scale=rule.first_state()), None, host_batch()
+    )
+    assert same(dataclasses.replace(found, loss_scale=None), expected)
+    assert {key: others[key] for key in metrics} == metrics
 
 
 def test_the_learning_rate_follows_the_step_and_not_the_updates_that_were_made():
