@@ -60,6 +60,8 @@ def read(spec: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     Raises:
       ConfigError: no such file, variant or mode, or a file that does not give a config.
     """
+    if "://" in spec:
+        raise ConfigError(f"--config={spec}: a config file must be on this machine; copy it")
     file, _, variant = spec.partition(":")
     path = find(file)
     module = _execute(path)

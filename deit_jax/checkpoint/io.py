@@ -4,7 +4,6 @@ import contextlib
 import gc
 import logging
 import os
-import pathlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from deit_jax import storage
 from deit_jax.checkpoint import layout
 from deit_jax.checkpoint.digest import digest_array, digest_tree
 from deit_jax.checkpoint.layout import DamagedCheckpointError, StructureError
@@ -24,7 +24,7 @@ from deit_jax.train_state import TrainState
 from deit_jax.trees import PyTree, named_leaves, nested
 
 # As `layout.MACHINE_ERRNOS`, in the messages of libraries.
-_MACHINE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")
+_MACHINE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHENTICATED")
 # From the metadata of a checkpoint to why it is of another run, "" if it is not.
 Foreign = Callable[[Mapping[str, Any]], str]
 
@@ -37,7 +37,7 @@ class Restored(NamedTuple):
     step: int
 
 
-def begin_save(folder: pathlib.Path, state: TrainState, metadata: Mapping[str, Any]) -> Any:
+def begin_save(folder: storage.Path, state: TrainState, metadata: Mapping[str, Any]) -> Any:
     """Copies `state` to the host and starts to write; `.result()` of the return value waits.
 
     Computes and stores the manifest that `read_state` verifies against.
@@ -51,7 +51,7 @@ def begin_save(folder: pathlib.Path, state: TrainState, metadata: Mapping[str, A
 
 
 def read_state(
-    folder: pathlib.Path, abstract: TrainState, step: int, foreign: Foreign = lambda metadata: ""
+    folder: storage.Path, abstract: TrainState, step: int, foreign: Foreign = lambda metadata: ""
 ) -> Restored:
     """One step onto the devices that `abstract` names, verified.
 
@@ -83,7 +83,7 @@ def read_state(
 
 
 def read_variables(
-    path: str | os.PathLike, *, ema: bool = False, which: str = "latest"
+    path: str | os.PathLike | storage.Path, *, ema: bool = False, which: str = "latest"
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """Parameters (and BatchNorm statistics) of a run, as numpy arrays on the host.
 
@@ -119,15 +119,15 @@ def read_variables(
 
 
 def read_metadata(
-    path: str | os.PathLike, *, ema: bool = False, which: str = "latest"
+    path: str | os.PathLike | storage.Path, *, ema: bool = False, which: str = "latest"
 ) -> dict[str, Any]:
     """The metadata that `read_variables` returns, verified, without reading an array."""
     return _described_variables(path, ema, which)[1].metadata
 
 
 def _described_variables(
-    path: str | os.PathLike, ema: bool, which: str
-) -> tuple[pathlib.Path, layout.Described]:
+    path: str | os.PathLike | storage.Path, ema: bool, which: str
+) -> tuple[storage.Path, layout.Described]:
     folder = layout.select_step(path, which=which).folder
     described = layout.read_description(folder)
     if ema and not any(name.startswith("ema/") for name in described.leaves):
@@ -135,12 +135,12 @@ def _described_variables(
     return folder, described
 
 
-def _load(folder: pathlib.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
+def _load(folder: storage.Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
     # One part after another: where one fails, orbax leaves the others' coroutines unawaited.
     return {part: _load_part(folder, part, tree) for part, tree in wanted.items()}
 
 
-def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> PyTree:
+def _load_part(folder: storage.Path, part: str, tree: PyTree) -> PyTree:
     try:
         with _quiet_failure(), _context():
             return ocp.load_checkpointables(str(folder), {part: tree})[part]
@@ -148,7 +148,8 @@ def _load_part(folder: pathlib.Path, part: str, tree: PyTree) -> PyTree:
         machine = (
             isinstance(error, MemoryError) or getattr(error, "errno", 0) in layout.MACHINE_ERRNOS
         )
-        if machine or any(word in str(error) for word in _MACHINE_WORDS):
+        words = any(word in str(error) for word in _MACHINE_WORDS)
+        if machine or words or storage.is_refusal(error):
             raise
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise DamagedCheckpointError(

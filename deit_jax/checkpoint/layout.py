@@ -7,19 +7,19 @@
     checkpoints/damaged-100/    set aside after it failed to verify; never deleted by us
 
 A step is committed by one rename, so a folder named by a bare number is whole unless the
-storage damaged it later.
+storage damaged it later. A bucket has no renames: there a step is whole once orbax has noted
+in it when it was committed, which is the last that is written and the first that is deleted.
 """
 
 import errno
 import hashlib
 import json
 import os
-import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from deit_jax import storage
 from deit_jax.checkpoint.retention import Retention
 from deit_jax.errors import ConfigError, RunStopped
 
@@ -27,7 +27,12 @@ MANIFEST = "manifest"
 METADATA = "metadata"
 _DAMAGED = "damaged-"
 # Signs that the machine is in trouble, not the checkpoint: never a reason to fall back.
-MACHINE_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+MACHINE_ERRNOS = (
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    errno.ETIMEDOUT,
+)
+# Either says in a bucket that a step is whole; one that was copied there has the second alone.
+_COMMIT_NOTES = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # A step below 2**31 as we write it; `007` and the digits of other scripts are not ours.
 _STEP = re.compile(r"(0|[1-9][0-9]{0,8})$")
 _UNFINISHED = re.compile(r"^\d+(\.orbax-checkpoint-tmp.*|\.deleting)$")
@@ -49,39 +54,54 @@ class StructureError(ConfigError):
     """An intact checkpoint holds another model, optimizer or state than the requested one."""
 
 
-def steps_in(directory: pathlib.Path) -> list[int]:
+def steps_in(directory: storage.Path) -> list[int]:
     """Steps committed in `directory`, ascending, damaged ones included."""
-    return sorted(int(name) for name in _names_in(directory) if _STEP.match(name))
+    names = [name for name in _names_in(directory) if _STEP.match(name)]
+    return sorted(int(name) for name in names if _is_committed(directory / name))
 
 
-def damaged_in(directory: pathlib.Path) -> list[str]:
+def _is_committed(folder: storage.Path) -> bool:
+    success, metadata = (folder / name for name in _COMMIT_NOTES)
+    if not storage.is_remote(folder) or success.exists():
+        return True
+    try:
+        return bool(json.loads(metadata.read_bytes()).get("commit_timestamp_nsecs"))
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False
+
+
+def damaged_in(directory: storage.Path) -> list[str]:
     """Names of the folders that were set aside."""
     return sorted(name for name in _names_in(directory) if name.startswith(_DAMAGED))
 
 
-def _names_in(directory: pathlib.Path) -> list[str]:
-    return os.listdir(directory) if directory.is_dir() else []
+def _names_in(directory: storage.Path) -> list[str]:
+    return [path.name for path in directory.iterdir()] if directory.is_dir() else []
 
 
-def remove_unfinished(directory: pathlib.Path) -> None:
+def remove_unfinished(directory: storage.Path) -> None:
     """Deletes steps that a killed run left half written or half deleted."""
-    for name in filter(_UNFINISHED.match, _names_in(directory)):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in _names_in(directory):
+        cut = _STEP.match(name) and not _is_committed(directory / name)
+        if cut or _UNFINISHED.match(name):
+            storage.remove_tree(directory / name)
 
 
-def remove_step(directory: pathlib.Path, step: int) -> None:
-    """Deletes one step. Renamed first: a kill in the middle must not leave half a checkpoint."""
-    doomed = (directory / str(step)).rename(directory / f"{step}.deleting")
-    shutil.rmtree(doomed, ignore_errors=True)
+def remove_step(directory: storage.Path, step: int) -> None:
+    """Deletes one step. A kill in the middle must not leave half of it to be taken for whole."""
+    doomed = directory / str(step)
+    if not storage.is_remote(doomed):
+        doomed = storage.move_tree(doomed, directory / f"{step}.deleting")
+    storage.remove_tree(doomed, first=_COMMIT_NOTES)
 
 
-def set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
+def set_aside(directory: storage.Path, step: int) -> storage.Path:
     """Renames a step to `damaged-<step>` (then `damaged-<step>-2`, ...); returns the new path."""
     folder, count = directory / f"{_DAMAGED}{step}", 1
     while folder.exists():
         count += 1
         folder = directory / f"{_DAMAGED}{step}-{count}"
-    return (directory / str(step)).rename(folder)
+    return storage.move_tree(directory / str(step), folder, last=_COMMIT_NOTES)
 
 
 def to_json(value: Mapping[str, Any], *, what: str) -> dict[str, Any]:
@@ -129,7 +149,7 @@ class Described(NamedTuple):
     metadata: dict[str, Any]
 
 
-def read_description(folder: pathlib.Path) -> Described:
+def read_description(folder: storage.Path) -> Described:
     """Manifest and metadata of one step.
 
     Raises:
@@ -152,7 +172,7 @@ def read_description(folder: pathlib.Path) -> Described:
     return Described(manifest["leaves"], metadata)
 
 
-def check_digests(folder: pathlib.Path, described: Described, found: Mapping[str, int]) -> None:
+def check_digests(folder: storage.Path, described: Described, found: Mapping[str, int]) -> None:
     """Raises DamagedCheckpointError that names arrays whose values are not those saved."""
     saved = described.leaves
     bad = [name for name, value in found.items() if saved[name]["digest"] != value]
@@ -178,11 +198,11 @@ def structural_differences(
 class SelectedStep(NamedTuple):
     """One step's folder; `selection` names the step that `which` selected, "" for the latest."""
 
-    folder: pathlib.Path
+    folder: storage.Path
     selection: str
 
 
-def select_step(path: str | os.PathLike, *, which: str = "latest") -> SelectedStep:
+def select_step(path: str | os.PathLike | storage.Path, *, which: str = "latest") -> SelectedStep:
     """One step of a run.
 
     Args:
@@ -194,7 +214,7 @@ def select_step(path: str | os.PathLike, *, which: str = "latest") -> SelectedSt
       ConfigError: there is no such step, or none with a value of the metric.
       DamagedCheckpointError: for `best`, the metadata of any step fail to verify.
     """
-    folder = pathlib.Path(path).absolute()
+    folder = storage.path(path).absolute()
     if (folder / MANIFEST).is_dir():
         if which != "latest":
             raise ConfigError(f"{path} is one step; for which={which!r} give the run's workdir")
@@ -218,7 +238,7 @@ def select_step(path: str | os.PathLike, *, which: str = "latest") -> SelectedSt
     return SelectedStep(folder / str(int(which)), f"step {int(which):,} of {path}")
 
 
-def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str]:
+def _best_step(folder: storage.Path, steps: list[int]) -> tuple[int, str]:
     """The best step by the metric of the newest one, and `step 5, METRIC VALUE`."""
     notes = {step: read_description(folder / str(step)).metadata["checkpoint"] for step in steps}
     metric, higher = (notes[steps[-1]][key] for key in ("best_metric", "higher_is_better"))
@@ -231,11 +251,11 @@ def _best_step(folder: pathlib.Path, steps: list[int]) -> tuple[int, str]:
     return ranked[0], f"step {ranked[0]:,}, {metric} {metrics[ranked[0]][metric]:.4g}"
 
 
-def _json_file(folder: pathlib.Path, part: str) -> pathlib.Path:
+def _json_file(folder: storage.Path, part: str) -> storage.Path:
     return folder / part / "data.json"
 
 
-def _read_json(folder: pathlib.Path, part: str) -> dict[str, Any]:
+def _read_json(folder: storage.Path, part: str) -> dict[str, Any]:
     file = _json_file(folder, part)
     try:
         value = json.loads(file.read_bytes())

@@ -3,8 +3,6 @@
 import concurrent.futures
 import logging
 import os
-import pathlib
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +11,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deit_jax import builders
+from deit_jax import builders, storage
 from deit_jax.checkpoint import layout
 from deit_jax.checkpoint.io import Foreign, Restored, begin_save, quiet_orbax, read_state
 from deit_jax.checkpoint.layout import CheckpointError, DamagedCheckpointError, SaveFailedError
-from deit_jax.checkpoint.lock import FolderLock
 from deit_jax.checkpoint.retention import Retention
 from deit_jax.train_state import TrainState
 
@@ -29,8 +26,8 @@ class Checkpointer:
     """Saves and restores the training state of one run.
 
     Args:
-      directory: usually `<workdir>/checkpoints`; made if missing. A local or mounted
-        file system that renames atomically.
+      directory: usually `<workdir>/checkpoints`; made if missing. In a bucket (`gs://`), or on
+        a local or mounted file system that renames atomically.
       max_failures: after this many failed saves in a row `save` raises instead of reporting.
       retention: options of `Retention`.
 
@@ -41,10 +38,14 @@ class Checkpointer:
     """
 
     def __init__(
-        self, directory: str | os.PathLike, *, max_failures: int = 3, **retention: Any
+        self,
+        directory: str | os.PathLike | storage.Path,
+        *,
+        max_failures: int = 3,
+        **retention: Any,
     ) -> None:
         quiet_orbax()
-        self._directory = pathlib.Path(directory).absolute()
+        self._directory = storage.path(directory).absolute()
         self._retention = Retention(**retention)
         self._max_failures = max_failures
         self._failures: list[str] = []
@@ -52,14 +53,24 @@ class Checkpointer:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked() if jax.process_index() == 0 else None
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint directory {self._directory} cannot be made: {error.strerror}"
             ) from error
-        self._lock = FolderLock(self._directory) if jax.process_index() == 0 else None
         if self._lock is not None:
             layout.remove_unfinished(self._directory)
         self._saved = {step: self._stored_metrics(step) for step in self._agreed_steps()}
+
+    def _locked(self) -> storage.Lock:
+        """Two processes would delete each other's unfinished checkpoints."""
+        try:
+            return storage.Lock(self._directory.with_name(f".{self._directory.name}.lock"))
+        except storage.LockedError as error:
+            raise CheckpointError(
+                f"another process ({error.holder}) is training in {self._directory.parent}; "
+                "wait for it, end it, or choose another workdir"
+            ) from None
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -98,7 +109,8 @@ class Checkpointer:
           Whether a save was started: False if that step exists, or it failed at once.
 
         Raises:
-          SaveFailedError: `max_failures` saves in a row have failed.
+          SaveFailedError: `max_failures` saves in a row have failed, or another process has
+            taken over the folder.
           TypeError: `metadata` holds something that JSON cannot.
         """
         self._drain()
@@ -111,6 +123,7 @@ class Checkpointer:
         record = layout.to_json(metadata, what="metadata")
         record["checkpoint"] = {"step": step, "metrics": metrics, **selection}
         size, begun = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), time.monotonic()
+        self._confirm_lock()
         try:
             response = begin_save(self._directory / str(step), state, record)
         except Exception as error:  # orbax raises many kinds; all mean that nothing was saved
@@ -188,6 +201,20 @@ class Checkpointer:
         if self._lock is not None:
             self._lock.release()
 
+    def _confirm_lock(self) -> None:
+        """In a bucket a process that was cut off for long can lose the folder to another."""
+        if self._lock is None:
+            return
+        try:
+            self._lock.confirm()
+        except storage.LockedError as error:
+            raise SaveFailedError(
+                f"another process ({error.holder}) has taken over {self._directory.parent}, where "
+                "this one could not be reached for a while; this one stops"
+            ) from None
+        except OSError as error:
+            _LOG.warning("the lock of %s could not be confirmed: %s", self._directory, error)
+
     def _commit(
         self, step: int, metrics: dict[str, Any], response: Any, begun: float, size: int
     ) -> None:
@@ -219,10 +246,8 @@ class Checkpointer:
             )
 
     def _failed(self, step: int, error: Exception, size: int) -> None:
-        try:
-            free = f"{shutil.disk_usage(self._directory).free / 1e6:.0f} MB free"
-        except OSError:
-            free = "free space unknown"
+        space = storage.free_bytes(self._directory)
+        free = "free space unknown" if space is None else f"{space / 1e6:.0f} MB free"
         reason = str(error).strip().splitlines()
         text = (
             f"step {step}: {type(error).__name__}: {reason[0] if reason else ''} "

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import functools
-import pathlib
 from typing import Any
+
+from deit_jax import storage
 
 DESCRIPTION = """\
 Writes one sheet: rows of training images, columns the original and what the recipe's
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [imagenet_classes.class_name(names[label]) for label in batch["label"]]
 
     originals = _originals(batch, size)
-    path = pathlib.Path(args.output)
+    path = storage.path(args.output)
     titles = [f"draw {i + 1}" for i in range(args.draws)]
     draws = _draws(batch, resolved, args, size, opened.num_classes)
     _write(path, [originals, *draws], ["original", *titles], rows)
@@ -121,7 +122,7 @@ def _operation_draws(originals, resolved, args: argparse.Namespace, operation: s
     return draws, [f"{value:.3g}" for value in values.tolist()]
 
 
-def _write(path: pathlib.Path, columns: list, titles: list[str], rows: list[str]) -> None:
+def _write(path: storage.Path, columns: list, titles: list[str], rows: list[str]) -> None:
     """The sheet as one PNG, pixel for pixel, with titles above and names at the left."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -146,6 +147,6 @@ def _write(path: pathlib.Path, columns: list, titles: list[str], rows: list[str]
     for y, name in enumerate(rows):
         center = 1 - (margin_y + y * step + (step - gap) / 2) / height
         figure.text(0.006, center, name[:24], ha="left", va="center", fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)
+    with storage.replacing(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
     print(f"{path}: {len(rows)} images, {len(titles) - 1} draws")

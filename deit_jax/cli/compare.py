@@ -1,7 +1,6 @@
 """`deit-jax compare`: the last evaluations of several runs side by side, and their curves."""
 
 import argparse
-import pathlib
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -14,13 +13,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from deit_jax import storage
     from deit_jax.evaluation import results
     from deit_jax.tracking import curves
 
     runs = {}
     for text in args.runs:
         label, equals, workdir = text.rpartition("=")
-        runs[label if equals else pathlib.Path(workdir).name] = pathlib.Path(workdir)
+        path = storage.path(workdir)
+        runs[label if equals else path.name] = path
     print(results.comparison_table({k: results.last_evaluation(w) for k, w in runs.items()}))
     for label, workdir in runs.items():
         print(f"TensorBoard of {label}: {workdir / 'tensorboard'}")

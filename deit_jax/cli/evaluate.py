@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import pathlib
 from typing import Any
 
+from deit_jax import storage
 from deit_jax.cli import checkpoint_arguments
 
 # Sections of a run's or a given config that evaluation uses.
@@ -69,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
         if one is sets[0]:
             _write_csv(args, one, next(iter(predictions.values())))
     if args.json:
-        path = pathlib.Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(evaluate.facts | {"results": found}, indent=2) + "\n")
+        path = storage.path(args.json)
+        storage.write(path, json.dumps(evaluate.facts | {"results": found}, indent=2) + "\n")
         print(f"wrote {path}")
     return 0
 
@@ -140,5 +139,5 @@ def _write_csv(args: argparse.Namespace, one: Any, predicted: Any) -> None:
         (args.per_class, predictions.write_per_class),
     ):
         if path:
-            write(pathlib.Path(path), predicted, names)
+            write(storage.path(path), predicted, names)
             print(f"wrote {path}")

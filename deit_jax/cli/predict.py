@@ -1,7 +1,6 @@
 """`deit-jax predict`: the most likely classes of image files, per head output."""
 
 import argparse
-import pathlib
 
 from deit_jax.cli import checkpoint_arguments
 
@@ -19,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import pretrained
+    from deit_jax import pretrained, storage
     from deit_jax.errors import ConfigError
     from deit_jax.evaluation import classify
     from deit_jax.evaluation.heads import HEADS
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--top must be at least 1, not {args.top}")
     if args.crop_ratio is not None and not 0 < args.crop_ratio <= 1:
         raise ConfigError(f"--crop-ratio must be above 0 and at most 1, not {args.crop_ratio}")
-    missing = [path for path in args.images if not pathlib.Path(path).is_file()]
+    missing = [path for path in args.images if not storage.path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")
     loaded = pretrained.load_checkpoint(args.checkpoint, **checkpoint_arguments.options(args))
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     for path in args.images:
         print(path)
-        for head, probabilities in probabilities_of(pathlib.Path(path)).items():
+        for head, probabilities in probabilities_of(storage.path(path)).items():
             best = (-probabilities).argsort()[: args.top]
             classes = ", ".join(f"{names[k]} {probabilities[k]:.1%}" for k in best)
             print(f"  {HEADS[head].title}: {classes}")

@@ -1,7 +1,6 @@
 """`deit-jax replay --dump=DIR`: repeats the step that stopped a run with a non-finite loss."""
 
 import argparse
-import pathlib
 
 from deit_jax.cli import checkpoint_arguments
 
@@ -27,10 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import config
+    from deit_jax import config, storage
     from deit_jax.train import replay
 
-    folder = pathlib.Path(args.dump)
+    folder = storage.path(args.dump)
     _, lines = replay.replay(folder, config.split_overrides(args.overrides))
     print(*lines, sep="\n")
     return 0

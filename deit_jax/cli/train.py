@@ -49,10 +49,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import config
+    from deit_jax import config, storage
 
     overrides = config.split_overrides(args.overrides)
     with _preempted_before_training():
+        storage.writable(args.workdir, "--workdir")
         # Imported here: jax takes seconds, and a signal must be answered during them.
         from deit_jax import distributed
 

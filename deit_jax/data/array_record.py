@@ -5,6 +5,7 @@ import importlib
 import threading
 from typing import Any
 
+from deit_jax import storage
 from deit_jax.data.source import CorruptImage
 from deit_jax.errors import ConfigError
 
@@ -45,16 +46,18 @@ class ArrayRecordFiles:
     def read_whole(path: str) -> list[bytes | CorruptImage]:
         """All payloads of one file."""
         module = _array_record_module()
-        try:
-            reader = module.ArrayRecordReader(path)
-        except _DAMAGE as error:
-            raise ConfigError(f"{path}: {_damaged(error)}; prepare the data set again") from error
-        try:
-            return reader.read_all()
-        except _DAMAGE:
-            return [_read_one(reader, record) for record in range(reader.num_records())]
-        finally:
-            _close(reader)
+        with storage.local_copy(storage.path(path)) as file:
+            try:
+                reader = module.ArrayRecordReader(str(file))
+            except _DAMAGE as error:
+                message = f"{path}: {_damaged(error)}; prepare the data set again"
+                raise ConfigError(message) from error
+            try:
+                return reader.read_all()
+            except _DAMAGE:
+                return [_read_one(reader, record) for record in range(reader.num_records())]
+            finally:
+                _close(reader)
 
     def __del__(self):
         for reader in getattr(self, "_readers", {}).values():

@@ -3,12 +3,12 @@
 Nothing here needs TensorFlow.
 """
 
-import pathlib
 import zipfile
 from typing import Any
 
 import numpy as np
 
+from deit_jax import storage
 from deit_jax.data.source import Data, Source, check_labels
 from deit_jax.errors import ConfigError
 
@@ -48,10 +48,11 @@ def open_arrays(*, path: str | None = None) -> Data:
     content = f"an .npz file with {', '.join(_ARRAYS)}"
     if path is None:
         raise ConfigError(f"source 'arrays' needs path, {content}")
-    if not pathlib.Path(path).is_file():
+    located = storage.path(path)
+    if not located.is_file():
         raise ConfigError(f"no file {path}; source 'arrays' reads {content}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with located.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             present = sorted(file)
             arrays = {key: file[key] for key in (*_ARRAYS, "class_names") if key in file}
     except (zipfile.BadZipFile, ValueError, OSError) as error:
@@ -60,7 +61,7 @@ def open_arrays(*, path: str | None = None) -> Data:
     if missing:
         raise ConfigError(f"{path} has no {', '.join(missing)}; it has: {', '.join(present)}")
     names = arrays.pop("class_names", None)
-    return _data(pathlib.Path(path).name, None if names is None else tuple(map(str, names)), arrays)
+    return _data(located.name, None if names is None else tuple(map(str, names)), arrays)
 
 
 def open_digits() -> Data:

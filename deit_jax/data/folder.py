@@ -1,10 +1,10 @@
 """Photos of one's own: `PHOTOS/<class>/*.jpg`, with or without splits, as a folder or a .zip."""
 
 import os
-import pathlib
 
 import numpy as np
 
+from deit_jax import storage
 from deit_jax.data import formats, splits
 from deit_jax.data._tensorflow import require_tensorflow
 from deit_jax.data.photo_files import PhotoFiles, open_photo_files
@@ -68,7 +68,7 @@ def open_folder(
         raise ConfigError(f"source 'folder' needs path, a folder (or a .zip of it) with {LAYOUT}")
     if not 0 < val_share < 1:
         raise ConfigError(f"val_share must be above 0 and below 1, not {val_share:g}")
-    if not pathlib.Path(path).expanduser().exists():
+    if not storage.path(path).expanduser().exists():
         raise ConfigError(f"no folder or .zip {path}; source 'folder' reads {LAYOUT} in it")
     files = open_photo_files(path)
     tree = splits.plant(files.root, files.names, files.folders)

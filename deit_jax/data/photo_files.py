@@ -1,13 +1,15 @@
 """Where photos of one's own are: the files of a folder, or of a .zip of it, by relative name."""
 
+import contextlib
 import os
-import pathlib
 import stat
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from deit_jax import storage
 from deit_jax.data.formats import is_image
 from deit_jax.data.source import CorruptImage, Record
 from deit_jax.errors import ConfigError
@@ -36,19 +38,22 @@ class PhotoFiles(Protocol):
 
 def open_photo_files(path: str) -> PhotoFiles:
     """The files of a folder or .zip; raises ConfigError where it cannot be read."""
-    found = pathlib.Path(path).expanduser()
-    return ZipFiles(str(found)) if found.is_file() else FolderFiles(str(found))
+    found = storage.path(path).expanduser()
+    if found.is_file():
+        return ZipFiles(found)
+    return StoreFiles(found) if storage.is_remote(found) else FolderFiles(str(found))
 
 
-def read_file(path: str | os.PathLike) -> Record:
+def read_file(path: str | os.PathLike | storage.Path) -> Record:
     """The content of an image file, or the `CorruptImage` that says why it cannot be read.
 
     Nothing but a regular file is opened: reading from a pipe could wait for ever.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        file = storage.path(path)
+        if not isinstance(file, storage.StorePath) and not stat.S_ISREG(file.stat().st_mode):
             return CorruptImage("not a regular file")
-        return pathlib.Path(path).read_bytes()
+        return file.read_bytes()
     except OSError as error:
         return CorruptImage(error.strerror or str(error))
 
@@ -68,6 +73,25 @@ class FolderFiles:
 
     def read(self, name: str) -> Record:
         return read_file(os.path.join(self.root, name))
+
+
+class StoreFiles:
+    """Files of a folder in a store, found by one listing; see `PhotoFiles`."""
+
+    def __init__(self, root: storage.Path):
+        self.root = str(root)
+        try:
+            found = storage.names_under(root)
+        except OSError as error:
+            raise ConfigError(f"folder {root} cannot be read: {error.strerror}") from error
+        hidden = lambda name: any(part.startswith(".") for part in name.split("/"))
+        self.names = [name for name in found if not hidden(name)]
+        parts = [name.split("/") for name in self.names]
+        inside = {"/".join(folders[:i]) for folders in parts for i in range(1, len(folders))}
+        self.folders = sorted(inside)
+
+    def read(self, name: str) -> Record:
+        return read_file(f"{self.root}/{name}")
 
 
 def _walk(folder: str, prefix: str, above: tuple) -> Iterator[tuple[str, bool]]:
@@ -102,12 +126,17 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 class ZipFiles:
-    """Files of a .zip archive, whose CRC-32 are checked; see `PhotoFiles`."""
+    """Files of a .zip archive, whose CRC-32 are checked; see `PhotoFiles`.
 
-    def __init__(self, path: str):
-        self.root = path
+    An archive in a store is copied to this machine first.
+    """
+
+    def __init__(self, path: storage.Path):
+        self.root = str(path)
+        copied = contextlib.ExitStack()
+        weakref.finalize(self, copied.close)
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(copied.enter_context(storage.local_copy(path)))
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
             raise ConfigError(f"{path} is neither a folder nor a readable .zip: {error}") from error
         self._entries: dict[str, zipfile.ZipInfo] = {}

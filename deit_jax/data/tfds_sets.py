@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax import storage
 from deit_jax.data import example, readers
 from deit_jax.data._tensorflow import require_tensorflow
 from deit_jax.data.source import CorruptImage, Data, Record, Source
@@ -154,10 +155,9 @@ def _damaged(path: Any, error: object, prepare: str) -> ConfigError:
 def _open_builder(folder: str, prepare: str) -> Any:
     """tfds's builder of a prepared set, whose metadata are checked first."""
     import tensorflow_datasets as tfds
-    from etils import epath
 
     for name in ("dataset_info.json", "features.json"):
-        path = epath.Path(folder) / name
+        path = storage.path(folder) / name
         try:
             if not json.loads(path.read_bytes()):
                 raise ValueError("it is empty")
@@ -171,9 +171,7 @@ def _open_builder(folder: str, prepare: str) -> Any:
 
 def _check_names(folder: str, label_key: str, num_classes: int, prepare: str) -> None:
     """Raise ConfigError unless the file of the class names has K different ones."""
-    from etils import epath
-
-    path = epath.Path(folder) / f"{label_key}.labels.txt"
+    path = storage.path(folder) / f"{label_key}.labels.txt"
     if not path.exists():
         return
     names = path.read_bytes().decode(errors="replace").split("\n")
@@ -185,11 +183,12 @@ def _check_names(folder: str, label_key: str, num_classes: int, prepare: str) ->
 
 def _shards(builder, split: str, prepare: str) -> list:
     """tfds's (filename, skip, take, examples_in_shard) of each file of a split; all exist."""
-    from etils import epath
-
     shards = builder.info.splits[split].file_instructions
     paths = [os.fspath(shard.filename) for shard in shards]
-    missing = [path for path in paths if not epath.Path(path).exists()]
+    # One listing: asking a bucket for each of a thousand files takes minutes.
+    folder = storage.path(os.fspath(builder.data_dir))
+    present = {path.name for path in folder.iterdir()}
+    missing = [path for path in paths if os.path.basename(path) not in present]
     if missing:
         raise ConfigError(
             f"{len(missing)} of the {len(paths)} files of {builder.info.full_name} {split} are "
@@ -217,10 +216,9 @@ def find_prepared(name: str, data_dir: str | None) -> str:
             command that prepares the set.
     """
     import tensorflow_datasets as tfds
-    from etils import epath
 
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = epath.Path(data_dir or default).expanduser()
+    root = storage.path(data_dir or default).expanduser()
     if not root.is_dir():
         given = "data_dir" if data_dir else "data_dir is not given, and tfds's default"
         raise ConfigError(
@@ -230,22 +228,23 @@ def find_prepared(name: str, data_dir: str | None) -> str:
     base, _, version = name.partition(":")
     folder = root / base
     if not folder.is_dir():
-        present = sorted(p.name for p in root.iterdir() if p.is_dir())
+        present = storage.folders_in(root)
         raise ConfigError(
             f"no prepared data set {base!r} in data_dir {root}; "
             f"it has: {close_matches(base, present) or 'nothing'}. {_how_to_get(name, data_dir)}"
         )
-    versions = [p.name for p in folder.iterdir() if tfds.core.Version.is_valid(p.name)]
+    folders = storage.folders_in(folder)
+    versions = [name for name in folders if tfds.core.Version.is_valid(name)]
     versions.sort(key=tfds.core.Version)
     prepared = [v for v in versions if (folder / v / "dataset_info.json").is_file()]
     if version and version not in prepared:
         raise ConfigError(f"no version {version} in {folder}; prepared: {', '.join(prepared)}")
     if not prepared:
-        configs = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in versions)
+        configs = [name for name in folders if name not in versions]
         hint = f"; it has configs, name one: {base}/{configs[0]}" if configs else ""
         command = prepare_command(name, data_dir)
         raise ConfigError(f"{folder} has no prepared version{hint}; to prepare it: {command}")
-    return os.fspath(folder / (version or prepared[-1]))
+    return str(folder / (version or prepared[-1]))
 
 
 def _how_to_get(name: str, data_dir: str | None) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import google_crc32c
 import numpy as np
 
+from deit_jax import storage
 from deit_jax.data.local_files import LocalFiles, index_once
 from deit_jax.data.source import CorruptImage
 from deit_jax.errors import ConfigError
@@ -140,7 +141,5 @@ class TFRecordFiles:
 
     @staticmethod
     def read_whole(path: str) -> list[bytes | CorruptImage]:
-        """All payloads of one file, local or at any URL that epath reads."""
-        from etils import epath
-
-        return split_records(epath.Path(path).read_bytes(), path)
+        """All payloads of one file."""
+        return split_records(storage.path(path).read_bytes(), path)

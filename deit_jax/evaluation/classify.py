@@ -1,13 +1,12 @@
 """The most likely classes of single image files."""
 
 import math
-import pathlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from deit_jax import models
+from deit_jax import models, storage
 from deit_jax.data import imagenet_classes
 from deit_jax.data.decode import decode_image
 from deit_jax.data.photo_files import read_file
@@ -34,7 +33,7 @@ def readable_names(info: CheckpointInfo) -> list[str]:
 
 def make_classifier(
     loaded: LoadedCheckpoint, *, crop_ratio: float | None = None
-) -> Callable[[pathlib.Path], dict[str, np.ndarray]]:
+) -> Callable[[storage.Path], dict[str, np.ndarray]]:
     """`classify(path) -> probabilities f32 [K]` by name of `heads.HEADS`.
 
     The image is turned as its EXIF orientation says and prepared as in evaluation; `crop_ratio`
@@ -53,7 +52,7 @@ def make_classifier(
 
     variables = jax.device_put(loaded.variables)
 
-    def classify(path: pathlib.Path) -> dict[str, np.ndarray]:
+    def classify(path: storage.Path) -> dict[str, np.ndarray]:
         try:
             pixels = decode_image(read_file(path), exif_orientation=True)
         except CorruptImage as error:

@@ -6,7 +6,6 @@ and sets of correct labels need the predictions themselves.
 
 import csv
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import models
+from deit_jax import models, storage
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation.evaluate import fetched
 from deit_jax.evaluation.heads import head_outputs, main_head
@@ -135,14 +134,14 @@ def per_class(
     return images, top1
 
 
-def write_confusion(path: pathlib.Path, predictions: Predictions, names: Sequence[str]) -> None:
+def write_confusion(path: storage.Path, predictions: Predictions, names: Sequence[str]) -> None:
     """A CSV file for the main head: a row for each true class, a column for each predicted one."""
     counts = confusion(predictions, main_head(predictions.choices), len(names))
     rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
     _write_csv(path, [["true \\ predicted", *names], *rows])
 
 
-def write_per_class(path: pathlib.Path, predictions: Predictions, names: Sequence[str]) -> None:
+def write_per_class(path: storage.Path, predictions: Predictions, names: Sequence[str]) -> None:
     """A CSV file: a row for each class with its images and the top-1 of each head."""
     images, top1 = per_class(predictions, len(names))
     rows: list[list] = [["class", "name", "images", *(f"{head} top1" for head in top1)]]
@@ -153,7 +152,6 @@ def write_per_class(path: pathlib.Path, predictions: Predictions, names: Sequenc
     _write_csv(path, rows)
 
 
-def _write_csv(path: pathlib.Path, rows: list[list]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+def _write_csv(path: storage.Path, rows: list[list]) -> None:
+    with storage.replacing(path, "w", newline="") as file:
         csv.writer(file).writerows(rows)

@@ -1,9 +1,9 @@
 """Results as text: of one checkpoint by set, weights and head; of several runs side by side."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from deit_jax import storage
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation.heads import HEADS
 from deit_jax.tracking import text
@@ -25,7 +25,7 @@ def accuracy_table(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     return text.table(rows, left=3)
 
 
-def last_evaluation(workdir: pathlib.Path) -> dict[str, float]:
+def last_evaluation(workdir: storage.Path) -> dict[str, float]:
     """The newest evaluation in `metrics.jsonl`, with its `step`.
 
     Raises:

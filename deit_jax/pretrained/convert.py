@@ -1,13 +1,13 @@
 """From any format that `load_checkpoint` reads to timm's, Hugging Face's, MMPretrain's or ours."""
 
 import json
-import pathlib
+import os
 from typing import Any
 
 import jax
 
 import deit_jax
-from deit_jax import builders
+from deit_jax import builders, storage
 from deit_jax.checkpoint import Checkpointer
 from deit_jax.errors import ConfigError
 from deit_jax.pretrained.checkpoint import LoadedCheckpoint
@@ -18,7 +18,7 @@ from deit_jax.pretrained.load import load_checkpoint
 from deit_jax.train_state import TrainState
 
 
-def save_timm(loaded: LoadedCheckpoint, path: pathlib.Path) -> None:
+def save_timm(loaded: LoadedCheckpoint, path: storage.Path) -> None:
     """One .safetensors file for `timm.create_model(name, ...).load_state_dict`, strictly."""
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: a file for timm must be called *.safetensors")
@@ -26,22 +26,24 @@ def save_timm(loaded: LoadedCheckpoint, path: pathlib.Path) -> None:
     if model.optional_params and "dist" not in model.heads:
         raise ConfigError("timm has no distilled model without the distillation head; use --to=hf")
     tensors = names.write(names.entries(model, "timm"), loaded.variables)
-    write_safetensors(path, tensors, _notes(loaded))
+    with storage.local_output(path) as file:
+        write_safetensors(file, tensors, _notes(loaded))
 
 
-def save_hf(loaded: LoadedCheckpoint, folder: pathlib.Path) -> None:
+def save_hf(loaded: LoadedCheckpoint, folder: storage.Path) -> None:
     """A folder for `from_pretrained` of transformers: DeiT (distilled), ViT (plain) and RegNet."""
     model = loaded.create_model()
     config = huggingface.model_config(model, loaded.class_names)
     processor = huggingface.processor_config(loaded.image)
     tensors = names.write(names.entries(model, "hf"), loaded.variables)
-    folder.mkdir(parents=True)
-    write_safetensors(folder / "model.safetensors", tensors, _notes(loaded))
-    for name, content in (("config", config), ("preprocessor_config", processor)):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    with storage.local_output(folder) as local:
+        local.mkdir()
+        write_safetensors(local / "model.safetensors", tensors, _notes(loaded))
+        for name, content in (("config", config), ("preprocessor_config", processor)):
+            storage.write(local / f"{name}.json", json.dumps(content, indent=2) + "\n")
 
 
-def save_mmpretrain(loaded: LoadedCheckpoint, path: pathlib.Path) -> None:
+def save_mmpretrain(loaded: LoadedCheckpoint, path: storage.Path) -> None:
     """One .pth file for `init_cfg` or `get_model(..., pretrained=path)` of MMPretrain."""
     if path.suffix != ".pth":
         raise ConfigError(f"{path}: a file for MMPretrain must be called *.pth")
@@ -54,10 +56,11 @@ def save_mmpretrain(loaded: LoadedCheckpoint, path: pathlib.Path) -> None:
             "outputs would differ; use --to=timm"
         )
     tensors = names.write(names.entries(model, "mmpretrain"), loaded.variables)
-    write_torch(path, {"meta": mmengine.metadata(_notes(loaded)), "state_dict": tensors})
+    with storage.local_output(path) as file:
+        write_torch(file, {"meta": mmengine.metadata(_notes(loaded)), "state_dict": tensors})
 
 
-def save_jax(loaded: LoadedCheckpoint, folder: pathlib.Path) -> None:
+def save_jax(loaded: LoadedCheckpoint, folder: storage.Path) -> None:
     """A checkpoint folder of ours at step 0, for evaluation and as a starting point."""
     variables = jax.tree.map(jax.numpy.asarray, loaded.variables)
     params, stats = variables["params"], variables.get("batch_stats", {})
@@ -81,8 +84,8 @@ WRITERS = {"jax": save_jax, "timm": save_timm, "hf": save_hf, "mmpretrain": save
 
 
 def convert(
-    source: str | pathlib.Path,
-    destination: str | pathlib.Path,
+    source: str | os.PathLike | storage.Path,
+    destination: str | os.PathLike | storage.Path,
     *,
     to: str | None = None,
     **options: Any,
@@ -95,13 +98,12 @@ def convert(
     Raises:
       ConfigError: also when the destination exists; nothing is overwritten.
     """
-    destination = pathlib.Path(destination)
+    destination = storage.path(destination)
     if to is None:
         to = "timm" if destination.suffix == ".safetensors" else "jax"
     write = builders.choose(WRITERS, to, "format")
     if destination.exists():
         raise ConfigError(f"{destination} exists; remove it or choose another destination")
     loaded = load_checkpoint(source, **options)
-    destination.parent.mkdir(parents=True, exist_ok=True)
     write(loaded, destination)
     return loaded

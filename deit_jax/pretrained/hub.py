@@ -9,6 +9,7 @@ import shutil
 import urllib.request
 from typing import Any
 
+from deit_jax import storage
 from deit_jax.augment import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import ConfigError, close_matches
 
@@ -167,7 +168,7 @@ def cached_path(entry: Published) -> pathlib.Path:
     """Where the file is once downloaded: in `$DEIT_JAX_CACHE`, or in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = os.environ.get("DEIT_JAX_CACHE", pathlib.Path(base, "deit_jax"))
-    return pathlib.Path(folder, entry.url.rsplit("/", 1)[-1])
+    return storage.local_path(folder, "$DEIT_JAX_CACHE") / entry.url.rsplit("/", 1)[-1]
 
 
 def fetch(entry: Published) -> pathlib.Path:

@@ -1,9 +1,12 @@
 """Weights from anywhere: published files, timm, Hugging Face, our own runs."""
 
+import contextlib
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from deit_jax import checkpoint
+from deit_jax import checkpoint, storage
 from deit_jax.errors import ConfigError, printable
 from deit_jax.models import Model, create_model
 from deit_jax.models.registry import ARCHITECTURES
@@ -29,7 +32,7 @@ class _Asked(NamedTuple):
 
 
 def load_checkpoint(
-    path_or_name: str | pathlib.Path,
+    path_or_name: str | os.PathLike | storage.Path,
     *,
     ema: bool = False,
     which: str = "latest",
@@ -41,8 +44,9 @@ def load_checkpoint(
 
     Args:
       path_or_name: a `.pth`/`.bin` file of torch (zip or older), a `.safetensors` file, a
-        Hugging Face folder, a checkpoint or workdir of ours, or the name of a published
-        checkpoint, which is downloaded unless it is in the cache.
+        Hugging Face folder, a checkpoint or workdir of ours, on this machine or at a URL such
+        as gs://bucket/run, or the name of a published checkpoint, which is downloaded unless it
+        is in the cache.
       ema: read the EMA weights.
       which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
       model: registered name, when the shapes do not determine it.
@@ -60,7 +64,7 @@ def load_checkpoint(
 
 
 def describe(
-    path_or_name: str | pathlib.Path,
+    path_or_name: str | os.PathLike | storage.Path,
     *,
     ema: bool = False,
     which: str = "latest",
@@ -80,10 +84,14 @@ def describe(
     return CheckpointInfo(**_read(path_or_name, asked, arrays=False))
 
 
-def _read(path_or_name: str | pathlib.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
+def _read(
+    path_or_name: str | os.PathLike | storage.Path, asked: _Asked, *, arrays: bool
+) -> dict[str, Any]:
     """The fields of a `LoadedCheckpoint`; without `arrays` those of a `CheckpointInfo`."""
-    path = pathlib.Path(path_or_name)
+    path = storage.path(path_or_name)
     if not path.exists():
+        if storage.is_remote(path):
+            raise FileNotFoundError(f"{path}: no such file or folder")
         name, entry = hub.find(str(path_or_name))
         path = hub.fetch(entry) if arrays else hub.cached_path(entry)
         if not path.is_file():
@@ -95,10 +103,23 @@ def _read(path_or_name: str | pathlib.Path, asked: _Asked, *, arrays: bool) -> d
         return _read_run(path, asked, arrays=arrays)
     _refuse_selection(str(path), asked.which)
     try:
-        return _read_state_dict(path, asked, arrays=arrays)
+        with _on_this_machine(path) as file:
+            return _read_state_dict(file, str(path), asked, arrays=arrays)
     except ConfigError as error:
         text = printable(str(error), limit=_LONGEST_MESSAGE)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+@contextlib.contextmanager
+def _on_this_machine(path: storage.Path) -> Iterator[pathlib.Path]:
+    """The file with the weights, and the settings beside it; errors name `path`."""
+    file = huggingface.weights_file(path) if path.is_dir() else path
+    only = (file.name, "config.json", "preprocessor_config.json")
+    with storage.local_copy(file.parent, only=only) as folder:
+        try:
+            yield folder / file.name
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(folder), str(file.parent))) from None
 
 
 def _refuse_selection(source: str, which: str) -> None:
@@ -116,7 +137,7 @@ def _refuse_contradiction(source: str, told: dict[str, Any], asked: _Asked) -> N
             raise ConfigError(f"{source} holds {there}, not {asked_for}")
 
 
-def _read_run(path: pathlib.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
+def _read_run(path: storage.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
     """A checkpoint folder or workdir of a training run."""
     folder, selection = checkpoint.select_step(path, which=asked.which)
     metadata = checkpoint.read_metadata(folder, ema=asked.ema)
@@ -131,9 +152,10 @@ def _read_run(path: pathlib.Path, asked: _Asked, *, arrays: bool) -> dict[str, A
     return info
 
 
-def _read_state_dict(path: pathlib.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
+def _read_state_dict(
+    file: pathlib.Path, source: str, asked: _Asked, *, arrays: bool
+) -> dict[str, Any]:
     """A file of another framework, or one of ours with timm's or Hugging Face's names."""
-    file = huggingface.weights_file(path) if path.is_dir() else path
     if arrays:
         hub.check_digest(file, hub.digest_in_name(file))
     read = READERS.get(file.suffix, torch_file.read_state_dict)
@@ -150,7 +172,7 @@ def _read_state_dict(path: pathlib.Path, asked: _Asked, *, arrays: bool) -> dict
         told = {key: attributes[key] for key in family.undetermined} | told
     if notes.get("model"):
         told = notes_lib.check_model(notes["model"])
-    _refuse_contradiction(str(path), told, asked)
+    _refuse_contradiction(source, told, asked)
     hints = told | asked.model_kwargs
     untold = [key for key in getattr(asked.like, "undetermined", ()) if key not in hints]
     hints |= {key: getattr(asked.like, key) for key in untold}
@@ -167,7 +189,7 @@ def _read_state_dict(path: pathlib.Path, asked: _Asked, *, arrays: bool) -> dict
         num_classes = arguments.get("num_classes", 1000)
         notes = notes | {"class_names": huggingface.class_names(config, num_classes)}
     notes = dict[str, Any]({"image": image} | notes)
-    info = _info(name, arguments, notes, source=str(path), format=naming)
+    info = _info(name, arguments, notes, source=source, format=naming)
     if "name" not in told and not published:
         info["assumed"] = _assumptions(info, told | asked.model_kwargs, notes["image"], asked)
     if arrays:

@@ -6,9 +6,11 @@
     replacing(path)         a file object for the same
     local_copy(path)        a file or folder on this machine, for libraries that know no other
     local_output(path)      likewise for what a library writes
-    files_under(path)       every file in a folder and its folders
+    names_under(path)  files_under(path)  folders_in(path)
+                            what is in a folder
     read_range(path, ...)   some bytes of a file
     remove_tree(path)  move_tree(source, target)
+    writable(value, what)   `path(value)`, or a ConfigError if nothing can be written there
     Appender(path)          a file that grows by records
     Lock(path, what)        one process at a time, by flock or by a lease in the bucket
 
@@ -27,16 +29,21 @@ here unless it can refuse a second writer (`lease.py`).
 from deit_jax.storage.append import Appender
 from deit_jax.storage.files import (
     files_under,
+    folders_in,
+    free_bytes,
     local_copy,
     local_output,
     move_tree,
+    names_under,
     read_range,
     remove_tree,
     replacing,
+    writable,
     write,
 )
 from deit_jax.storage.lock import Lock, LockedError
 from deit_jax.storage.paths import Path, StorePath, is_remote, local_path, path
+from deit_jax.storage.stores import is_refusal
 
 __all__ = [
     "Appender",
@@ -45,14 +52,19 @@ __all__ = [
     "Path",
     "StorePath",
     "files_under",
+    "folders_in",
+    "free_bytes",
+    "is_refusal",
     "is_remote",
     "local_copy",
     "local_output",
     "local_path",
     "move_tree",
+    "names_under",
     "path",
     "read_range",
     "remove_tree",
     "replacing",
+    "writable",
     "write",
 ]

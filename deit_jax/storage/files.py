@@ -4,11 +4,13 @@ import contextlib
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from deit_jax.storage import stores
+from deit_jax.errors import ConfigError
+from deit_jax.storage import paths, stores
 from deit_jax.storage.paths import Path, StorePath
 
 
@@ -55,17 +57,20 @@ def _put(file: pathlib.Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def local_copy(path: Path) -> Iterator[pathlib.Path]:
+def local_copy(path: Path, *, only: Sequence[str] = ()) -> Iterator[pathlib.Path]:
     """A file or folder on this machine with the content and name of `path`, while in the body.
 
     `path` itself where it is on this machine.
+
+    Args:
+      only: of a folder, these of its files, as far as they exist; none: everything in it.
     """
     if isinstance(path, pathlib.Path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="deit_jax-") as folder:
         target = pathlib.Path(folder, path.name)
-        for file in files_under(path) if path.is_dir() else [path]:
+        for file in _to_copy(path, only):
             inside = str(file).removeprefix(str(path)).lstrip("/")
             copy = target / inside if inside else target
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,12 @@ def local_copy(path: Path) -> Iterator[pathlib.Path]:
                 with stores.as_os_error(str(file)):
                     shutil.copyfileobj(source, to, 1 << 24)
         yield target
+
+
+def _to_copy(path: StorePath, only: Sequence[str]) -> Sequence[Path]:
+    if only:
+        return [path / name for name in only if (path / name).is_file()]
+    return files_under(path) if path.is_dir() else [path]
 
 
 @contextlib.contextmanager
@@ -96,7 +107,15 @@ def local_output(path: Path) -> Iterator[pathlib.Path]:
 
 
 def files_under(path: Path) -> list[Path]:
-    """Every file in a folder and in its folders, sorted; links to folders are followed.
+    """Every file in a folder and in its folders, in the order of `names_under`."""
+    return [path / name for name in names_under(path)]
+
+
+def names_under(path: Path) -> list[str]:
+    """`a.jpg`, `folder/b.jpg` of every file in a folder and in its folders.
+
+    In the order of names, the files of a folder before those of its folders. Links to folders
+    are not followed.
 
     Raises:
       OSError: a folder cannot be read.
@@ -105,17 +124,49 @@ def files_under(path: Path) -> list[Path]:
         with stores.as_os_error(str(path)):
             found = path.filesystem.find(str(path))
         root = str(path.filesystem._strip_protocol(str(path))).rstrip("/") + "/"
-        inside = [name.removeprefix(root) for name in found if not name.endswith("/")]
-        return [path / name for name in sorted(inside)]
+        return sorted([n.removeprefix(root) for n in found if not n.endswith("/")], key=_place)
 
     def refuse(error: OSError) -> None:
         raise error
 
-    files: list[Path] = []
-    for base, folders, names in os.walk(path, onerror=refuse, followlinks=False):
+    inside: list[str] = []
+    for base, folders, names in os.walk(path, onerror=refuse):
         folders.sort()
-        files += [pathlib.Path(base, name) for name in sorted(names)]
-    return files
+        prefix = os.path.relpath(base, path).replace(os.sep, "/") + "/"
+        prefix = "" if prefix == "./" else prefix
+        inside += [prefix + name for name in sorted(names)]
+    return inside
+
+
+def _place(name: str) -> list[tuple[bool, str]]:
+    *folders, last = name.split("/")
+    return [*((True, folder) for folder in folders), (False, last)]
+
+
+def folders_in(path: Path) -> list[str]:
+    """Names of the folders in a folder, sorted.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if isinstance(path, pathlib.Path):
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    with stores.as_os_error(str(path)):
+        entries = path.filesystem.ls(str(path), detail=True)
+    names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries]
+    kinds = [entry["type"] for entry in entries]
+    return sorted(n for n, kind in zip(names, kinds, strict=True) if kind == "directory")
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free space where `path` is; None where that is unknown or unlimited."""
+    if isinstance(path, StorePath):
+        return None
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
 
 
 def read_range(path: Path, start: int, length: int) -> bytes:
@@ -127,28 +178,52 @@ def read_range(path: Path, start: int, length: int) -> bytes:
         return os.pread(file.fileno(), length, start)
 
 
-def remove_tree(path: Path, *, first: str = "") -> None:
+def writable(value: str | os.PathLike | StorePath, what: str) -> Path:
+    """`path(value)`, in which a file was written and removed.
+
+    Raises:
+      ConfigError: that failed; the message names `what`, and a bucket that is missing or not
+        ours is told at the first answer.
+    """
+    folder = paths.path(value)
+    trial = folder / f".writable-{socket.gethostname()}-{os.getpid()}"
+    try:
+        write(trial, b"")
+        trial.unlink()
+    except OSError as error:
+        remedy = "choose a writable folder"
+        if isinstance(folder, StorePath):
+            remedy = "choose a bucket that exists and that this account may write"
+            if folder.scheme == "gs" and isinstance(error, PermissionError):
+                remedy += " (gcloud auth application-default login)"
+        raise ConfigError(
+            f"{what}={folder} cannot be written ({error.strerror}); {remedy}"
+        ) from error
+    return folder
+
+
+def remove_tree(path: Path, *, first: Sequence[str] = ()) -> None:
     """Removes a folder with all that is in it; nothing happens where there is none.
 
     Args:
-      first: name of a file in it that goes before the others, where its absence says that the
+      first: names of files in it that go before the others, where their absence says that the
         folder is no longer whole.
     """
     if isinstance(path, pathlib.Path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    if first:
-        (path / first).unlink(missing_ok=True)
+    for name in first:
+        (path / name).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError), stores.as_os_error(str(path)):
         path.filesystem.rm(str(path), recursive=True)
 
 
-def move_tree(source: Path, target: Path, *, last: str = "") -> Path:
+def move_tree(source: Path, target: Path, *, last: Sequence[str] = ()) -> Path:
     """Renames a folder; in a store its objects are copied, then removed.
 
     Args:
-      last: name of a file in it that is copied after the others and removed before them, so
-        that a folder that has it is whole.
+      last: names of files in it that are copied after the others and removed before them, so
+        that a folder that has them is whole.
 
     Returns the target.
     """
@@ -156,7 +231,7 @@ def move_tree(source: Path, target: Path, *, last: str = "") -> Path:
         assert isinstance(target, pathlib.Path), "not from one machine to another"
         return source.rename(target)
     files = files_under(source)
-    for file in sorted(files, key=lambda file: (file.name == last, str(file))):
+    for file in sorted(files, key=lambda file: (file.name in last, str(file))):
         to = f"{target}{str(file).removeprefix(str(source))}"
         with stores.as_os_error(str(file)):
             source.filesystem.cp_file(str(file), to)

@@ -27,7 +27,7 @@ class Lock:
         self._file: int | None = None
         self._lease: Lease | None = None
         if isinstance(path, StorePath):
-            if str(path).startswith("gs://"):
+            if path.scheme == "gs":
                 self._lease = Lease(path)
             return
         try:

@@ -70,6 +70,11 @@ class StorePath:
         return type(self)(f"{self}/{name}")
 
     @property
+    def scheme(self) -> str:
+        """What is before `://`, in lower case."""
+        return self._scheme
+
+    @property
     def filesystem(self) -> Any:
         """fsspec's filesystem, which takes `str` of this path."""
         return self._fs

@@ -62,8 +62,10 @@ def _google() -> Any:
     except ImportError as error:
         raise ConfigError(f"gs:// needs gcsfs ({error}): pip install 'deit_jax[gcs]'") from None
     _use_one_emulator()
-    # Refused requests are raised to us; gcsfs would print a traceback of each as well.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # Refused requests are raised to us; gcsfs would print a traceback of each as well, and
+    # google.auth each place where it looked for an account.
+    for name in ("gcsfs", "google.auth"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     kind = _patient(core)
     for name in ("gs", "gcs"):
         fsspec.register_implementation(name, kind, clobber=True)
@@ -184,4 +186,13 @@ def _os_error(error: Exception, url: str) -> OSError:
         return PermissionError(errno.EACCES, f"permission denied ({why})", url)
     if isinstance(error, IsADirectoryError | NotADirectoryError):
         return type(error)(error.errno, text, url)
-    return OSError(errno.EIO, text, url)
+    # An answer that never came says nothing of what is there.
+    kind = errno.ETIMEDOUT if is_transient(error) else errno.EIO
+    return OSError(kind, text, url)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the store did not answer, or did not let us: no news of what it has."""
+    if is_transient(error) or status_of(error) in (401, 403):
+        return True
+    return isinstance(error, OSError) and "Forbidden" in str(error)

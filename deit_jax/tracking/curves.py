@@ -3,11 +3,11 @@
 import contextlib
 import logging
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deit_jax import storage
 from deit_jax.errors import ConfigError
 from deit_jax.tracking.writers import FILE_NAME, read_jsonl
 
@@ -23,7 +23,9 @@ _KINDS = {"eval": "raw", "eval_ema": "EMA"}
 Series = dict[str, tuple[list[int], list[float]]]
 
 
-def plot_curves(runs: Mapping[str, str | os.PathLike], out_png: str | os.PathLike) -> pathlib.Path:
+def plot_curves(
+    runs: Mapping[str, str | os.PathLike | storage.Path], out_png: str | os.PathLike | storage.Path
+) -> storage.Path:
     """Draws the curves of `runs` (label -> workdir, or a metrics.jsonl) into `out_png`.
 
     Panels: training loss and its terms, evaluation loss, learning rate, and top-1 of each
@@ -48,19 +50,19 @@ def plot_curves(runs: Mapping[str, str | os.PathLike], out_png: str | os.PathLik
         FigureCanvasAgg(figure)
         for axes, panel in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
             _draw(axes, panel, series)
-        out = pathlib.Path(out_png)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=100)
+        out = storage.path(out_png)
+        with storage.local_output(out) as file:
+            figure.savefig(file, dpi=100)
     return out
 
 
-def read_series(workdir: str | os.PathLike) -> Series:
+def read_series(workdir: str | os.PathLike | storage.Path) -> Series:
     """Name -> (steps, values) of a workdir or a metrics.jsonl; null becomes NaN.
 
     Raises:
       FileNotFoundError: there is no metrics.jsonl.
     """
-    path = pathlib.Path(workdir)
+    path = storage.path(workdir)
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a run writes it into its workdir")

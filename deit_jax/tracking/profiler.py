@@ -1,11 +1,12 @@
 """A profile of chosen steps: `config.profile='100:104'`, for TensorBoard, XProf or Perfetto."""
 
-import pathlib
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
+from deit_jax import storage
 from deit_jax.errors import ConfigError
 
 
@@ -50,12 +51,13 @@ class Profiler:
         self,
         span: Span | None,
         *,
-        folder: pathlib.Path,
+        folder: storage.Path,
         start_step: int,
         print_line: Callable[[str], None],
     ) -> None:
         self._span, self._folder, self._print_line = span, folder, print_line
         self._tracing = False
+        self._output = contextlib.ExitStack()
         if span and span.first <= start_step:
             self._span = None
             print_line(
@@ -73,7 +75,7 @@ class Profiler:
 
     def start(self) -> None:
         """Starts the trace; all earlier steps must be finished."""
-        jax.profiler.start_trace(self._folder)
+        jax.profiler.start_trace(self._output.enter_context(storage.local_output(self._folder)))
         self._tracing = True
 
     def stop(self) -> None:
@@ -81,7 +83,8 @@ class Profiler:
         if not self._tracing or self._span is None:
             return
         self._tracing = False
-        jax.profiler.stop_trace()
+        with self._output:
+            jax.profiler.stop_trace()
         self._print_line(
             f"profile of steps {self._span.first}:{self._span.last} in {self._folder}: "
             f"tensorboard --logdir={self._folder} (with xprof installed)"

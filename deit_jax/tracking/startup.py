@@ -1,13 +1,14 @@
 """The compilation cache, and the time from launch to the first step."""
 
 import functools
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from deit_jax import storage
 
 PyTree = Any
 
@@ -37,9 +38,9 @@ def _listen() -> None:
     jax.monitoring.register_event_duration_secs_listener(time_)
 
 
-def use_compilation_cache(folder: str, *, workdir: pathlib.Path) -> None:
+def use_compilation_cache(folder: str, *, workdir: storage.Path) -> None:
     """Keeps compiled programs in `folder`, or in `<workdir>/compilation_cache` if empty."""
-    folder = folder or str(workdir / "compilation_cache")
+    folder = str(storage.path(folder) if folder else workdir / "compilation_cache")
     if jax.config.values["jax_compilation_cache_dir"] != folder:
         # A cache that is open stays open, whatever the option says.
         compilation_cache.reset_cache()

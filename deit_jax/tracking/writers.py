@@ -10,19 +10,20 @@ options of the `log` section, and a line in `TRACKERS`.
 """
 
 import contextlib
+import io
 import json
 import logging
 import math
 import os
-import pathlib
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 
-from deit_jax import builders
+from deit_jax import builders, storage
 from deit_jax.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ FILE_NAME = "metrics.jsonl"
 class Tracker(Protocol):
     """A destination for metrics, made as `Tracker(workdir, resume_step, config, **options)`.
 
-    An OSError that it raises is logged and does not end the run.
+    An OSError that it raises is logged and does not end the run. One that keeps in memory what
+    it was given also has `sync()`, after which a kill loses nothing.
     """
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -50,7 +52,7 @@ class TensorBoardTracker:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, resume_step: int = 0, config: Mapping[str, Any] | None = None
+        self, workdir: storage.Path, resume_step: int = 0, config: Mapping[str, Any] | None = None
     ) -> None:
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -65,9 +67,10 @@ class TensorBoardTracker:
         self._summary: Any = summary_pb2
         folder = workdir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(open(folder / name, "wb"))
+        self._file = storage.Appender(folder / _event_file())
+        # What makes records of events writes each of them in parts.
+        self._buffer = io.BytesIO()
+        self._records = RecordWriter(self._buffer)
         self._add(0, file_version="brain.Event:2")
         if resume_step:
             log = self._event.SessionLog
@@ -78,13 +81,24 @@ class TensorBoardTracker:
         scalars = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step, summary=summary(value=scalars))
 
+    def sync(self) -> None:
+        self._file.sync()
+
     def close(self) -> None:
-        self._records.close()
+        self._file.close()
 
     def _add(self, step: int, **content: Any) -> None:
         event = self._event.Event(wall_time=time.time(), step=step, **content)
         self._records.write(event.SerializeToString())
-        self._records.flush()
+        record = self._buffer.getvalue()
+        self._buffer.seek(0)
+        self._buffer.truncate()
+        self._file.write(record)
+
+
+def _event_file() -> str:
+    # TensorBoard reads the files of a folder in the order of their names.
+    return f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
 
 
 class WandbTracker:
@@ -95,7 +109,7 @@ class WandbTracker:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: storage.Path,
         resume_step: int = 0,
         config: Mapping[str, Any] | None = None,
         *,
@@ -111,11 +125,12 @@ class WandbTracker:
         self._run = wandb.init(
             project=wandb_project,
             config=dict(config or {}),
-            dir=str(workdir),
+            # Its own files are copies of what it sends.
+            dir=tempfile.gettempdir() if storage.is_remote(workdir) else str(workdir),
             id=id_file.read_text().strip() if id_file.exists() else None,
             resume="allow",
         )
-        id_file.write_text(self._run.id)
+        storage.write(id_file, self._run.id)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -143,7 +158,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def __init__(
         self,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike | storage.Path,
         resume_step: int = 0,
         config: Mapping[str, Any] | None = None,
         *,
@@ -153,7 +168,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         classes = [builders.choose(TRACKERS, name, "tracker") for name in trackers]
         self._trackers: list[Tracker] = []
         if jax.process_index() == 0:
-            folder = pathlib.Path(workdir)
+            folder = storage.path(workdir)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 for tracker in [JsonlTracker, *classes]:
@@ -176,6 +191,10 @@ class MetricsWriter(contextlib.AbstractContextManager):
         plain = {name: float(value) for name, value in zip(values, scalars, strict=True)}
         self._each("write", int(step), plain)
 
+    def sync(self) -> None:
+        """Returns once what was written is in the workdir, where that is a bucket."""
+        self._each("sync")
+
     def close(self) -> None:
         """Flushes and closes everything."""
         self._each("close")
@@ -184,47 +203,44 @@ class MetricsWriter(contextlib.AbstractContextManager):
     def _each(self, method: str, *args: Any) -> None:
         for tracker in self._trackers:
             try:
-                getattr(tracker, method)(*args)
+                getattr(tracker, method, lambda *_: None)(*args)
             except OSError as error:
                 # A full disk must not end a run that can still compute and save elsewhere.
-                _LOG.error("%s: metrics not written: %s", type(tracker).__name__, error)
+                which = f"metrics of step {args[0]}" if args else "metrics"
+                _LOG.error("%s: %s not written: %s", type(tracker).__name__, which, error)
 
 
 class JsonlTracker:
-    """Appends to metrics.jsonl, one system call per line: a kill cuts at most the last one."""
+    """Appends to metrics.jsonl, see `storage.Appender`."""
 
     def __init__(
-        self, workdir: pathlib.Path, resume_step: int = 0, config: Mapping[str, Any] | None = None
+        self, workdir: storage.Path, resume_step: int = 0, config: Mapping[str, Any] | None = None
     ) -> None:
         file = workdir / FILE_NAME
         if file.exists():
             # Lines of later steps go; the file is replaced in one operation.
             records = [record for record in read_jsonl(file) if record["step"] <= resume_step]
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-            os.replace(temporary, file)
-        self._fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            storage.write(file, "".join(json.dumps(record) + "\n" for record in records))
+        self._file = storage.Appender(file)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        line = (json.dumps({"step": step} | finite, allow_nan=False) + "\n").encode()
-        begin = os.fstat(self._fd).st_size
-        if os.write(self._fd, line) < len(line):
-            # A full disk takes part of a line; the next one must not be glued to it.
-            os.ftruncate(self._fd, begin)
-            raise OSError(f"disk full at step {step}")
+        self._file.write((json.dumps({"step": step} | finite, allow_nan=False) + "\n").encode())
+
+    def sync(self) -> None:
+        self._file.sync()
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._file.close()
 
 
-def read_jsonl(file: str | os.PathLike) -> Iterator[dict[str, Any]]:
+def read_jsonl(file: str | os.PathLike | storage.Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics.jsonl; a broken one is skipped with a warning that names it.
 
     Only the last line of a killed run can be short; other broken lines mean damage, which is
     no reason to refuse the rest or to keep a run from resuming.
     """
-    *whole, rest = pathlib.Path(file).read_bytes().split(b"\n")
+    *whole, rest = storage.path(file).read_bytes().split(b"\n")
     if rest:
         _LOG.warning("%s: the last line is cut and was skipped", file)
     for number, line in enumerate(whole, start=1):

@@ -10,15 +10,13 @@ so this is all that `deit-jax replay` needs besides the data and the teacher.
 import dataclasses
 import json
 import logging
-import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from deit_jax import checkpoint
+from deit_jax import checkpoint, storage
 from deit_jax.errors import ConfigError
 from deit_jax.train_state import TrainState
 
@@ -28,13 +26,13 @@ FILE_NAME = "nonfinite.json"
 
 
 def write_dump(
-    workdir: pathlib.Path,
+    workdir: storage.Path,
     *,
     step: int,
     state: TrainState,
     metrics: Mapping[str, float],
     metadata: Mapping[str, Any],
-) -> pathlib.Path | None:
+) -> storage.Path | None:
     """Writes `<workdir>/nonfinite-step-<step>`; an older one of the same step is replaced.
 
     `step` is the bad step, counted from 1, and `state` the state after it, in which its update
@@ -43,14 +41,15 @@ def write_dump(
     folder = workdir / f"nonfinite-step-{step}"
     try:
         if jax.process_index() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            storage.remove_tree(folder)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("nonfinite dump")
         with checkpoint.Checkpointer(folder) as saver:
             saver.save(step - 1, _before(state), metadata=metadata)
         if jax.process_index() == 0:
             texts = {key: repr(value) for key, value in metrics.items()}
-            (folder / FILE_NAME).write_text(json.dumps({"step": step, "metrics": texts}, indent=2))
+            content = json.dumps({"step": step, "metrics": texts}, indent=2)
+            storage.write(folder / FILE_NAME, content)
     except (OSError, checkpoint.CheckpointError, checkpoint.SaveFailedError) as error:
         # What the run does next must not depend on whether its disk is full.
         _LOG.error("cannot dump the state before step %d: %s", step, error)
@@ -68,7 +67,7 @@ def _before(state: TrainState) -> TrainState:
     )
 
 
-def read_dump(folder: pathlib.Path) -> tuple[int, dict[str, float]]:
+def read_dump(folder: storage.Path) -> tuple[int, dict[str, float]]:
     """The number of the bad step and its metrics. Raises ConfigError if `folder` is not a dump."""
     file = folder / FILE_NAME
     try:

@@ -21,13 +21,12 @@ start begins a new interval.
 
 import collections
 import functools
-import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
 
-from deit_jax import checkpoint, data, distributed
+from deit_jax import checkpoint, data, distributed, storage
 from deit_jax.distributed import sharding
 from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
@@ -93,7 +92,7 @@ class _Run:
     def __init__(
         self,
         experiment: Experiment,
-        workdir: pathlib.Path,
+        workdir: storage.Path,
         profile: profiler.Span | None,
         guard: preemption.Preemption,
         clock: startup.StartClock,
@@ -278,6 +277,8 @@ class _Run:
             if evaluating:
                 self._evaluate(step)
             metrics = self.results if evaluating else None
+            # First, so that a run which resumes here has every line up to here.
+            self.writer.sync()
             self.checkpointer.save(step, self.state, metadata=self.metadata, metrics=metrics)
         if stopping:
             self.checkpointer.wait()

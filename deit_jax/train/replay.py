@@ -1,6 +1,5 @@
 """Repeats one step from its dump, with the same state, batch and draws, and inspects it."""
 
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from deit_jax import builders, checkpoint, errors, rng, trees
+from deit_jax import builders, checkpoint, errors, rng, storage, trees
 from deit_jax.checkpoint import layout
 from deit_jax.distributed import sharding
 from deit_jax.tracking import startup
@@ -18,7 +17,7 @@ from deit_jax.train import init as init_lib
 from deit_jax.train import step as step_lib
 
 
-def replay(folder: pathlib.Path, overrides: Iterable[str] = ()) -> tuple[bool, list[str]]:
+def replay(folder: storage.Path, overrides: Iterable[str] = ()) -> tuple[bool, list[str]]:
     """Repeats the step of a dump, with `section.key=value` overrides of the run's config.
 
     Returns:

@@ -1,7 +1,6 @@
 """Everything that is checked and printed before a run starts."""
 
 import hashlib
-import pathlib
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from deit_jax import config as config_lib
-from deit_jax import distributed
+from deit_jax import distributed, storage
 from deit_jax.errors import Problems
 from deit_jax.recipe import checks, summary
 from deit_jax.tracking import profiler, startup
@@ -36,7 +35,7 @@ def prepare(
     workdir: str,
     force_resume: bool,
     processes: distributed.Processes,
-) -> tuple[Experiment, pathlib.Path, profiler.Span | None]:
+) -> tuple[Experiment, storage.Path, profiler.Span | None]:
     """Checks everything and prints what will run; a run in the workdir is left as it is.
 
     Returns:

@@ -2,12 +2,12 @@
 
 import fnmatch
 import json
-import pathlib
-import tempfile
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from deit_jax import config as config_lib
+from deit_jax import storage
 from deit_jax.errors import ConfigError
 
 # What may change between two starts of one run without changing what it computes.
@@ -32,19 +32,24 @@ LENGTH = ("train.total_epochs", "train.total_steps")
 
 
 def open_workdir(
-    path: str | pathlib.Path, config: Any, *, force_resume: bool = False
-) -> tuple[pathlib.Path, list[str]]:
+    path: str | os.PathLike | storage.Path, config: Any, *, force_resume: bool = False
+) -> tuple[storage.Path, list[str]]:
     """Makes the folder and checks that its run, if it has one, is that of the config.
 
     Returns the folder and notices for the user: a run that is made longer or shorter
     resumes under the schedule of the new length.
 
     Raises:
-      ConfigError: the folder cannot be written, or has a run whose config differs in a way
-        that changes the results; the message names the keys and both values.
+      ConfigError: the folder cannot be written, is in a store other than `gs://`, or has a run
+        whose config differs in a way that changes the results; the message names the keys and
+        both values.
     """
-    folder = pathlib.Path(path)
-    _check_writable(folder)
+    folder = storage.writable(path, "--workdir")
+    if isinstance(folder, storage.StorePath) and folder.scheme != "gs":
+        raise ConfigError(
+            f"--workdir={folder}: checkpoints can be written to local paths and gs:// alone; "
+            "mount the store, or train in a local folder and copy it"
+        )
     stored_file = folder / "config.json"
     if not stored_file.exists():
         return folder, []
@@ -81,29 +86,16 @@ def foreign(metadata: Mapping[str, Any], config: Any) -> str:
     return f"{', '.join(differ)}; --force_resume takes it" if differ else ""
 
 
-def store_config(folder: pathlib.Path, config: Any) -> None:
+def store_config(folder: storage.Path, config: Any) -> None:
     """Writes the resolved config to `config.json`, in one operation."""
-    file = folder / "config.json"
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(config_lib.to_json(config))
-    temporary.replace(file)
+    storage.write(folder / "config.json", config_lib.to_json(config))
 
 
 def _may_change(key: str) -> bool:
     return any(fnmatch.fnmatch(key, pattern) for pattern in HARMLESS + LENGTH)
 
 
-def _check_writable(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={folder} cannot be written ({error.strerror}); choose a writable folder"
-        ) from error
-
-
-def _read_stored(file: pathlib.Path) -> dict[str, Any]:
+def _read_stored(file: storage.Path) -> dict[str, Any]:
     try:
         stored = json.loads(file.read_text())
         if not isinstance(stored, dict):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from deit_jax.checkpoint import lock
 from deit_jax.errors import ConfigError
+from deit_jax.storage import lock, process
 from deit_jax.train import experiment, loop
 
 DIGITS = ("data.source=digits", "train.batch_size=16")
@@ -259,8 +259,9 @@ def test_workdir_of_another_run(tmp_path, compilation_cache, capsys, monkeypatch
     stored = (tmp_path / "config.json").read_text()
     harmless = tiny_runs.tiny("quickstart.py:plain", compilation_cache, "train.log_every_steps=2")
     with monkeypatch.context() as patch:
-        patch.setattr(lock, "_me", lambda: "pid 1 elsewhere")
-        held = lock.FolderLock(tmp_path / "checkpoints")
+        other = process.Process("pid 1 elsewhere", "", 1, "")
+        patch.setattr(lock, "this_process", lambda: other)
+        held = lock.Lock(tmp_path / ".checkpoints.lock")
     with pytest.raises(ConfigError, match="another process .pid 1 elsewhere. is training in"):
         tiny_runs.train(harmless, tmp_path)
     assert (tmp_path / "config.json").read_text() == stored

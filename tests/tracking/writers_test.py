@@ -13,6 +13,7 @@ import pytest
 import tiny_runs
 
 from deit_jax.errors import ConfigError
+from deit_jax.storage import append
 from deit_jax.tracking import writers
 
 
@@ -79,14 +80,14 @@ def test_a_cut_last_line_and_a_broken_one_do_not_prevent_resume(tmp_path, caplog
 def test_a_full_disk_costs_whole_lines_and_is_reported(tmp_path, caplog, monkeypatch):
     writer = writers.MetricsWriter(tmp_path, trackers=())
     writer.write(1, {"loss": 1.0})
-    write = writers.os.write
+    write = append.os.write
     with monkeypatch.context() as patch:
-        patch.setattr(writers.os, "write", lambda fd, data: write(fd, data[:5]))
+        patch.setattr(append.os, "write", lambda fd, data: write(fd, data[:5]))
         writer.write(2, {"loss": 2.0})
     writer.write(3, {"loss": 3.0})
     writer.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 3]
-    assert "disk full at step 2" in caplog.text
+    assert "metrics of step 2 not written: [Errno 28] disk full" in caplog.text
 
 
 @pytest.mark.parametrize(

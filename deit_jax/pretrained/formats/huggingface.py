@@ -1,9 +1,9 @@
 """Folders of Hugging Face: which file holds the weights, and the JSON files beside them."""
 
 import json
-import pathlib
 from typing import Any
 
+from deit_jax import storage
 from deit_jax.errors import ConfigError
 from deit_jax.models import Model, RegNet, VisionTransformer
 from deit_jax.models.registry import ARCHITECTURES
@@ -11,13 +11,13 @@ from deit_jax.models.registry import ARCHITECTURES
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def is_folder(path: pathlib.Path) -> bool:
+def is_folder(path: storage.Path) -> bool:
     """Whether this is a folder with weights of Hugging Face, whole or split."""
     files = (f"{name}{end}" for name in _WEIGHTS for end in ("", ".index.json"))
     return any((path / file).is_file() for file in files)
 
 
-def weights_file(folder: pathlib.Path) -> pathlib.Path:
+def weights_file(folder: storage.Path) -> storage.Path:
     """The file with the weights. Raises ConfigError when they are split over several files."""
     for name in _WEIGHTS:
         if (folder / name).is_file():
@@ -25,7 +25,7 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     raise ConfigError(f"{folder}: weights split over several files are not read; join them first")
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
+def read_config(folder: storage.Path) -> dict[str, Any]:
     """`config.json`, `{}` where there is none.
 
     Raises:
@@ -44,14 +44,14 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def read_image(folder: pathlib.Path) -> dict[str, Any]:
+def read_image(folder: storage.Path) -> dict[str, Any]:
     """`mean` and `std` of preprocessor_config.json, `{}` where there is none."""
     config = _read_json(folder / "preprocessor_config.json")
     known = {"mean": "image_mean", "std": "image_std"}
     return {ours: config[theirs] for ours, theirs in known.items() if theirs in config}
 
 
-def read_timm(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_timm(folder: storage.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments of `create_model`, `image`) of timm's config.json; `{}` where there is none.
 
     Of the arguments those that the shapes of a state dict do not determine.
@@ -71,7 +71,7 @@ def read_timm(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return hints, {ours: pretrained[name] for ours, name in names.items() if name in pretrained}
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: storage.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
