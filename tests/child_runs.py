@@ -28,6 +28,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         "deit_jax.train.loop",
+        "gcsfs.core",
         "deit_jax.train.schema",
         "sklearn.datasets",
         "matplotlib.figure",
@@ -37,7 +38,7 @@ _SERVER.set_forkserver_preload(
 
 
 def start(
-    workdir: pathlib.Path,
+    workdir: str | os.PathLike,
     *overrides: str,
     devices: int = 1,
     batches: int = 0,
@@ -65,7 +66,12 @@ def free_port() -> int:
 
 
 def start_two(
-    workdir: pathlib.Path, *overrides: str, devices: int, batches: int = 0, one: Sequence[str] = ()
+    workdir: str | os.PathLike,
+    *overrides: str,
+    devices: int,
+    batches: int = 0,
+    one: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ):
     """The same on two processes with `devices` fake devices each; `one`: of process 1 alone."""
     address = f"127.0.0.1:{free_port()}"
@@ -77,6 +83,7 @@ def start_two(
             log=process_id,
             devices=devices,
             batches=batches,
+            environment=environment,
             coordinator=address,
             num_processes=2,
             process_id=process_id,
@@ -86,7 +93,10 @@ def start_two(
 
 
 def log_file(workdir: str | os.PathLike, process_id: int = 0) -> pathlib.Path:
+    """Beside the workdir; of a run in a bucket in the folder $BUCKET_LOGS."""
     path = pathlib.Path(workdir)
+    if "://" in str(workdir):
+        path = pathlib.Path(os.environ["BUCKET_LOGS"], str(workdir).replace("/", "-"))
     return path.with_name(f"{path.name}-{process_id}.log")
 
 

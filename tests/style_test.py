@@ -36,6 +36,29 @@ LAYERS = (
     {"train"},
     {"cli"},
 )
+# What opens, lists, writes or removes files. What a user names may be in a bucket, so only
+# storage/ does that to it.
+FILE_MODULES = {"pathlib", "shutil", "tempfile", "glob", "etils"}
+OS_FUNCTIONS = {
+    *("open", "stat", "lstat", "listdir", "scandir", "walk", "mkdir", "makedirs", "access"),
+    *("remove", "unlink", "rmdir", "removedirs", "rename", "renames", "replace", "truncate"),
+    *("link", "symlink", "readlink", "chmod", "utime", "statvfs"),
+    *("exists", "lexists", "isfile", "isdir", "islink", "getsize", "getmtime"),
+    *("expanduser", "abspath", "realpath"),
+}
+FILES_OUTSIDE_STORAGE = {
+    "config_file.py": "recipes are Python files: executed, and importing their neighbors",
+    "data/local_files.py": "positional reads by many threads; of a store whole files are read",
+    "data/photo_files.py": "walks folders of this machine, links included; StoreFiles does others",
+    "data/tfrecord.py": "scans a file of this machine once; of a store whole files are read",
+    "distributed/processes.py": "the library's own files",
+    "pretrained/formats/safetensors_file.py": "safetensors takes names; load.py gives copies",
+    "pretrained/formats/torch_file.py": "files of this machine; load.py gives copies",
+    "pretrained/hub.py": "the cache of downloads, which is on this machine",
+    "pretrained/load.py": "the type of such copies",
+    "tracking/provenance.py": "the library's own checkout",
+    "tracking/writers.py": "where W&B keeps copies of what it sends",
+}
 # Folders of tests that are not a package's.
 OTHER_TESTS = {"constraints", "launch", "runs", "reference", "vectors"}
 
@@ -121,6 +144,51 @@ def test_no_import_goes_up_a_layer():
 @pytest.mark.parametrize("depth", [None, 2], ids=["modules", "packages"])
 def test_no_imports_go_in_a_circle(depth):
     assert circles(dependencies(modules()), depth) == []
+
+
+def file_uses(tree: ast.AST) -> set[str]:
+    """Modules and functions in `tree` that reach files by themselves."""
+    found = imported(tree) & FILE_MODULES
+    for node in ast.walk(tree):
+        call = node.func if isinstance(node, ast.Call) else None
+        if isinstance(call, ast.Name) and call.id == "open":
+            found.add("open")
+        elif isinstance(call, ast.Attribute) and call.attr in OS_FUNCTIONS:
+            if ast.unparse(call.value) in ("os", "os.path"):
+                found.add(ast.unparse(call))
+    return found
+
+
+def test_only_storage_reaches_files_that_a_user_names():
+    package = ROOT / "deit_jax"
+    uses = {
+        str(path.relative_to(package)): file_uses(tree_of(path))
+        for path in FILES
+        if package in path.parents
+    }
+    found = {
+        name: sorted(use) for name, use in uses.items() if use and not name.startswith("storage/")
+    }
+    unknown = {name: use for name, use in found.items() if name not in FILES_OUTSIDE_STORAGE}
+    assert not unknown, "use deit_jax.storage, or say in FILES_OUTSIDE_STORAGE why not"
+    assert FILES_OUTSIDE_STORAGE.keys() == found.keys(), "an exception that is not needed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pathlib",
+        "def f():\n    from shutil import rmtree",
+        "with open(path) as file: pass",
+        "os.makedirs(path)",
+        "if os.path.exists(path): pass",
+        "os.replace(a, b)",
+        "from etils import epath",
+    ],
+)
+def test_a_planted_use_of_files_is_found(text):
+    assert file_uses(ast.parse(text))
+    assert not file_uses(ast.parse("import os\nos.getpid()\nname.replace(a, b)\npath.open()"))
 
 
 def test_planted_imports_are_found(tmp_path):
