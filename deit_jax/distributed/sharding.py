@@ -5,7 +5,7 @@ The only place that builds a mesh. Axes are Auto: under Explicit axes (the defau
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ def make_mesh(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int
         slice. Fewer devices are not taken silently: the rest would idle.
     """
     devices = jax.devices() if devices is None else list(devices)
-    count, slices = len(devices), _slice_count(devices)
+    count, slices = len(devices), slice_count(devices)
     if fsdp < 1 or (data < 1 and data != -1):
         raise ConfigError(
             f"config.mesh: data={data}, fsdp={fsdp}; both must be at least 1, "
@@ -61,11 +61,10 @@ def make_mesh(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int
     return Mesh(placed, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _slice_count(devices: Sequence[Any]) -> int:
+def slice_count(devices: Iterable[Any]) -> int:
     """TPU slices of the devices; nodes of GPUs, which their libraries see through, count as one."""
-    if devices[0].platform != "tpu":
-        return 1
-    return len({getattr(device, "slice_index", 0) for device in devices})
+    found = {getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices}
+    return len(found)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

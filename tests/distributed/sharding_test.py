@@ -29,6 +29,35 @@ def test_mesh_sizes_are_positive(sizes):
         sharding.make_mesh(**sizes)
 
 
+class FakeChip:
+    """A TPU chip of two slices of 4 x 4, as jax describes it."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number):
+        self.id, self.process_index = number, number // 4
+        self.slice_index, place = divmod(number, 16)
+        self.coords = (place % 4, place // 4, 0)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 16])
+def test_fsdp_stays_in_a_slice_and_data_spans_them(fsdp):
+    mesh = sharding.make_mesh([FakeChip(number) for number in range(32)], fsdp=fsdp)
+    assert dict(mesh.shape) == {"data": 32 // fsdp, "fsdp": fsdp}
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert (slices == slices[:, :1]).all(), "one row of fsdp in two slices"
+    assert (np.sort(slices[:, 0]) == slices[:, 0]).all() and {*slices[:, 0]} == {0, 1}
+    assert len({chip.id for chip in mesh.devices.flat}) == 32
+
+
+def test_fsdp_over_slices_is_refused():
+    chips = [FakeChip(number) for number in range(32)]
+    with pytest.raises(
+        ConfigError, match=r"2 slices, none of which fsdp may leave.*data=2, fsdp=16$"
+    ):
+        sharding.make_mesh(chips, fsdp=32)
+
+
 def test_permuting_a_sharded_batch_is_allowed():
     # Explicit axes, which jax.make_mesh gives by default, refuse this.
     rows = sharding.batch_sharding(sharding.make_mesh(data=4, fsdp=2))
