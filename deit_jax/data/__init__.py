@@ -11,8 +11,11 @@
     local_files.py    bytes at a position, and indexes that are made once
     formats.py  headers.py  exif.py  decode.py  cmyk.py  resize.py
                       image files to pixels, equal to Pillow's
-    pipeline.py  batches.py  transfer.py
-                      canvases, the threads that fill them, the transfer to the device
+    pipeline.py  batches.py
+                      batches in order, with counts of what was in them
+    canvases.py  feed.py
+                      the rows of a batch, and the tf.data graph that fills them
+    transfer.py       the transfer to the device
 
 A new data format is a class and a function, in a new module, and one line:
 
@@ -25,7 +28,7 @@ A new data format is a class and a function, in a new module, and one line:
 
 A new file format of prepared data sets is a class, see `readers.FILE_FORMATS`, and its line there.
 
-Importing this needs no TensorFlow; decoding image files does.
+Importing this needs no TensorFlow, and arrays never do; decoding image files does.
 """
 
 from deit_jax.data.batches import BatchIterator, CorruptShareExceeded, Health

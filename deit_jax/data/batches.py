@@ -1,50 +1,19 @@
-"""The pool of threads that reads, decodes and fills canvases, some batches ahead."""
+"""Host batches one after the other, with counts of what was in them."""
 
-import collections
-import concurrent.futures
-import ctypes
 import dataclasses
-import itertools
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
+from deit_jax.data.canvases import Batch, Chunk, Job, Plan, Reader
 from deit_jax.data.decode import MAX_PIXELS
-from deit_jax.data.headers import frame
-from deit_jax.data.source import CorruptImage, Record, Source
+from deit_jax.data.feed import CHUNK, Feed
 from deit_jax.errors import ConfigError
 
-Batch = dict[str, np.ndarray]
-# Record number -> why the record cannot be decoded.
-Reasons = dict[int, str]
 _LOG = logging.getLogger(__name__)
-_CHUNK = 8
-
-
-class CanvasMemory:
-    """Memory for uint8 [n, C, C, 3] arrays, reused once nothing refers to the array any more.
-
-    Fresh memory for every batch costs a tenth of all host time, most of it the system's
-    clearing of pages. A fixed ring would be wrong: a device_put on CPU may keep using the
-    host's buffer for as long as the device array lives.
-    """
-
-    def __init__(self, rows: int, canvas: int):
-        self._shape = (rows, canvas, canvas, 3)
-        self._free: collections.deque = collections.deque()
-
-    def array(self) -> np.ndarray:
-        """An array with undefined content."""
-        memory = self._free.pop() if self._free else np.zeros(self._shape, np.uint8)
-        # Every view of the array, in NumPy and in JAX, refers to `holder`.
-        holder: Any = (ctypes.c_uint8 * memory.nbytes).from_buffer(memory.data)
-        weakref.finalize(holder, self._free.append, memory).atexit = False
-        return np.frombuffer(holder, np.uint8).reshape(self._shape)
 
 
 @dataclasses.dataclass
@@ -79,8 +48,8 @@ class Loading:
     """How batches are loaded; the batches do not depend on `threads` and `prefetch`.
 
     Attributes:
-        threads: that read and decode; None: one per usable core.
-        prefetch: batches loaded ahead of the next one.
+        threads: that read and decode; None: one per usable core. Arrays need none.
+        prefetch: batches of encoded images that are loaded ahead of the next one.
         max_corrupt_share: of the data set. Records that cannot be decoded are logged and
             counted; more of them than this share are an error, and so are all of them.
         max_pixels: height times width above which an image is not decoded but counts as
@@ -94,6 +63,10 @@ class Loading:
     prefetch: int = 2
     max_corrupt_share: float = 0.001
     max_pixels: int = MAX_PIXELS
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or usable_cores()
 
     def __post_init__(self):
         if self.threads is not None and self.threads < 1:
@@ -112,118 +85,75 @@ class CorruptShareExceeded(ConfigError):
     """More records are damaged than `max_corrupt_share` allows, or all of them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """Fetches, decodes and fits records into canvas rows.
-
-    Attributes:
-        fit: uint8 [h, w, 3] larger than the canvas -> one that fits.
-        decode: record -> uint8 [h, w, 3], raising CorruptImage.
-        replace: a corrupt record by the next one; else mask its row.
-        closed: set when the batches are no longer needed.
-    """
-
-    source: Source
-    canvas: int
-    fit: Callable[[np.ndarray], np.ndarray]
-    decode: Callable[[Record], np.ndarray]
-    replace: bool
-    closed: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-    def fill(self, batch: Batch, rows: np.ndarray, records: np.ndarray) -> tuple[int, Reasons]:
-        """Fill `rows` of the batch with `records`: how many were shrunk, which are corrupt."""
-        shrunk, corrupt = 0, {}
-        if self.closed.is_set():
-            return shrunk, corrupt
-        images, labels = self.source.get(records)
-        for row, record, image, label in zip(rows, records, images, labels, strict=True):
-            record = int(record)
-            pixels = self._decode(image, record, corrupt)
-            while pixels is None and self.replace and len(corrupt) < len(self.source):
-                # The next record of the data set: the same on every thread and process.
-                record = (record + 1) % len(self.source)
-                (image,), (label,) = self.source.get(np.array([record]))
-                pixels = self._decode(image, record, corrupt)
-            if pixels is None:
-                batch["canvas"][row] = 0
-                if not self.replace:
-                    batch["mask"][row] = False
-                continue
-            if max(pixels.shape[:2]) > self.canvas:
-                pixels = self.fit(pixels)
-                shrunk += 1
-            elif isinstance(image, bytes) and max(frame(image)[:2]) > self.canvas:
-                # Decoded at a fraction of its size.
-                shrunk += 1
-            height, width = pixels.shape[:2]
-            batch["canvas"][row, :height, :width] = pixels
-            batch["canvas"][row, :height, width:] = 0
-            batch["canvas"][row, height:] = 0
-            batch["size"][row] = height, width
-            batch["label"][row] = label
-            batch["index"][row] = record
-        return shrunk, corrupt
-
-    def _decode(self, image: Record, record: int, corrupt: Reasons) -> np.ndarray | None:
-        try:
-            return self.decode(image)
-        except CorruptImage as error:
-            corrupt[record] = str(error)
-            return None
-
-
 class BatchIterator(Iterator[Batch]):
-    """Host batches in order, loaded ahead by a pool of threads.
+    """Host batches in order.
+
+    Encoded images are loaded ahead by `feed.Feed`; arrays are copied when a batch is asked for.
 
     Attributes:
         health: counts of images, shrunk images and corrupt records so far.
     """
 
     def __init__(
-        self, jobs: Iterator[tuple[Batch, np.ndarray, np.ndarray]], reader: Reader, loading: Loading
+        self,
+        jobs: Iterator[Job],
+        rows: int,
+        reader: Reader,
+        loading: Loading,
+        hints: Iterator[None] | None = None,
     ):
+        """`jobs`: batches of `rows` rows; `hints`: moved on after each, so never before the first.
+
+        What a start needs is so read before anything else.
+        """
         self.health = Health()
         self._max_corrupt_share = loading.max_corrupt_share
-        self._jobs = jobs
         self._reader = reader
-        self._depth = loading.prefetch + 1
-        self._pending: collections.deque = collections.deque()
-        threads = loading.threads or usable_cores()
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads, "read-and-decode")
-        self._finalizer = weakref.finalize(self, _shut_down, reader.closed, self._pool)
+        self._hints = hints or iter(())
+        size = max(1, min(CHUNK, rows))
+        self._plan = Plan(jobs, size)
+        self._feed = Feed(
+            self._plan,
+            reader,
+            size=size,
+            threads=loading.thread_count,
+            ahead=loading.prefetch * -(-rows // size),
+        )
+        self._fill: Callable[[int, Chunk], None] | None = None
+        self._finalizer = weakref.finalize(self, self._feed.close)
 
     def __next__(self) -> Batch:
         try:
-            self._submit()
-            if not self._pending:
+            planned = self._plan.next_batch()
+            if planned is None:
                 raise StopIteration
-            batch, count, futures = self._pending.popleft()
-            # Counted batch by batch in order, so that the step at which a run stops does not
-            # depend on how far ahead the threads are.
-            self.health.images += count
-            for future in futures:
-                self._account(*future.result())
+            batch, chunks = planned
+            for number, chunk in chunks:
+                if self._fill is None:
+                    self._fill = self._way_to_fill(chunk)
+                self._fill(number, chunk)
+                # Counted in order, so that the step at which a run stops does not depend on
+                # how far ahead the threads are.
+                self.health.images += len(chunk.rows)
+                self._account(chunk)
+            next(self._hints, None)
         except BaseException:
             self.close()
             raise
-        self._submit()
         return batch
 
-    def _submit(self) -> None:
-        missing = 0 if self._reader.closed.is_set() else self._depth - len(self._pending)
-        for batch, rows, records in itertools.islice(self._jobs, missing):
-            futures = [
-                self._pool.submit(
-                    self._reader.fill, batch, rows[i : i + _CHUNK], records[i : i + _CHUNK]
-                )
-                for i in range(0, len(rows), _CHUNK)
-            ]
-            self._pending.append((batch, len(rows), futures))
+    def _way_to_fill(self, chunk: Chunk) -> Callable[[int, Chunk], None]:
+        """What the first record is decides: arrays need no TensorFlow."""
+        (first,), _ = self._reader.source.get(chunk.records[:1])
+        if isinstance(first, np.ndarray):
+            reader = self._reader
+            return lambda number, chunk: reader.fill(chunk)
+        return self._feed.wait
 
-    def _account(self, shrunk: int, reasons: Reasons) -> None:
-        self.health.shrunk += shrunk
+    def _account(self, chunk: Chunk) -> None:
+        self.health.shrunk += chunk.shrunk
         source, corrupt = self._reader.source, self.health.corrupt_names
-        for record, reason in reasons.items():
+        for record, reason in chunk.corrupt.items():
             if record in corrupt:
                 continue
             name = corrupt[record] = source.record_name(record)
@@ -243,7 +173,6 @@ class BatchIterator(Iterator[Batch]):
 
     def close(self) -> None:
         """Stop the threads; harmless when repeated."""
-        self._pending.clear()
         self._finalizer()
 
     def __enter__(self) -> "BatchIterator":
@@ -251,8 +180,3 @@ class BatchIterator(Iterator[Batch]):
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-def _shut_down(closed: threading.Event, pool: concurrent.futures.Executor) -> None:
-    closed.set()
-    pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Records -> host batches: decode once, uint8 canvases, a pool of threads working ahead.
+"""Records -> host batches: decode once, uint8 canvases, tf.data working ahead.
 
 The batch contract is in README.md of this folder. A batch is a pure function of
 (source, sizes, seed, step): threads only decide when a canvas row is filled, never with what.
@@ -11,14 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from deit_jax import builders
-from deit_jax.data.batches import Batch, BatchIterator, CanvasMemory, Loading, Reader
-from deit_jax.data.decode import decode_image
+from deit_jax.data.batches import BatchIterator, Loading
+from deit_jax.data.canvases import Batch, CanvasMemory, Job, Reader
 from deit_jax.data.order import TrainOrder
 from deit_jax.data.resize import evaluation_square, fit_within
 from deit_jax.data.source import Source
 from deit_jax.errors import ConfigError
-
-_Job = tuple[Batch, np.ndarray, np.ndarray]
 
 
 @builders.composes({"loading": Loading})
@@ -71,39 +69,40 @@ def train_batches(
         window_shards=source.window_shards,
     )
     local = _local_rows(rows, order.canvases)
-    jobs = _train_jobs(source, order, canvas, local, start_step, loading.prefetch)
+    jobs = _train_jobs(order, canvas, local, start_step)
     reader = Reader(
         source=source,
         canvas=canvas,
         fit=functools.partial(fit_within, canvas=canvas),
-        decode=functools.partial(
-            decode_image,
-            at_least=canvas,
-            max_pixels=loading.max_pixels,
-            exif_orientation=source.exif_orientation,
-        ),
+        at_least=canvas,
+        max_pixels=loading.max_pixels,
+        exif_orientation=getattr(source, "exif_orientation", False),
         replace=True,
     )
-    return BatchIterator(jobs, reader, loading)
+    hints = _hints(source, order, start_step + loading.prefetch + 1)
+    return BatchIterator(jobs, len(local), reader, loading, hints)
 
 
-def _train_jobs(
-    source: Source, order: TrainOrder, canvas: int, rows: np.ndarray, start_step: int, prefetch: int
-) -> Iterator[_Job]:
+def _train_jobs(order: TrainOrder, canvas: int, rows: np.ndarray, start_step: int) -> Iterator[Job]:
     """Endless (empty batch, rows to fill, their records) from `start_step` on."""
     memory = CanvasMemory(len(rows), canvas)
-    ahead = _half_window(source, order.batch_size // order.repeats)
     for step in itertools.count(start_step):
         record, canvas_index = order(step)
         records = record[rows]
         batch, to_fill = _new_batch(memory, records)
         if canvas_index is not None:
             batch["canvas_index"] = canvas_index
-        # Not before the first batch, so that what a start needs is read first.
-        if ahead and step > start_step + prefetch:
-            later = order(step + ahead).record
-            source.hint(later[later >= 0])
         yield batch, to_fill, records[to_fill]
+
+
+def _hints(source: Source, order: TrainOrder, step: int) -> Iterator[None]:
+    """With windows, tells the source at every step what it is asked for half a window later."""
+    ahead = _half_window(source, order.batch_size // order.repeats)
+    while ahead:
+        later = order(step + ahead).record
+        source.hint(later[later >= 0])
+        yield
+        step += 1
 
 
 @builders.composes({"loading": Loading})
@@ -147,16 +146,17 @@ def eval_batches(
         source=source,
         canvas=canvas,
         fit=functools.partial(evaluation_square, short=short, image_size=image_size),
-        decode=functools.partial(
-            decode_image, max_pixels=loading.max_pixels, exif_orientation=source.exif_orientation
-        ),
+        at_least=None,
+        max_pixels=loading.max_pixels,
+        exif_orientation=getattr(source, "exif_orientation", False),
         replace=False,
     )
-    jobs = _eval_jobs(len(source), batch_size, canvas, _local_rows(rows, batch_size))
-    return BatchIterator(jobs, reader, loading)
+    local = _local_rows(rows, batch_size)
+    jobs = _eval_jobs(len(source), batch_size, canvas, local)
+    return BatchIterator(jobs, len(local), reader, loading)
 
 
-def _eval_jobs(n_records: int, batch_size: int, canvas: int, rows: np.ndarray) -> Iterator[_Job]:
+def _eval_jobs(n_records: int, batch_size: int, canvas: int, rows: np.ndarray) -> Iterator[Job]:
     """(empty batch, rows to fill, their records) until every record has been yielded once."""
     memory = CanvasMemory(len(rows), canvas)
     for start in range(0, n_records, batch_size):
