@@ -20,6 +20,7 @@ start begins a new interval.
 """
 
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 
@@ -31,7 +32,7 @@ from deit_jax.distributed import sharding
 from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
 from deit_jax.recipe import fit, hardware
-from deit_jax.tracking import averages, curves, profiler, progress, startup, writers
+from deit_jax.tracking import averages, curves, display, profiler, progress, startup, writers
 from deit_jax.train import dump, nonfinite, preemption
 from deit_jax.train import init as init_lib
 from deit_jax.train import setup as setup_lib
@@ -123,8 +124,9 @@ class _Run:
             start_step=start,
             ideal_step_seconds=_ideal_step_seconds(experiment),
         )
+        self.display = display.make_display(self.durations.total_steps, start)
         self.profiler = profiler.Profiler(
-            profile, folder=workdir / "profile", start_step=start, print_line=_print
+            profile, folder=workdir / "profile", start_step=start, print_line=self.display.say
         )
         self.teacher = experiment.place_teacher()
         self.train_step = step_lib.jit(experiment.make_train_step(), self.batch_sharding)
@@ -138,14 +140,20 @@ class _Run:
         self.results: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
+        with contextlib.closing(self.display):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         start, stop = self.start, self.durations.stop_at
         if start >= stop:
             self.writer.close()
             self.checkpointer.close()
-            _print(f"already at step {start:,} of {self.durations.total_steps:,}: nothing to do")
+            self.display.say(
+                f"already at step {start:,} of {self.durations.total_steps:,}: nothing to do"
+            )
             return self.results
         if start:
-            _print(f"resuming after step {start:,} of {self.durations.total_steps:,}")
+            self.display.say(f"resuming after step {start:,} of {self.durations.total_steps:,}")
         host_batches = self.experiment.train_batches(start_step=start)
         self.health = host_batches.health
         try:
@@ -167,7 +175,7 @@ class _Run:
             self.profiler.stop()
         if jax.process_index() == 0:
             curves.plot_curves({self.workdir.name: self.workdir}, self.workdir / "curves.png")
-            _print(f"done: checkpoints, metrics.jsonl and curves.png in {self.workdir}")
+            self.display.say(f"done: checkpoints, metrics.jsonl and curves.png in {self.workdir}")
         return self.results
 
     def _prefetch(self, host_batches: data.BatchIterator) -> data.prefetch_to_device:
@@ -185,7 +193,7 @@ class _Run:
         """Compiles and runs the first step, timed apart from the others."""
         with self.progress.paused(steps=1):
             times = self.clock.first_step(lambda: self._dispatch(step, batch))
-        _print(startup.describe(times))
+        self.display.say(startup.describe(times))
         self.start_times = {f"start/{key}": value for key, value in times.items()}
 
     def _between_steps(self, action: Callable[[], None]) -> None:
@@ -219,7 +227,9 @@ class _Run:
         self.averages.skip()
         counts = {"in_a_row": in_a_row, "limit": self.experiment.max_nonfinite}
         if in_a_row < self.experiment.max_nonfinite:
-            _print(nonfinite.skip_message(step, metrics, total=self.skipped_steps, **counts))
+            self.display.say(
+                nonfinite.skip_message(step, metrics, total=self.skipped_steps, **counts)
+            )
             return
         with self.progress.paused():
             # Halted: the steps dispatched since have not changed the state.
@@ -255,7 +265,7 @@ class _Run:
             self.noted_epoch = epoch
         loss = {"loss": means["loss"]} if "loss" in means else {}
         line, speed = self.progress.report(step, loss, notes=notes)
-        _print(line)
+        self.display.report(step, line)
         values = {f"train/{key}": value for key, value in (means | speed).items()}
         self.writer.write(step, self.start_times | values)
         self.start_times = {}
@@ -299,9 +309,9 @@ class _Run:
         }
         self.writer.write(step, self.results)
         for name, sums in results.items():
-            _print(f"{name:<9}{evaluate.summary(sums)}")
+            self.display.say(f"{name:<9}{evaluate.summary(sums)}")
             if step == self.durations.stop_at and self.teacher is not None:
-                _print(agreement.table(sums, title=f"{name}: differ, % of images"))
+                self.display.say(agreement.table(sums, title=f"{name}: differ, % of images"))
 
 
 def _health_notes(health: data.Health) -> list[str]:
@@ -325,8 +335,3 @@ def _ideal_step_seconds(experiment: Experiment) -> float | None:
         teacher=experiment.teacher.model if experiment.teacher else None,
         devices=list(experiment.mesh.devices.flat),
     )
-
-
-def _print(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
