@@ -213,9 +213,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep")
     flags, rest = parser.parse_known_args(argv)
     overrides = config.split_overrides(rest)
+    devices = target_devices(flags.target)
+    asked = {"default_backend": lambda: "tpu", "devices": lambda: list(devices)}
     # The library asks for which accelerator it makes a program.
-    with mock.patch.object(jax, "default_backend", return_value="tpu"):
-        e = experiment(schema.load(flags.config, overrides), target_devices(flags.target))
+    with mock.patch.multiple(jax, **asked):
+        e = experiment(schema.load(flags.config, overrides), devices)
         words = [pathlib.Path(flags.config).name, flags.target, *overrides]
         name = "-".join(words).replace("/", "_")
         program, made = _kept(flags.keep, name, e)
