@@ -19,6 +19,7 @@ import dataclasses
 import email.utils
 import json
 import logging
+import math
 import threading
 import time
 import uuid
@@ -189,7 +190,8 @@ def _read(path: StorePath) -> _Found | None:
         record = json.loads(content)
         return _Found(Process(**record["process"]), record["nonce"], generation, age_s)
     except (ValueError, KeyError, TypeError):
-        return _Found(Process("unknown", "", 0, ""), "", generation, age_s)
+        # The lock file of a run that was copied from a disk.
+        return _Found(Process("unknown", "", 0, ""), "", generation, math.inf)
 
 
 def _request(path: StorePath, method: str, data: bytes | None = None, **query: Any) -> Any:
