@@ -59,4 +59,4 @@ def test_gpu_machines_are_told_of_each_other(tmp_path):
     nodes = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8"}
     _, arguments = run(tmp_path, EXTRA="cuda", SKYPILOT_NODE_RANK="1", **nodes)
     flags, _ = train.parse(arguments)
-    assert (flags.coordinator, flags.num_processes, flags.process_id) == ("10.0.0.7:8476", 2, 1)
+    assert (flags.coordinator, flags.num_processes, flags.process_id) == ("10.0.0.7:8482", 2, 1)
