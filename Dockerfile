@@ -3,7 +3,7 @@
 #     docker build --target=tpu --tag=deit-jax:tpu .
 #     docker build --target=cuda --tag=deit-jax:cuda .
 #
-# The arguments of a container are those of train.py.
+# The arguments of a container are those of `deit-jax train`.
 FROM python:3.12-slim AS base
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 RUN useradd --create-home --uid=1000 deit
@@ -19,7 +19,7 @@ COPY . .
 # hadolint ignore=DL3013
 RUN pip install --no-deps --editable .
 USER 1000
-ENTRYPOINT ["python", "train.py"]
+ENTRYPOINT ["deit-jax", "train"]
 
 FROM base AS cuda
 # hadolint ignore=DL3013
@@ -28,4 +28,4 @@ COPY . .
 # hadolint ignore=DL3013
 RUN pip install --no-deps --editable .
 USER 1000
-ENTRYPOINT ["python", "train.py"]
+ENTRYPOINT ["deit-jax", "train"]

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 from launch.world import ROOT
 
+from deit_jax import cli
+
 
 class Stage(NamedTuple):
     name: str
@@ -95,7 +97,10 @@ def test_it_does_not_run_as_root_and_starts_training(target):
 
 def entry_point(target: str) -> list[str]:
     words = [word.strip(' "') for word in dict(steps(target))["ENTRYPOINT"].strip("[]").split(",")]
-    assert words == ["python", "train.py"] and (ROOT / "train.py").exists()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"{words[0]} = deit_jax.cli:main" in setup["options.entry_points"]["console_scripts"]
+    assert words[1] in [command.__name__.split(".")[-1] for command in cli.COMMANDS]
     return words
 
 
