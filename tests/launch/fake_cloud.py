@@ -190,7 +190,8 @@ def event(node, remote):
     """A preemption or a reboot, if it is time; whether there was one."""
     with State() as state:
         life = state.data["nodes"][node]
-        life["polls"] += remote.endswith("poll") and life.get("trains", False)
+        under_way = life.get("trains", 0) >= state.plan.get("workers", 1)
+        life["polls"] += remote.endswith("poll") and under_way
         for kind in ("preempt", "reboot"):
             if kind in life and life["polls"] > life[kind]:
                 shut_down(state, node, life)
@@ -281,30 +282,35 @@ def training(argv):
         number = state.count(f"start of {node} {worker}")
         run = state.plan["runs"][min(number, len(state.plan["runs"]) - 1)]
         run = run.get(worker, run.get("all", {}))
-        state.data["nodes"][node]["trains"] = True
     record("training", arguments=argv, worker=worker, cwd=os.getcwd(), key=os.environ.get("KEY"))
     for line in run.get("print", [f"start {number} of worker {worker}"]):
         print(line, flush=True)
+    trains()
     if "status" in run:
         return run["status"]
     while True:
         signal.pause()
 
 
+def trains():
+    """Says that this worker is under way; before all are, nothing happens to them."""
+    with State() as state:
+        node = state.data["nodes"][os.environ["FAKE_NODE"]]
+        node["trains"] = node.get("trains", 0) + 1
+
+
 def real_training(python, argv):
-    """The real thing, with the folder for the bucket."""
-    folder = f"{WORLD}/bucket/"
+    """train.py itself; its bucket is whatever the variables say."""
     # The child gets the signal as well.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    command = [python, *(word.replace("gs://", folder) for word in argv)]
+    command = [python, *argv]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    trains = False
+    steps = 0
     for line in child.stdout:
-        print(line.replace(folder, "gs://"), end="", flush=True)
-        if line.startswith("step ") and not trains:
-            trains = True
-            with State() as state:
-                state.data["nodes"][os.environ["FAKE_NODE"]]["trains"] = True
+        print(line, end="", flush=True)
+        steps += line.startswith("step ")
+        if steps == 1 and line.startswith("step "):
+            trains()
     return child.wait()
 
 

@@ -59,7 +59,11 @@ def kubectl(words: list[str]) -> bool:
         key, _, value = words[words.index("-l") + 1].partition("=")
         labels = [jobset["metadata"]["labels"].get(key) for jobset in jobsets().values()]
         return words[words.index("-f") + 1] == "scripts/jobset.yaml" and labels.count(value) == 1
-    return words[1] in ("logs", "get", "delete") and words[-1].split("/")[-1] in jobsets()
+    if words[1] == "logs":
+        # JobSet's name for the first of its jobs.
+        names = [f"{n}-{j['spec']['replicatedJobs'][0]['name']}-0" for n, j in jobsets().items()]
+        return words[-1] in [f"job/{name}" for name in names]
+    return words[1] in ("get", "delete") and words[-2] == "jobset" and words[-1] in jobsets()
 
 
 def sky(words: list[str]) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from child_runs import TINY
 from launch.world import ROOT
 
+from deit_jax import storage
 from deit_jax.checkpoint import layout
 
 RUN = ("--config=configs/deit.py:s", "--workdir=gs://bucket/s")
@@ -212,10 +213,11 @@ def test_an_installation_is_tried_again_and_then_stops_the_launch(cloud):
 def test_logs_after_a_preemption_that_nobody_watched(cloud):
     cloud = cloud(lives=[{"preempt": 0}])
     launched(cloud)
-    cloud.plan(lives=[{"preempt": 0}])
-    time.sleep(1)
-    output = cloud("logs", "deit")
+    until = time.monotonic() + 30
+    while "saving step 0" not in (output := cloud("logs", "deit")):
+        assert time.monotonic() < until, output
     assert "start 0 of worker 0\nstopped by signal after saving step 0\n" in output
+    assert "create" in cloud.verbs() and "delete" not in cloud.verbs()
 
 
 @pytest.mark.long
@@ -292,19 +294,22 @@ def assert_shows(output: str, page: str) -> None:
 
 
 @pytest.mark.long
-def test_a_real_run_with_two_preemptions_ends_with_the_same_bits(cloud, tmp_path):
+def test_a_real_run_with_two_preemptions_ends_with_the_same_bits(cloud, gcs, bucket, tmp_path):
+    """Its checkpoints, metrics and curves are in the bucket."""
     options = ("train.total_steps=600", "train.log_every_steps=20", *TINY)
     options += ("train.checkpoint_every_steps=50", "train.eval_every_steps=600")
     small = ("--config=configs/quickstart.py:plain", *(f"--config.{t}" for t in options))
-    cloud = cloud(real=sys.executable, lives=[{"preempt": 0}, {"preempt": 0, "hard": True}])
-    launched(cloud, "--spot", run=(*small, "--workdir=gs://bucket/small"))
-    output = cloud("watch", "deit", timeout=400)
+    lives = [{"preempt": 0}, {"preempt": 0, "hard": True}]
+    cloud = cloud(variables=gcs.environment(), real=sys.executable, lives=lives)
+    launched(cloud, "--spot", run=(*small, f"--workdir=gs://{bucket}/small"))
+    output = cloud("watch", "deit", timeout=500)
     assert cloud.verbs() == [*LAUNCH, "delete", *LAUNCH, "delete", *LAUNCH, "delete"]
     for page in ("tpu_vm", "gke", "slurm", "gpu"):
-        assert_shows(output, page)
+        assert_shows(output.replace(bucket, "bucket"), page)
     command = [sys.executable, "train.py", *small, f"--workdir={tmp_path}/whole"]
     subprocess.run(command, cwd=ROOT, check=True, env=cloud.environment)
-    whole, resumed = tmp_path / "whole", cloud.world / "bucket/bucket/small"
+    whole, resumed = tmp_path / "whole", storage.path(f"gs://{bucket}/small")
+    assert (resumed / "curves.png").exists()
     last = [(run / "metrics.jsonl").read_text().splitlines()[-1] for run in (whole, resumed)]
     assert json.loads(last[0]) == json.loads(last[1])
     arrays = [layout.read_description(run / "checkpoints/600").leaves for run in (whole, resumed)]

@@ -19,9 +19,10 @@ esac"""
 
 
 class Cloud:
-    """A checkout, and a world of `fake_cloud.py` beside it."""
+    """A checkout, and a world of `fake_cloud.py` beside it; `variables` are set everywhere."""
 
-    def __init__(self, folder: pathlib.Path, **plan):
+    def __init__(self, folder: pathlib.Path, variables: dict | None = None, **plan):
+        self.variables = variables or {}
         self.world, self.checkout = folder / "world", folder / "checkout"
         (self.world / "bin").mkdir(parents=True)
         # -S: a stand-in that is called fifty times must start quickly.
@@ -58,6 +59,7 @@ class Cloud:
             "TPU_VM_POLL": "0.05",
             "TPU_VM_PAUSE": "0.05",
             "TPU_VM_UPLOAD": "0.1",
+            **self.variables,
         }
 
     def start(self, *words: str) -> subprocess.Popen:
