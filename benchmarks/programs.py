@@ -80,7 +80,7 @@ def experiment(resolved: Any, devices: Sequence[Any]) -> experiment_lib.Experime
     """The experiment of a config without its data and weights; ImageNet's sizes are assumed."""
     mesh = sharding.make_mesh(devices, **resolved.mesh)
     sizes = {"records": RECORDS, "num_classes": CLASSES, "device_count": mesh.size}
-    recipe: Any = make_recipe(resolved, **sizes)
+    recipe: Any = make_recipe(resolved, device=devices[0], **sizes)
     teacher = None
     if recipe.teacher:
         model = recipe.teacher.model
