@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             # What the file adds to the tables must be there before anything is read.
             config_file.read(args.config)
         return args.run(args)
-    except (ConfigError, FileNotFoundError, PermissionError, TimeoutError) as error:
+    except (ConfigError, FileNotFoundError) as error:
         who = getattr(args, "prefix", f"deit-jax {args.command}")
         print(f"{who}: {error}", file=sys.stderr)
         return 2

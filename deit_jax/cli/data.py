@@ -15,6 +15,7 @@ _SOURCE_OPTIONS = {
     "eval_split": (str, "default: validation, val or test"),
     "val_share": (float, "of photos without splits, the share for validation (default 0.2)"),
     "split_seed": (int, "another one splits them differently"),
+    "num_classes": (int, "of tar and parquet files, instead of what their labels need"),
 }
 
 
@@ -22,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "data", help="inspect a data set and check it before training", description=__doc__
     )
-    parser.add_argument("--source", default="tfds", help="tfds (default), folder, arrays, digits")
+    parser.add_argument("--source", default="tfds", help="tfds (default), folder, tar, ...")
     for option, (kind, text) in _SOURCE_OPTIONS.items():
         parser.add_argument(f"--{option}", type=kind, help=text)
     parser.add_argument("--canvas", type=int, default=512, help="side that images should fit")

@@ -2,13 +2,14 @@
 
     open.py           the table of data formats, SOURCES, and `open_data`
     source.py         what a format provides: `Source` and `Data`
-    tfds_sets.py  folder.py  arrays.py
+    tfds_sets.py  folder.py  tar_shards.py  parquet.py  arrays.py
                       the formats; tfds reads files through readers.py (FILE_FORMATS: TFRecord,
                       ArrayRecord) and their records through example.py
     order.py          which record goes to which row at which step
     photo_files.py  splits.py  repeated.py
                       own photos: folders and archives, their splits, few of them
-    local_files.py    bytes at a position, and indexes that are made once
+    shards.py  local_files.py
+                      files of a split; bytes at a position, and indexes that are made once
     formats.py  headers.py  exif.py  decode.py  cmyk.py  resize.py
                       image files to pixels, equal to Pillow's
     pipeline.py  batches.py

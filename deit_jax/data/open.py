@@ -3,11 +3,20 @@
 from deit_jax import builders
 from deit_jax.data.arrays import open_arrays, open_digits
 from deit_jax.data.folder import open_folder
+from deit_jax.data.parquet import open_parquet
 from deit_jax.data.source import Data
+from deit_jax.data.tar_shards import open_tar
 from deit_jax.data.tfds_sets import open_tfds
 
 # A function whose keyword-only parameters are its options, and which returns `Data`.
-SOURCES = {"tfds": open_tfds, "folder": open_folder, "arrays": open_arrays, "digits": open_digits}
+SOURCES = {
+    "tfds": open_tfds,
+    "folder": open_folder,
+    "tar": open_tar,
+    "parquet": open_parquet,
+    "arrays": open_arrays,
+    "digits": open_digits,
+}
 
 
 @builders.chooses(source=SOURCES)

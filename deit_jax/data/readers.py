@@ -3,7 +3,8 @@
 import collections
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from deit_jax.data.array_record import ArrayRecordFiles
 from deit_jax.data.source import CorruptImage
@@ -53,8 +54,8 @@ class WholeFiles:
 
     def __init__(
         self,
-        paths: list[str],
-        read_whole: Callable[[str], list[bytes | CorruptImage]],
+        paths: Sequence[Any],
+        read_whole: Callable[[Any], Sequence[bytes | CorruptImage]],
         *,
         capacity: int,
     ):

@@ -23,7 +23,7 @@ class TfdsSource(Source):
         file_format: an entry of `FILE_FORMATS`.
         num_classes: a record whose label is outside 0..num_classes-1 counts as corrupt.
         keys: features of a record, image and label.
-        window_shards: see `Source`.
+        window_shards, exif_orientation: see `Source`.
     """
 
     def __init__(
@@ -33,7 +33,9 @@ class TfdsSource(Source):
         num_classes: int,
         keys: tuple[str, str],
         window_shards: int | None,
+        exif_orientation: bool = False,
     ):
+        self.exif_orientation = exif_orientation
         paths = [os.fspath(shard.filename) for shard in shards]
         self.window_shards = window_shards
         self._reader = readers.open_files(file_format, paths, window_shards)
@@ -97,6 +99,7 @@ def open_tfds(
     image_key: str = "image",
     label_key: str = "label",
     window_shards: int | None = None,
+    exif_orientation: bool = False,
 ) -> Data:
     """A data set prepared by TensorFlow Datasets.
 
@@ -111,6 +114,8 @@ def open_tfds(
         window_shards: read that many whole files at a time and shuffle inside them, for
             object stores, where positional reads are slow; None: positional reads, full
             shuffle.
+        exif_orientation: images are turned as their EXIF orientation says; the published
+            recipes do not.
 
     Raises:
         ConfigError: an unknown name, split or feature, damaged metadata, files that are
@@ -132,6 +137,7 @@ def open_tfds(
             label.num_classes,
             (image_key, label_key),
             window_shards,
+            exif_orientation,
         )
         for split in splits
     )

@@ -64,8 +64,7 @@ class Evaluator:
         rows = -(-evaluation.batch_size // devices) * devices
         self._evaluation = dataclasses.replace(evaluation, batch_size=rows)
         transform = evaluation.make_transform(info.mean, info.std)
-        step = predictions.make_prediction_step(model=model, transform=transform)
-        self._step = jax.jit(sharding.on_rows(step, sharding.batch_sharding(self._mesh)))
+        self._step = jax.jit(predictions.make_prediction_step(model=model, transform=transform))
         self.facts = {
             "checkpoint": info.label,
             "model": info.model,

@@ -4,7 +4,8 @@ import os
 
 import numpy as np
 import pytest
-from data.decode_test import FILES
+from data.decode_test import FILES, RGB, encode
+from data.exif_test import marked
 from data.pipeline_test import Encoded, first_batches
 
 from deit_jax import data
@@ -34,8 +35,14 @@ def test_without_a_sound_record_nothing_is_read():
 def test_random_damage_gives_pixels_or_is_corrupt():
     """$DEIT_JAX_MUTANTS of them: 20,000 take some minutes. An end of the process is a failure."""
     rng = np.random.default_rng(0)
-    files = list(FILES.values())
-    for number in range(int(os.environ.get("DEIT_JAX_MUTANTS", "300"))):
+    frames = {"save_all": True, "append_images": [RGB.rotate(90)]}
+    files = [
+        *FILES.values(),
+        encode(RGB.convert("CMYK"), "JPEG"),
+        marked("JPEG", 6),
+        encode(RGB, "WEBP", **frames),
+    ]
+    for number in range(int(os.environ.get("DEIT_JAX_MUTANTS", "1000"))):
         content = np.frombuffer(files[number % len(files)], np.uint8).copy()
         # Headers are short, and damage to them goes further: half of the places are there.
         most = min(len(content), 64 if number % 2 else len(content))
@@ -43,7 +50,7 @@ def test_random_damage_gives_pixels_or_is_corrupt():
         content[places] = rng.integers(0, 256, len(places))
         mutant = content[: rng.integers(len(content)) if number % 5 == 0 else None].tobytes()
         try:
-            decoded = data.decode_image(mutant, max_pixels=1_000_000)
+            decoded = data.decode_image(mutant, max_pixels=1_000_000, exif_orientation=True)
         except data.CorruptImage:
             continue
         assert decoded.dtype == np.uint8 and decoded.ndim == 3 and decoded.shape[2] == 3

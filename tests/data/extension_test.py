@@ -93,6 +93,23 @@ def test_every_source_is_described_by_its_docstring():
         ("digits", set()),
         ("arrays", {"path"}),
         (
+            "tar",
+            {"path", "train_split", "eval_split", "num_classes", "classes", "exif_orientation"},
+        ),
+        (
+            "parquet",
+            {
+                "path",
+                "train_split",
+                "eval_split",
+                "image_key",
+                "label_key",
+                "num_classes",
+                "window_shards",
+                "exif_orientation",
+            },
+        ),
+        (
             "folder",
             {"path", "train_split", "eval_split", "val_share", "split_seed", "exif_orientation"},
         ),
@@ -106,6 +123,7 @@ def test_every_source_is_described_by_its_docstring():
                 "image_key",
                 "label_key",
                 "window_shards",
+                "exif_orientation",
             },
         ),
     ],

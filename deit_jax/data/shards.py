@@ -1,0 +1,99 @@
+"""Finding the files of a split: by a pattern, in a folder of its name, or by their names."""
+
+import glob
+import os
+import re
+
+from deit_jax.data.splits import EVAL_NAMES
+from deit_jax.errors import ConfigError
+
+# Hugging Face keeps the files of a data set in a folder of its repository.
+_FOLDERS = ("", "data")
+
+
+def find_splits(
+    path: str | None, train_split: str | None, eval_split: str | None, suffix: str
+) -> tuple[list[str], list[str]]:
+    """Paths of the files for training and evaluation, sorted, or in the order of a brace pattern.
+
+    Args:
+        path: the folder of the files; None: patterns say where they are.
+        train_split, eval_split: a pattern such as `train-{0000..1023}.tar` or `val/*.tar`, or
+            a name: of a folder, or a part of the files' names. None: train, and the first of
+            val, validation, valid, test that has files.
+        suffix: how names end, `.tar` say.
+
+    Raises:
+        ConfigError: a split without files, or a file of a brace pattern that is missing.
+    """
+    if path is None and not (train_split and eval_split):
+        raise ConfigError(
+            f"path is missing: a folder of *{suffix} files, or give train_split and eval_split "
+            f"as patterns, such as DIR/train-{{0000..0146}}{suffix}"
+        )
+    for place in (path, train_split, eval_split):
+        if place and "://" in place:
+            raise ConfigError(
+                f"{place} is in a store, and *{suffix} files are read on this machine: mount or "
+                "copy them"
+            )
+    root = os.path.expanduser(path or "")
+    if path is not None and not os.path.isdir(root):
+        raise ConfigError(f"path={path} is no folder; it should hold *{suffix} files")
+    train = _files(root, train_split or "train", suffix)
+    for name in [eval_split] if eval_split else EVAL_NAMES:
+        if files := _files(root, name, suffix, required=bool(eval_split)):
+            return train, files
+    raise ConfigError(
+        f"{root} has no *{suffix} files of {', '.join(EVAL_NAMES)}; say which are for evaluation "
+        f"with eval_split, such as eval_split='NAME-{{00..09}}{suffix}'"
+    )
+
+
+def _files(root: str, split: str, suffix: str, *, required: bool = True) -> list[str]:
+    if split.endswith(suffix) or re.search(r"[{}*?\[\]]", split):
+        files = _matching(os.path.join(root, os.path.expanduser(split)))
+    else:
+        word = re.compile(rf"(?<![a-zA-Z]){re.escape(split)}(?![a-zA-Z])")
+        inside = glob.glob(os.path.join(glob.escape(root), split, "*" + suffix))
+        beside = [
+            file
+            for folder in _FOLDERS
+            for file in glob.glob(os.path.join(glob.escape(root), folder, "*" + suffix))
+            if word.search(os.path.basename(file))
+        ]
+        files = sorted(inside) or sorted(beside)
+    if required and not files:
+        packed = glob.glob(os.path.join(glob.escape(root), "**", f"*{suffix}.gz"), recursive=True)
+        raise ConfigError(
+            f"no *{suffix} files of split {split!r} in {root or os.getcwd()}"
+            + (f"; unpack those that are compressed: gunzip {packed[0]}" if packed else "")
+        )
+    return files
+
+
+def _matching(pattern: str) -> list[str]:
+    paths = expand_braces(pattern)
+    if any(re.search(r"[*?\[]", path) for path in paths):
+        return [file for path in paths for file in sorted(glob.glob(path))]
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} of the {len(paths)} files of {pattern} are missing, the first is "
+            f"{missing[0]}"
+        )
+    return paths
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; `{a,b}` likewise; in this order."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    parts = match[1].split(",")
+    if span:
+        numbers = range(int(span[1]), int(span[2]) + 1)
+        parts = [f"{number:0{len(span[1])}d}" for number in numbers]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [path for part in parts for path in expand_braces(before + part + after)]
