@@ -235,7 +235,8 @@ def _unknown_key(
     if near and not reason:
         return errors.ConfigError(f"unknown key config.{wrong}; did you mean {', '.join(near)}?")
     return errors.ConfigError(
-        f"unknown key config.{wrong}{reason}; known: {', '.join(in_section or sorted(known))}"
+        f"unknown key config.{wrong}{reason}; known: "
+        + ", ".join(in_section or sorted({k.split(".")[0] for k in known}))
     )
 
 
@@ -243,9 +244,9 @@ def _parsed(path: str, text: str, annotation: Any, current: Any) -> Any:
     """The value of an override's text."""
     try:
         return _parse(text, annotation)
-    except (TypeError, ValueError, SyntaxError):
+    except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
         raise errors.ConfigError(
-            f"config.{path} takes {type_name(annotation)} (now {current!r}), not {text!r}"
+            f"config.{path} takes {type_name(annotation)} (now {current!r}), not {text[:100]!r}"
         ) from None
 
 

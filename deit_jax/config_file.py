@@ -10,6 +10,7 @@ one line that names the file and the line number.
 
 import ast
 import importlib.machinery
+import os
 import pathlib
 import sys
 import traceback
@@ -39,7 +40,7 @@ def find(name: str) -> pathlib.Path:
       ConfigError: there is none; it names those that there are.
     """
     path = pathlib.Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike pathlib's, of any text
         return path
     is_name = path.name == name and path.suffix != ".py"
     if is_name and name in recipes():
@@ -47,7 +48,7 @@ def find(name: str) -> pathlib.Path:
     known = close_matches(path.stem, recipes())
     if is_name:
         raise ConfigError(f"no recipe {name!r}; known: {known}; or a file, such as ./mine.py")
-    files = ", ".join(sorted(str(p) for p in path.parent.glob("*.py")))
+    files = close_matches(name, (str(p) for p in path.parent.glob("*.py")))
     there = f"{path.parent} has: {files}" if files else f"recipes by name: {known}"
     raise ConfigError(f"no config file {name!r}; {there}")
 

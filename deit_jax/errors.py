@@ -1,10 +1,11 @@
 """Errors that a user can act on, and collecting several of them before anything starts."""
 
+import argparse
 import contextlib
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 
 class ConfigError(ValueError):
@@ -27,6 +28,20 @@ def printable(text: str, *, limit: int | None = None) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def screen(error: Exception) -> str:
+    """The message of an error for the terminal, whatever a user or a file put into it."""
+    return "\n".join(printable(line, limit=5000) for line in str(error).split("\n"))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Options of a command; a mistake is one line and exit status 2, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process."""
+        text = printable(" ".join(message.split()), limit=1000)
+        self.exit(2, f"{self.prog}: {text}; see {self.prog} --help\n")
+
+
 def close_matches(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     """The known names, comma separated, nearest to `name` first; the first `limit` of many."""
     known = sorted(known)
@@ -38,7 +53,8 @@ def close_matches(name: str, known: Iterable[str], *, limit: int = 12) -> str:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
     """`unknown model 'deit_x'; known: ...`, nearest names first."""
-    return ConfigError(f"unknown {what} {name!r}; known: {close_matches(name, known)}")
+    near = close_matches(str(name)[:100], known)
+    return ConfigError(f"unknown {what} {repr(name)[:100]}; known: {near}")
 
 
 class Problems:

@@ -5,6 +5,7 @@ is `mix_group` neighboring rows of the global batch, whatever the devices are, a
 a row is mixed with the mirrored row of its group (timm's `x.flip(0)`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -178,6 +179,12 @@ def draw_per_row(one: Callable, key: jax.Array, size: int) -> MixDraw:
 MIX_MODES = {"batch": draw_per_group, "pair": draw_per_pair, "elem": draw_per_row}
 
 
+def _group_draws(mode: Callable, one: Callable, groups: int, size: int, key: jax.Array) -> MixDraw:
+    """Draws with leading axes [groups, size], each group's from a key of its own."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(groups))
+    return jax.vmap(lambda key: mode(one, key, size))(keys)
+
+
 def _mixed_by(
     drawn: MixDraw, image: jax.Array, target: jax.Array, group: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -241,12 +248,7 @@ def make_mix(
         if batch % size:
             raise ValueError(f"a batch of {batch} rows is not a multiple of the mix group {size}")
         one = lambda key: draw_mix(key, height, width, switch_prob=switch_prob, **kinds)
-
-        def group_draws(key: jax.Array) -> MixDraw:
-            groups = jnp.arange(batch // size)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, groups)
-            return jax.vmap(lambda key: mode(one, key, size))(keys)
-
+        group_draws = functools.partial(_group_draws, mode, one, batch // size, size)
         if supplied.mesh is not None:
             # Every device draws for all groups: exp and log of arrays of another
             # length may be compiled differently and end in another bit.
@@ -258,14 +260,15 @@ def make_mix(
         drawn = jax.tree.map(lambda x: x.reshape((batch,) + x.shape[2:]), drawn)
         return _mixed_by(drawn, image, target, size)
 
-    share = cutmix_share(mixup, cutmix, switch_prob)
-    shares = (("mixup", 1 - share), ("CutMix", share))
-    return noted(
-        mix,
-        " or ".join(f"{kind} with probability {p:g}" for kind, p in shares if p)
-        + (f", in {mix_prob:g} of the draws" if mix_prob < 1 else ""),
-        f"{supplied.batch_size // size} groups of {size} images",
-    )
+    what = _narrate(cutmix_share(mixup, cutmix, switch_prob), mix_prob)
+    return noted(mix, what, f"{supplied.batch_size // size} groups of {size} images")
+
+
+def _narrate(cutmix: float, mix_prob: float) -> str:
+    """What is drawn, in words; `cutmix` is its share of the mixes."""
+    shares = (("mixup", 1 - cutmix), ("CutMix", cutmix))
+    text = " or ".join(f"{kind} with probability {share:g}" for kind, share in shares if share)
+    return text + (f", in {mix_prob:g} of the draws" if mix_prob < 1 else "")
 
 
 def make_target(supplied: Supplied, *, smoothing: float = 0.1) -> BatchStage:

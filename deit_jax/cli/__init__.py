@@ -9,6 +9,7 @@ import functools
 import sys
 from typing import Any
 
+from deit_jax import errors
 from deit_jax.cli import (
     augmentations,
     compare,
@@ -30,13 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     A run that was stopped says so and returns its own exit status.
     """
     from deit_jax import config_file
-    from deit_jax.errors import ConfigError, RunStopped
 
     description = "Train models; inspect data and recipes; evaluate, use and convert weights."
-    parser = argparse.ArgumentParser(prog="deit-jax", description=description)
+    parser = errors.ArgumentParser(prog="deit-jax", description=description)
     # --config.a.b is not an abbreviation of anything.
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    of_command: Any = functools.partial(argparse.ArgumentParser, **options)
+    of_command: Any = functools.partial(errors.ArgumentParser, **options)
     subparsers = parser.add_subparsers(dest="command", required=True, parser_class=of_command)
     for command in COMMANDS:
         command.add_parser(subparsers)
@@ -44,14 +44,23 @@ def main(argv: list[str] | None = None) -> int:
     if args.overrides and not getattr(args, "takes_overrides", False):
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
-        if getattr(args, "config", None) and not getattr(args, "reads_config", False):
+        reads_config = getattr(args, "reads_config", False)
+        if getattr(args, "config", None) is not None and not reads_config:
             # What the file adds to the tables must be there before anything is read.
             config_file.read(args.config)
         return args.run(args)
-    except (ConfigError, FileNotFoundError) as error:
-        who = getattr(args, "prefix", f"deit-jax {args.command}")
-        print(f"{who}: {error}", file=sys.stderr)
-        return 2
-    except RunStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
+    except (errors.ConfigError, FileNotFoundError, PermissionError, TimeoutError) as error:
+        return _refuse(args, error)
+    except errors.RunStopped as error:
+        print(f"stopped: {errors.screen(error)}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if args.command == "train":  # in the middle of a run: not what the user wrote
+            raise
+        return _refuse(args, error)
+
+
+def _refuse(args: argparse.Namespace, error: Exception) -> int:
+    who = getattr(args, "prefix", f"deit-jax {args.command}")
+    print(f"{who}: {errors.screen(error)}", file=sys.stderr)
+    return 2

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from deit_jax import storage
+from deit_jax.cli import values
 
 DESCRIPTION = """\
 Writes one sheet: rows of training images, columns the original and what the recipe's
@@ -27,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", metavar="PNG", default="augmentations.png", help="the sheet")
     parser.add_argument("--images", type=int, default=8, help="rows, an even number")
     parser.add_argument("--draws", type=int, default=8, help="columns beside the original")
-    parser.add_argument("--seed", type=int, default=0, help="of images and draws")
+    parser.add_argument("--seed", type=values.seed, default=0, help="of images and draws")
     parser.add_argument(
         "--operation", metavar="NAME", nargs="+", default=[], help="sheets of operations, or all"
     )

@@ -45,5 +45,7 @@ def _attributes(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object like {{"num_heads": 3}}')
+        raise argparse.ArgumentTypeError(
+            f'{text[:100]!r} is not a JSON object like {{"num_heads": 3}}'
+        )
     return found

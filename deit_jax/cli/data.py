@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from deit_jax.cli import values
+
 _CHUNK = 64
 # Classes whose sizes are printed, of many.
 _MOST_CLASSES = 20
@@ -26,7 +28,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--source", default="tfds", help="tfds (default), folder, tar, ...")
     for option, (kind, text) in _SOURCE_OPTIONS.items():
         parser.add_argument(f"--{option}", type=kind, help=text)
-    parser.add_argument("--canvas", type=int, default=512, help="side that images should fit")
+    parser.add_argument(
+        "--canvas", type=values.positive, default=512, help="side that images should fit"
+    )
     parser.add_argument("--decode", action="store_true", help="decode every image")
     parser.set_defaults(run=run)
 

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from deit_jax import storage
-from deit_jax.cli import checkpoint_arguments
+from deit_jax.cli import checkpoint_arguments, values
 
 # Sections of a run's or a given config that evaluation uses.
 _SECTIONS = ("data", "eval", "input")
@@ -35,8 +35,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--data", action="append", metavar="SET,...", help="val, v2, real; default: val"
     )
-    parser.add_argument("--image-size", type=int, help="side in pixels; default: the checkpoint's")
-    parser.add_argument("--crop-ratio", type=float, help="default: the checkpoint's")
+    parser.add_argument(
+        "--image-size", type=values.positive, help="side in pixels; default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--crop-ratio", type=values.positive_float, help="default: the checkpoint's"
+    )
     parser.add_argument("--dtype", default="float32", help="to compute in; default: float32")
     parser.add_argument("--json", metavar="FILE", help="write the results")
     parser.add_argument("--confusion", metavar="FILE.csv", help="of the first set")

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from deit_jax.cli import values
+
 # Training images and classes of the data sets of the paper (Table 6), for a machine without them.
 PUBLISHED_SIZES = {
     ("imagenet2012", "train"): (1_281_167, 1000),
@@ -31,14 +33,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", metavar="MODEL", nargs="*", help="registered names; none: all")
     parser.add_argument("--config", metavar="FILE[:variant]", help="the recipe")
-    parser.add_argument("--records", type=int, help="training images; default: those of the data")
-    parser.add_argument("--classes", type=int, help="classes; default: those of the data")
     parser.add_argument(
         "--device", help="what to run on (t4, v5e, h100, ...); default: this machine"
     )
-    parser.add_argument("--devices", type=int, help="devices of the run; default: those here")
     parser.add_argument(
-        "--images-per-second", type=float, metavar="N", help="over all devices: prints the hours"
+        "--records", type=values.positive, help="training images; default: those of the data"
+    )
+    parser.add_argument(
+        "--classes", type=values.positive, help="classes; default: those of the data"
+    )
+    parser.add_argument(
+        "--devices", type=values.positive, help="devices of the run; default: those here"
+    )
+    parser.add_argument(
+        "--images-per-second",
+        type=values.positive_float,
+        metavar="N",
+        help="over all devices: prints the hours",
     )
     parser.set_defaults(run=run, takes_overrides=True)
 

@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.top < 1:
         raise ConfigError(f"--top must be at least 1, not {args.top}")
-    if args.crop_ratio is not None and not 0 < args.crop_ratio <= 1:
-        raise ConfigError(f"--crop-ratio must be above 0 and at most 1, not {args.crop_ratio}")
+    if args.crop_ratio is not None and not 0.1 <= args.crop_ratio <= 1:
+        raise ConfigError(f"--crop-ratio must be from 0.1 to 1, not {args.crop_ratio}")
     missing = [path for path in args.images if not storage.path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")

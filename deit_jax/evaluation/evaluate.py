@@ -49,8 +49,8 @@ class Evaluation:
     agreement: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_ratio <= 1:
-            raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {self.crop_ratio}")
+        if not 0.1 <= self.crop_ratio <= 1:
+            raise ConfigError(f"crop_ratio must be from 0.1 to 1, not {self.crop_ratio}")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
         canvas = max(self.image_size, 512) if self.canvas is None else self.canvas

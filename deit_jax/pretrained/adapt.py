@@ -88,13 +88,7 @@ def adapt(
             notes.append(note)
     problems = [f"missing {path}" for path in absent if _first(path) not in gained | heads]
     problems += _misfits(have, wanted, model.head_params)
-    if not problems:
-        problems = [
-            f"{key} is {there}, the model has {here}"
-            for key in model.undetermined
-            if (there := getattr(old_model, key, None)) != (here := getattr(model, key))
-        ]
-    if problems:
+    if problems := problems or _contradictions(old_model, model):
         raise ConfigError(f"{loaded.label} does not fit: {'; '.join(problems)}")
     if absent and template is None:
         raise ConfigError(f"{loaded.label} lacks {', '.join(absent)}, and no template was given")
@@ -125,6 +119,14 @@ def _first(path: str) -> str:
     """`head` of 'params/head/kernel'; '' for what is not a parameter."""
     collection, name, *_ = path.split("/")
     return name if collection == "params" else ""
+
+
+def _contradictions(old: Model, model: Model) -> list[str]:
+    return [
+        f"{key} is {there}, the model has {here}"
+        for key in model.undetermined
+        if (there := getattr(old, key, None)) != (here := getattr(model, key))
+    ]
 
 
 def _misfits(have: dict, wanted: dict, heads: tuple[str, ...]) -> list[str]:

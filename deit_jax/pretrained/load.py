@@ -89,7 +89,8 @@ def _read(
 ) -> dict[str, Any]:
     """The fields of a `LoadedCheckpoint`; without `arrays` those of a `CheckpointInfo`."""
     path = storage.path(path_or_name)
-    if not path.exists():
+    # os.path takes any text.
+    if not (path.exists() if storage.is_remote(path) else os.path.exists(str(path))):
         if storage.is_remote(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
         name, entry = hub.find(str(path_or_name))
@@ -130,8 +131,8 @@ def _refuse_selection(source: str, which: str) -> None:
 def _refuse_contradiction(source: str, told: dict[str, Any], asked: _Asked) -> None:
     """Raises ConfigError for another model than asked for; `told` are arguments known of it."""
     given = {"name": asked.model} | asked.model_kwargs
-    for key in [key for key in given if given[key] is not None]:
-        if told.get(key, given[key]) != given[key]:
+    for key in [key for key in given if given[key] is not None and key in told]:
+        if told[key] != given[key]:
             form = "a {}" if key == "name" else f"{key}={{}}"
             there, asked_for = form.format(told[key]), form.format(given[key])
             raise ConfigError(f"{source} holds {there}, not {asked_for}")

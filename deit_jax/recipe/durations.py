@@ -1,6 +1,7 @@
 """Durations with their units, resolved to optimizer steps in one place."""
 
 import dataclasses
+import functools
 import math
 
 from deit_jax.data.order import steps_per_epoch
@@ -62,16 +63,7 @@ def make_durations(
         positive.
     """
     per_epoch = steps_per_epoch(records, batch_size, repeats)
-
-    def resolve(name: str, epochs: float, steps: int | None) -> int:
-        if steps is not None:
-            if steps < 0:
-                raise ConfigError(f"{name}_steps must be at least 0, not {steps}")
-            return steps
-        if not 0 <= epochs < math.inf:
-            raise ConfigError(f"{name}_epochs must be a finite number, at least 0, not {epochs}")
-        return max(1, round(epochs * per_epoch)) if epochs else 0
-
+    resolve = functools.partial(_steps, per_epoch)
     length = resolve("total", total_epochs, total_steps)
     if not length:
         raise ConfigError("total_epochs (or total_steps) must be above 0")
@@ -90,6 +82,17 @@ def make_durations(
             "checkpoint_every", checkpoint_every_epochs, checkpoint_every_steps
         ),
     )
+
+
+def _steps(per_epoch: int, name: str, epochs: float, steps: int | None) -> int:
+    """Of a duration in epochs or, where given, in steps."""
+    if steps is not None:
+        if steps < 0:
+            raise ConfigError(f"{name}_steps must be at least 0, not {steps}")
+        return steps
+    if not 0 <= epochs < math.inf:
+        raise ConfigError(f"{name}_epochs must be a finite number, at least 0, not {epochs}")
+    return max(1, round(epochs * per_epoch)) if epochs else 0
 
 
 def _check_at_least_one(name: str, value: int) -> None:

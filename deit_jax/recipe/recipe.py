@@ -108,14 +108,7 @@ def make_recipe(
         side = model.image_size[0] if model else 224
         augment.make_augment(_supplied(config, side, num_classes), **config.augment)
     if model:
-        parts["params"] = models.abstract_variables(model)["params"]
-        schedule = parts.get("schedule") or (lambda step: 0.0)
-        with problems.section("optim"):
-            parts["tx"] = optim.make_optimizer(parts["params"], schedule, model, **config.optim)
-        with problems.section("loss"):
-            _check_heads(config, model)
-        with problems.section("teacher"):
-            parts["teacher"] = find_teacher_model(config, model, device)
+        parts |= _parts_for(model, config, parts.get("schedule"), device, problems)
     _check_values(config, problems)
     if own:
         problems.raise_any()
@@ -131,6 +124,25 @@ def make_recipe(
         model=model,
         **parts,
     )
+
+
+def _parts_for(
+    model: models.Model,
+    config: ml_collections.ConfigDict,
+    schedule: Any,
+    device: Any,
+    problems: Problems,
+) -> dict[str, Any]:
+    """What depends on the model: its parameters, their optimizer, the teacher."""
+    parts: dict[str, Any] = {"params": models.abstract_variables(model)["params"]}
+    rate = schedule or (lambda step: 0.0)
+    with problems.section("optim"):
+        parts["tx"] = optim.make_optimizer(parts["params"], rate, model, **config.optim)
+    with problems.section("loss"):
+        _check_heads(config, model)
+    with problems.section("teacher"):
+        parts["teacher"] = find_teacher_model(config, model, device)
+    return parts
 
 
 def find_mix_group(config: ml_collections.ConfigDict) -> int | None:

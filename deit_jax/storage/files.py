@@ -182,9 +182,11 @@ def writable(value: str | os.PathLike | StorePath, what: str) -> Path:
     """`path(value)`, in which a file was written and removed.
 
     Raises:
-      ConfigError: that failed; the message names `what`, and a bucket that is missing or not
-        ours is told at the first answer.
+      ConfigError: that failed, or no folder is named; the message names `what`, and a bucket
+        that is missing or not ours is told at the first answer.
     """
+    if not str(value):
+        raise ConfigError(f"{what} is empty; name a folder, or '.' for this one")
     folder = paths.path(value)
     trial = folder / f".writable-{socket.gethostname()}-{os.getpid()}"
     try:

@@ -127,7 +127,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         problems=problems,
     )
     with problems.section("eval"):
-        side = recipe.image_size if recipe else 224
+        side = recipe.image_size if recipe else 1  # larger than no canvas
         parts["evaluation"] = Evaluation(side, **config.eval)
     with problems.section("step"):
         loss_scale.make_rule(recipe.model.dtype if recipe else "float32", config.step)

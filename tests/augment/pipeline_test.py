@@ -284,6 +284,30 @@ def test_cutmix_boxes_are_the_published_ones():
     assert free.any() and ((bottom - top)[free] % 2 == 0).all()
 
 
+def words_of(draws):
+    """uint32 [n, draws] from which `random_bits.integer` draws what numpy drew."""
+    low, high, drawn = np.moveaxis(draws.astype(np.float64), -1, 0)
+    return ((drawn - low + 0.5) / (high - low) * 2**24).astype(np.uint32) << 8
+
+
+@pytest.mark.parametrize("height, width", [(224, 224), (30, 41), (9, 9), (160, 96)])
+def test_cutmix_boxes_equal_those_of_the_published_runs_timm(vectors, height, width):
+    stored = np.load(vectors / "mix_boxes.npz")
+    name = f"box_{height}_{width}"
+    box = jax.vmap(lambda word, lam: mix._cut_box(word, lam, height, width))
+    found = box(words_of(stored[f"{name}_draws"]), stored[f"{name}_lam"])
+    np.testing.assert_array_equal(found, stored[name])
+
+
+@pytest.mark.parametrize("side", [224, 30, 9, 96])
+def test_cutmix_minmax_boxes_equal_those_of_the_published_runs_timm(vectors, side):
+    stored = np.load(vectors / "mix_boxes.npz")
+    name = f"minmax_{side}"
+    limits = tuple(stored[f"{name}_limits"].tolist())
+    box = jax.vmap(lambda word: mix._cut_box_minmax(word, limits, side, side))
+    np.testing.assert_array_equal(box(words_of(stored[f"{name}_draws"])), stored[name])
+
+
 @pytest.mark.parametrize("side, minmax", [(224, (0.2, 0.8)), (30, (0.1, 1.0)), (9, (0.3, 0.7))])
 def test_boxes_between_two_shares_are_those_of_the_published_runs_timm(side, minmax):
     """timm 0.3.2: randint(low, high) and randint(0, side - length), never the last of either."""

@@ -75,8 +75,8 @@ def test_predict_turns_photos_as_their_exif_orientation_says(tmp_path, capsys):
     [
         ("--top=0", "--top must be at least 1, not 0"),
         ("--top=-1", "--top must be at least 1, not -1"),
-        ("--crop-ratio=0", "--crop-ratio must be above 0 and at most 1, not 0.0"),
-        ("--crop-ratio=nan", "--crop-ratio must be above 0 and at most 1, not nan"),
+        ("--crop-ratio=0", "--crop-ratio must be from 0.1 to 1, not 0.0"),
+        ("--crop-ratio=nan", "--crop-ratio must be from 0.1 to 1, not nan"),
     ],
 )
 def test_predict_refuses_numbers_out_of_range(option, words, capsys):

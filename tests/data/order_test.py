@@ -36,6 +36,8 @@ def test_imagenet_numbers_of_the_published_recipe():
         (9_700, 4, 24),
         (5_000, 2, 48),
         (1_437, 5, 10),
+        (3_000, 2, 64),
+        (10_001, 2, 10),
     ],
 )
 def test_batches_are_those_of_the_official_sampler(vectors, records, ranks, images):

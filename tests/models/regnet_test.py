@@ -49,7 +49,7 @@ def test_designs_equal_timm(vectors):
 
 
 @pytest.mark.parametrize(
-    "name", ["regnety_008_tv", "regnety_080_tv", "regnety_640", "regnety_1280", "regnety_040_sgn"]
+    "name", [f"regnety_{size}" for size in ("008_tv", "080_tv", "640", "1280", "2560", "040_sgn")]
 )
 def test_sizes_equal_timm(vectors, name):
     stored = np.load(vectors / "models_timm.npz")
