@@ -19,6 +19,16 @@ cannot run these rows). The soft loss is divided by batch size times classes as 
 official code; --config.loss.reduction=batch is the textbook mean. Figure 3 has 500 and 800
 epochs of b: --config.train.total_epochs.
 
+With a teacher all three sizes see the same images: mix groups of 64, the batch of one GPU in the
+one published command with a teacher (the official launcher: 16 GPUs of 64 images, for b). The runs
+of ti and s without a teacher had 4 GPUs of 256 images, and so have `ti_none` and `s_none`. So one
+set of stored labels serves ti, s and b, with the token or `_hard` (docs/stored_labels.md):
+
+    deit-jax labels --config=configs/deit_distilled.py:ti --output=LABELS \
+        --config.data.data_dir=DIR --config.teacher.init=regnety_160-a5fe301d.pth
+    python train.py --config=configs/deit_distilled.py:b --workdir=runs/deit_b_distilled \
+        --config.data.data_dir=DIR --config.teacher.labels=LABELS
+
 300 epochs of b without teacher took the authors 53 hours on 8 V100 (16 processes of 64
 images; ti and s 4 of 256). The teacher's forward pass costs 12.7 forward passes of ti, 3.5
 of s, 0.9 of b.
@@ -61,6 +71,8 @@ def _changed(size: str, row: str) -> ConfigDict:
         },
         "hard": {"loss": {"distill_on": "class"}},
     }[row]
+    if row != "none":
+        changed["augment"] = {"mix_group_limit": deit.MIX_GROUP["b"]}
     if row in ("token", "1000"):
         changed["model"] = {"name": f"deit_{SIZES[size]}_distilled_patch16_224"}
     return ConfigDict(changed)

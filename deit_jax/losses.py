@@ -82,6 +82,8 @@ def mean_of_heads(output: Any) -> jax.Array:
 
 LABEL_LOSSES = {"ce": cross_entropy, "bce": binary_cross_entropy}
 DISTILLATION_LOSSES = {"hard": hard_distillation, "soft": soft_distillation}
+# Those that use nothing of the teacher's logits but which is the largest.
+CHOICE_ONLY = {"hard"}
 LABEL_HEADS = {"class": class_head, "mean": mean_of_heads}
 DISTILLED_HEADS = {"token": distillation_head, "class": class_head}
 

@@ -131,8 +131,11 @@ def every_option(build) -> set[str]:
     own = builders.keywords(build)
     found = set(own)
     for key, choice in getattr(build, "choices", {}).items():
-        is_table = isinstance(choice, Mapping)
-        for entry in choice.values() if is_table else choice(own[key].default if key else None):
+        default = own[key].default if key else None
+        # Where a folder may be named, naming one is the other choice.
+        values = ["", "DIR"] if default == "" else [default]
+        entries = choice.values() if isinstance(choice, Mapping) else sum(map(choice, values), [])
+        for entry in entries:
             found |= every_option(entry) if callable(entry) else set()
     return found
 

@@ -32,5 +32,9 @@ from deit_jax.augment.normalize import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.augment.pipeline import Described, describe, make_augment, make_eval_transform
 from deit_jax.augment.stage import Supplied
 
-__all__ = ["Described", "IMAGENET_MEAN", "IMAGENET_STD", "Supplied", "describe", "make_augment"]
-__all__ += ["make_eval_transform", "resolve_mix_group"]
+# Raised whenever the same options and seed give other images: labels that are stored for the old
+# ones are then refused.
+VERSION = 1
+
+__all__ = ["Described", "IMAGENET_MEAN", "IMAGENET_STD", "Supplied", "VERSION", "describe"]
+__all__ += ["make_augment", "make_eval_transform", "resolve_mix_group"]

@@ -17,12 +17,24 @@ from deit_jax.cli import (
     data,
     evaluate,
     explain,
+    labels,
     predict,
     replay,
     train,
 )
 
-COMMANDS = (train, evaluate, predict, convert, explain, augmentations, data, compare, replay)
+COMMANDS = (
+    train,
+    evaluate,
+    predict,
+    convert,
+    explain,
+    augmentations,
+    data,
+    labels,
+    compare,
+    replay,
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -40,6 +40,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", required=True, help="recipe or file, with :variant if it has any")
     add("--workdir", required=True, help="folder of the run; created if missing")
     add("--force_resume", action="store_true", help="resume in a workdir whose config differs")
+    add_joining(parser)
+
+
+def add_joining(parser: argparse.ArgumentParser) -> None:
+    """The flags by which processes find each other, for a command that has several."""
+    add = parser.add_argument
     add("--coordinator", help="host:port of process 0, where no cluster manager provides it")
     add("--num_processes", type=int)
     add("--process_id", type=int)

@@ -132,6 +132,7 @@ class TrainOrder:
         mix_group: rows of a mix group g; None for one group, the whole batch.
         seed: of the run.
         device_count: all devices of the run, not only this process's.
+        period: steps after which the order repeats; None: never.
         shard_lengths, window_shards: with `window_shards`, the order is `window_permutation`.
 
     Raises:
@@ -147,11 +148,13 @@ class TrainOrder:
         mix_group: int | None = None,
         seed: int = 0,
         device_count: int = 1,
+        period: int | None = None,
         shard_lengths: Sequence[int] = (),
         window_shards: int | None = None,
     ):
         self.batch_size = batch_size
         self.repeats = repeats
+        self.period = period
         self.steps_per_epoch = steps_per_epoch(n_records, batch_size, repeats)
         self.canvases = canvas_count(batch_size, repeats, device_count)
         self._rows = batch_rows(batch_size, batch_size if mix_group is None else mix_group)
@@ -164,7 +167,7 @@ class TrainOrder:
         self._permutation = functools.lru_cache(maxsize=2)(permutation)
 
     def __call__(self, step: int) -> BatchIndex:
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        epoch, step_of_epoch = divmod(step % (self.period or step + 1), self.steps_per_epoch)
         permutation = self._permutation(epoch)
         positions = step_of_epoch * self.batch_size + np.arange(self.batch_size)
         record = np.full(self.canvases, -1, np.int64)

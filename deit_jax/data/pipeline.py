@@ -28,6 +28,7 @@ def train_batches(
     start_step: int = 0,
     device_count: int = 1,
     rows: Sequence[int] | np.ndarray | None = None,
+    period: int | None = None,
     *,
     canvas: int = 512,
     repeats: int = 1,
@@ -41,6 +42,7 @@ def train_batches(
         seed, start_step: any start costs the same.
         device_count: devices of the whole run; the canvases divide among them.
         rows: canvas rows that this process makes, in this order; None: all.
+        period: steps after which the batches repeat; None: never.
         canvas: side C of the square canvases in pixels; larger images are shrunk to fit, a
             JPEG of at least twice that size while it is decoded.
         repeats: copies of each image in the batch (repeated augmentation).
@@ -65,6 +67,7 @@ def train_batches(
         mix_group=mix_group,
         seed=seed,
         device_count=device_count,
+        period=period,
         shard_lengths=source.shard_lengths,
         window_shards=source.window_shards,
     )

@@ -6,6 +6,8 @@ from deit_jax.recipe.recipe import Recipe
 
 # Images that shared a mix in the published runs, which drew one lambda for each GPU's batch.
 PUBLISHED_MIX_GROUP = {"deit_tiny": 256, "deit_small": 256, "deit_base": 64}
+# That of the published command with a teacher, for any size; `configs/deit_distilled.py`.
+DISTILLED_MIX_GROUP = 64
 PUBLISHED_BATCH = 1024
 # Base rates for 512 images above this are what 5e-4 becomes by scaling to 1,024.
 _SCALED_ADAMW_LR = 1e-3
@@ -55,6 +57,8 @@ def _batch(recipe: Recipe) -> Iterator[str]:
     group = recipe.mix_group
     family = "_".join(config.model.name.split("_")[:2])
     published = PUBLISHED_MIX_GROUP.get(family)
+    if published and recipe.teacher:
+        published = DISTILLED_MIX_GROUP
     comparable = published and batch == PUBLISHED_BATCH and not config.init
     if group and batch < group * config.input.repeats:
         yield (

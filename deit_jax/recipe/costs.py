@@ -9,6 +9,7 @@ import jax
 from deit_jax import data, models
 from deit_jax.distributed import sharding
 from deit_jax.recipe.recipe import Recipe
+from deit_jax.teacher.model import Ensemble
 
 # Batches of canvases on the device at a time: the one in use and the next.
 _CANVAS_BATCHES = 2
@@ -34,7 +35,7 @@ def step_macs(
     model: models.Model,
     *,
     batch_size: int,
-    teacher: models.Model | None = None,
+    teacher: models.Model | Ensemble | None = None,
     recomputed: bool = True,
 ) -> dict[str, float]:
     """Multiply-accumulates of one training step over the whole batch, {'student', 'teacher'}.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from deit_jax import models
 from deit_jax.recipe import costs
 from deit_jax.recipe.devices import listed
+from deit_jax.teacher.model import Ensemble
 
 
 def peak_flops(device: Any, dtype: str = "bfloat16") -> float | None:
@@ -17,7 +18,7 @@ def peak_flops(device: Any, dtype: str = "bfloat16") -> float | None:
 
 
 def step_flops(
-    model: models.Model, *, batch_size: int, teacher: models.Model | None = None
+    model: models.Model, *, batch_size: int, teacher: models.Model | Ensemble | None = None
 ) -> float:
     """Floating-point operations of one training step over the whole batch.
 
@@ -33,7 +34,7 @@ def ideal_step_seconds(
     model: models.Model,
     *,
     batch_size: int,
-    teacher: models.Model | None = None,
+    teacher: models.Model | Ensemble | None = None,
     devices: list[Any] | None = None,
 ) -> float | None:
     """Seconds that a step would take at the devices' peak; MFU is this over the step's time.

@@ -54,6 +54,24 @@ class Recipe:
         """Side in pixels of the student's images."""
         return self.model.image_size[0]
 
+    @property
+    def choice_only(self) -> bool:
+        """Whether the distillation loss uses the teacher's first choice alone."""
+        return self.config.loss.distillation in losses.CHOICE_ONLY
+
+    @property
+    def label_period(self) -> int | None:
+        """Steps after which images and the teacher's labels repeat; None: never."""
+        if self.config.loss.distillation == "none" or self.config.teacher.label_epochs is None:
+            return None
+        return self.config.teacher.label_epochs * self.durations.steps_per_epoch
+
+    @property
+    def label_steps(self) -> int:
+        """Steps whose labels differ."""
+        total = self.durations.total_steps
+        return min(self.label_period or total, total)
+
     def supplied(self, mesh: jax.sharding.Mesh | None = None) -> augment.Supplied:
         """What the stages of the augmentation are given."""
         return _supplied(self.config, self.image_size, self.num_classes)._replace(mesh=mesh)

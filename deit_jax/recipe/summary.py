@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from deit_jax import augment, builders, data, losses, optim
+from deit_jax import teacher as teacher_lib
 from deit_jax.optim.optimizers import OPTIMIZERS
 from deit_jax.optim.param_groups import make_rules
 from deit_jax.optim.schedules import SCHEDULES
@@ -28,10 +29,11 @@ def describe(recipe: Recipe, *, images_per_second: float | None = None) -> str:
         "optimizer": _optimizer(recipe),
         "augmentation": _augmentation(recipe),
         "loss": _loss(recipe),
+        "stored labels": _labels(recipe, images_per_second),
         "cost": _cost(recipe, images_per_second),
         "device": _columns(suitability.describe(recipe)),
     }
-    blocks = ["\n  ".join([subject, *lines]) for subject, lines in subjects.items()]
+    blocks = ["\n  ".join([subject, *lines]) for subject, lines in subjects.items() if lines]
     return "\n\n".join(blocks)
 
 
@@ -117,19 +119,51 @@ def _loss(recipe: Recipe) -> list[str]:
     if recipe.teacher is None:
         return _columns(pairs | {"teacher": "none"})
     distillation = builders.narrate(losses.DISTILLATION_LOSSES, options.distillation, options)
+    pairs |= {
+        "distillation": f"{distillation}, on the "
+        f"{_head(losses.DISTILLED_HEADS[options.distill_on])}",
+        "weights": f"{1 - options.alpha:g} labels + {options.alpha:g} teacher",
+        "teacher": recipe.teacher.description,
+    }
     section = recipe.config.teacher
-    return _columns(
-        pairs
-        | {
-            "distillation": f"{distillation}, on the "
-            f"{_head(losses.DISTILLED_HEADS[options.distill_on])}",
-            "weights": f"{1 - options.alpha:g} labels + {options.alpha:g} teacher",
-            "teacher": recipe.teacher.description,
-            "teacher input": "the student's tensor (same crop, operations, erasing and mix) at "
+    if recipe.teacher.stored is None:
+        pairs["teacher input"] = (
+            "the student's tensor (same crop, operations, erasing and mix) at "
             f"{section.input_size or recipe.image_size} pixels, dtype {section.dtype}, "
-            "evaluation mode",
-        }
-    )
+            "evaluation mode"
+        )
+    return _columns(pairs)
+
+
+def _labels(recipe: Recipe, images_per_second: float | None) -> list[str]:
+    """Size of the labels of a distilled run, what they cost once, and what they save each time."""
+    if recipe.teacher is None:
+        return []
+    section, batch_size = recipe.config.teacher, recipe.durations.batch_size
+    stored, model = recipe.teacher.stored, recipe.teacher.model
+    if stored is not None:
+        kind, macs = stored.kind, stored.teacher.get("macs_per_image")
+    else:
+        make = builders.bind(teacher_lib.make_kind, section)
+        kind, macs = make(recipe.num_classes, recipe.choice_only), model and model.count().macs
+    each = kind.row.itemsize * batch_size
+    epochs = recipe.durations.epoch(recipe.label_steps)
+    pairs = {"size": f"{kind.description}: {_si(each * recipe.label_steps)}B for {epochs:g} epochs"}
+    if recipe.label_period:
+        pairs["repeats"] = f"epoch e has the images and labels of epoch e modulo {epochs:g}"
+    pairs["reading"] = f"{each:,} bytes per step"
+    if images_per_second:
+        pairs["reading"] += f", {_si(each * images_per_second / batch_size)}B per second"
+    if macs is not None:
+        student = costs.step_macs(recipe.model, batch_size=batch_size)["student"]
+        per_step = macs * batch_size
+        pairs["cost once"] = f"{_si(per_step * recipe.label_steps)} multiply-accumulates"
+        share = per_step / (per_step + student)
+        run = _si(per_step * recipe.durations.total_steps)
+        pairs["saves"] = f"{run} per run, {share:.0%} of the work of one with a live teacher"
+    if stored is None:
+        pairs["how"] = "`deit-jax labels` or teacher.record=DIR, then teacher.labels=DIR"
+    return _columns(pairs)
 
 
 def _head(head: Any) -> str:
@@ -141,7 +175,7 @@ def _cost(recipe: Recipe, images_per_second: float | None) -> list[str]:
     teacher = recipe.teacher and recipe.teacher.model
     macs = costs.step_macs(recipe.model, batch_size=durations.batch_size, teacher=teacher)
     each = ", ".join(f"{who} {_si(count)}" for who, count in macs.items())
-    if recipe.teacher and teacher is None:
+    if recipe.teacher and teacher is None and recipe.teacher.stored is None:
         each += ", teacher unknown"
     memory = costs.step_memory(recipe)
     unit, one = ("GiB", 2**30) if memory.total >= 2**30 else ("MiB", 2**20)

@@ -1,9 +1,23 @@
-"""The frozen teacher of a distilled run.
+"""The frozen teacher of a distilled run: live, recorded, or replaced by stored labels.
 
-`model.py` says which model it is, without its weights where its file tells, and `live.py` loads it.
-To add a kind of teacher: a function that returns a `Teacher`.
+    options.py   the `teacher` section of a config
+    model.py     which model it is, without its weights where its file tells
+    live.py      the teacher with its weights
+    kinds.py     what is kept of its logits: the first choice, or the largest logits
+    manifest.py  what stored labels depend on
+    files.py     their files: one per epoch, a checksum per step
+    recorder.py  writes them while steps run
+    stored.py    opens and reads them
+
+docs/stored_labels.md describes the whole. To add a kind of label: a class and a line in
+`kinds.KINDS`.
 """
 
-from deit_jax.teacher.live import Teacher, make_teacher
+from deit_jax.teacher.kinds import Kind, make_kind
+from deit_jax.teacher.live import Teacher
+from deit_jax.teacher.options import make_teacher
+from deit_jax.teacher.recorder import Recorder
+from deit_jax.teacher.stored import PREFIX, LabeledBatches, StoredLabels, open_labels
 
-__all__ = ["Teacher", "make_teacher"]
+__all__ = ["Kind", "LabeledBatches", "PREFIX", "Recorder", "StoredLabels", "Teacher"]
+__all__ += ["make_kind", "make_teacher", "open_labels"]

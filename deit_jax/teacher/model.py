@@ -1,11 +1,29 @@
 """Which model the teacher of a recipe is, without its weights where its file tells."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
-from deit_jax import models, pretrained
+from deit_jax import models, pretrained, storage
 from deit_jax.errors import ConfigError
 from deit_jax.models import accelerator, registry
+from deit_jax.models.count import Size
+from deit_jax.teacher import manifest
+
+
+class Ensemble(NamedTuple):
+    """Several models as one teacher, as far as their size and cost go."""
+
+    members: tuple[Any, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The compute type, which is the same for all."""
+        return self.members[0].dtype
+
+    def count(self) -> Size:
+        """Parameters and multiply-accumulates of all together."""
+        sizes = [model.count() for model in self.members]
+        return Size(sum(s.parameters for s in sizes), sum(s.macs for s in sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,12 +31,14 @@ class TeacherModel:
     """The teacher as far as its size and cost go.
 
     Attributes:
-      model: what the run applies; None where it cannot be known yet.
+      model: what the run applies; None where it cannot be known yet, or for stored labels.
       description: what it is and where it comes from, or why that is unknown.
+      stored: the manifest of the labels that stand in its place; None for a live teacher.
     """
 
-    model: models.Model | None
+    model: models.Model | Ensemble | None
     description: str
+    stored: manifest.Manifest | None = None
 
 
 def find_teacher_model(
@@ -37,15 +57,31 @@ def find_teacher_model(
     if config.loss.distillation == "none":
         return None
     section = config.teacher
-    name, missing = section.name, "config.teacher.init is not set"
-    info, wanted = None, asked(name, section.num_heads)
-    if section.init:
-        try:
-            info = pretrained.describe(section.init, ema=section.ema, which=section.which, **wanted)
-        except FileNotFoundError:
-            missing = f"{section.init} does not exist"
-    side = section.input_size or student.image_size[0]
+    if section.labels:
+        folder = storage.path(section.labels)
+        stored = manifest.read(folder)
+        return TeacherModel(None, manifest.describe(folder, stored), stored)
+    first = asked(section.name, section.num_heads)
     dtype = accelerator.resolve_dtype(section.dtype, device)
+    found = [_find_one(section, section.init, student, dtype, section.name, first)]
+    found += [_find_one(section, other, student, dtype, "", {}) for other in section.ensemble]
+    if len(found) == 1:
+        return found[0]
+    members = tuple(one.model for one in found)
+    model = None if None in members else Ensemble(members)
+    return TeacherModel(model, describe_mean([one.description for one in found]))
+
+
+def _find_one(
+    section: Any, init: str, student: models.Model, dtype: str, name: str, wanted: dict[str, Any]
+) -> TeacherModel:
+    info, missing = None, "config.teacher.init is not set"
+    if init:
+        try:
+            info = pretrained.describe(init, ema=section.ema, which=section.which, **wanted)
+        except FileNotFoundError:
+            missing = f"{init} does not exist"
+    side = section.input_size or student.image_size[0]
     if info is not None:
         model = create_model(info, student.num_classes, side, dtype=dtype)
     elif name:
@@ -99,3 +135,8 @@ def describe(model: models.Model, source: str, assumed: str) -> str:
     size = f"{model.count().parameters:,} parameters"
     line = f"{source}, {size}, at {model.image_size[0]} px in {model.dtype}"
     return f"{line} ({assumed})" if assumed else line
+
+
+def describe_mean(descriptions: list[str]) -> str:
+    """The same for several teachers."""
+    return f"mean of {len(descriptions)}: {'; '.join(descriptions)}"

@@ -15,8 +15,8 @@ from deit_jax.evaluation import heads
 from deit_jax.evaluation.evaluate import Evaluation, make_eval_step
 from deit_jax.recipe import few_photos
 from deit_jax.recipe.recipe import Recipe, make_recipe
-from deit_jax.teacher import Teacher, make_teacher
-from deit_jax.train import loss_scale, nonfinite
+from deit_jax.teacher import Kind, LabeledBatches, Recorder, StoredLabels, Teacher
+from deit_jax.train import answers, loss_scale, nonfinite, teaching
 from deit_jax.train import step as step_lib
 
 # Sizes of ImageNet-1k, to check the rest of a config whose data cannot be opened.
@@ -31,7 +31,9 @@ class Experiment:
       recipe: what the run does.
       data: the opened data set.
       mesh: all devices.
-      teacher: with its weights; None for a run without one.
+      teacher: with its weights; None for a run without one, or with stored labels.
+      labels: the stored labels of a run that has them.
+      record: what is recorded of the teacher's answers; None for nothing.
       start: the weights that config.init names, adapted to the model; None for random ones.
       augment_fn: see `augment.make_augment`.
       evaluation: see `Evaluation`.
@@ -43,6 +45,8 @@ class Experiment:
     data: data.Data
     mesh: jax.sharding.Mesh
     teacher: Teacher | None
+    labels: StoredLabels | None
+    record: Kind | None
     start: pretrained.Adapted | None
     augment_fn: Callable
     evaluation: Evaluation
@@ -59,6 +63,17 @@ class Experiment:
         everywhere = sharding.replicated(self.mesh)
         return self.teacher and jax.device_put(self.teacher.variables, everywhere)
 
+    @property
+    def label_options(self) -> answers.Labels:
+        """See `answers.Labels`."""
+        stored = self.labels and self.labels.kind
+        return teaching.step_labels(self.recipe, self.mesh, stored, self.record)
+
+    def start_recorder(self, print_line: Callable[[str], None]) -> Recorder | None:
+        """See `teaching.start_recorder`."""
+        what = self.recipe, self.data.train, self.teacher, self.record
+        return teaching.start_recorder(*what, print_line)
+
     def make_train_step(self) -> Callable:
         """`step(state, teacher variables, batch) -> (state, metrics)`, see `train.step`."""
         recipe = self.recipe
@@ -71,6 +86,7 @@ class Experiment:
             rng.base_key(recipe.config.seed),
             self.teacher.fn if self.teacher else None,
             self.max_nonfinite,
+            self.label_options,
             **recipe.config.step,
         )
 
@@ -81,12 +97,12 @@ class Experiment:
         teacher_fn = self.teacher.fn if self.teacher and e.agreement else None
         return make_eval_step(model=self.recipe.model, transform=transform, teacher_fn=teacher_fn)
 
-    def train_batches(self, *, start_step: int = 0) -> BatchIterator:
+    def train_batches(self, *, start_step: int = 0) -> BatchIterator | LabeledBatches:
         """Host batches from `start_step` on, the canvas rows of this process."""
         recipe = self.recipe
         batch_size, devices = recipe.durations.batch_size, self.mesh.size
         canvases = data.canvas_count(batch_size, recipe.config.input.repeats, devices)
-        return data.train_batches(
+        batches = data.train_batches(
             self.data.train,
             batch_size=batch_size,
             mix_group=recipe.mix_group,
@@ -94,8 +110,13 @@ class Experiment:
             start_step=start_step,
             device_count=devices,
             rows=sharding.local_rows(self.batch_sharding, canvases),
+            period=recipe.label_period,
             **recipe.config.input,
         )
+        if self.labels is None:
+            return batches
+        rows = sharding.local_rows(self.batch_sharding, batch_size)
+        return self.labels.label(batches, start_step=start_step, rows=rows)
 
     def eval_batches(self) -> BatchIterator:
         """Host batches of the evaluation split, the rows of this process."""
@@ -137,7 +158,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         _check_divisible(problems, config, mesh)
     if recipe:
         with problems.section("teacher"):
-            parts["teacher"] = _load_teacher(recipe)
+            parts |= teaching.open_teacher(recipe, opened.train)
         with problems.section("init"):
             parts["start"] = _start_weights(recipe)
         with problems.section("checkpoint"):
@@ -163,14 +184,6 @@ def _fitted(
     train = data.Repeated(opened.train, fit.times) if fit.times > 1 else opened.train
     notes = (*opened.notes, *fit.notes)
     return fit.config, dataclasses.replace(opened, train=train, notes=notes)
-
-
-def _load_teacher(recipe: Recipe) -> Teacher | None:
-    config = recipe.config
-    if config.loss.distillation == "none":
-        return None
-    statistics = config.augment.mean, config.augment.std
-    return make_teacher(recipe.num_classes, recipe.image_size, *statistics, **config.teacher)
 
 
 def _start_weights(recipe: Recipe) -> pretrained.Adapted | None:

@@ -22,7 +22,7 @@ start begins a new interval.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -101,6 +101,7 @@ class _Run:
     ):
         self.experiment, self.workdir, self.guard, self.clock = experiment, workdir, guard, clock
         self.durations = experiment.recipe.durations
+        self.recorded_steps = experiment.recipe.label_steps
         self.batch_sharding = experiment.batch_sharding
         self.checkpointer = checkpoint.Checkpointer(
             workdir / "checkpoints", **experiment.checkpointing
@@ -129,6 +130,7 @@ class _Run:
             profile, folder=workdir / "profile", start_step=start, print_line=self.display.say
         )
         self.teacher = experiment.place_teacher()
+        self.recorder = experiment.start_recorder(_print)
         self.train_step = step_lib.jit(experiment.make_train_step(), self.batch_sharding)
         self.eval_step = jax.jit(sharding.on_rows(experiment.make_eval_step(), self.batch_sharding))
         # (step, its metrics, not waited for)
@@ -157,7 +159,12 @@ class _Run:
         host_batches = self.experiment.train_batches(start_step=start)
         self.health = host_batches.health
         try:
-            with self.writer, self.checkpointer, self._prefetch(host_batches) as batches:
+            with (
+                self.writer,
+                self.checkpointer,
+                self.recorder or contextlib.nullcontext(),
+                self._prefetch(host_batches) as batches,
+            ):
                 for step in range(start + 1, stop + 1):
                     with self.progress.waiting():
                         batch = next(batches)
@@ -178,7 +185,7 @@ class _Run:
             self.display.say(f"done: checkpoints, metrics.jsonl and curves.png in {self.workdir}")
         return self.results
 
-    def _prefetch(self, host_batches: data.BatchIterator) -> data.prefetch_to_device:
+    def _prefetch(self, host_batches: Iterator) -> data.prefetch_to_device:
         to_global = functools.partial(sharding.to_global, self.batch_sharding)
         return data.prefetch_to_device(host_batches, to_global)
 
@@ -186,6 +193,9 @@ class _Run:
         """Starts `step` (counted from 1) and returns its metrics without waiting for them."""
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             self.state, metrics = self.train_step(self.state, self.teacher, batch)
+        labels = metrics.pop("labels", None)
+        if self.recorder and step <= self.recorded_steps:
+            self.recorder.add(step - 1, labels)
         self.pending.append((step, metrics))
         return metrics
 
@@ -286,6 +296,9 @@ class _Run:
         with self.progress.paused():
             if evaluating:
                 self._evaluate(step)
+            if self.recorder:
+                # A run that resumes here does not ask the teacher again.
+                self.recorder.flush()
             metrics = self.results if evaluating else None
             # First, so that a run which resumes here has every line up to here.
             self.writer.sync()

@@ -48,12 +48,14 @@ def replay(folder: storage.Path, overrides: Iterable[str] = ()) -> tuple[bool, l
         experiment.recipe.loss_fn,
         rng.base_key(resolved.seed),
         experiment.teacher.fn if experiment.teacher else None,
+        experiment.label_options._replace(record=None),
     )
     gradients = jax.jit(sharding.on_rows(gradients, experiment.batch_sharding))
     bad["gradients"] = not_finite(gradients(state, teacher, batch)[-1])
     # The run's own program, which donates the state.
     train_step = step_lib.jit(experiment.make_train_step(), experiment.batch_sharding)
     _, metrics = train_step(state, teacher, batch)
+    metrics.pop("labels", None)
     now = {key: float(value) for key, value in jax.device_get(metrics).items()}
 
     finite = bool(now["finite"])

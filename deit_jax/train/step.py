@@ -1,6 +1,6 @@
 """One training step, a pure function of state and batch.
 
-A run without distillation passes `teacher_fn=None`.
+A run without distillation passes `teacher_fn=None`; one with stored labels has them in the batch.
 """
 
 import dataclasses
@@ -15,13 +15,12 @@ import optax
 from deit_jax import builders, models, rng
 from deit_jax.distributed import sharding
 from deit_jax.losses import LossFn
+from deit_jax.train.answers import NO_LABELS, AugmentFn, Labels, TeacherFn, make_teaching
 from deit_jax.train.loss_scale import LOSS_SCALES, Rule, make_rule
 from deit_jax.train_state import TrainState
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
-AugmentFn = Callable[[jax.Array, PyTree], dict[str, jax.Array]]
-TeacherFn = Callable[[PyTree, jax.Array], jax.Array]
 
 
 def init_state(
@@ -55,6 +54,7 @@ def make_gradients(
     loss_fn: LossFn,
     base_key: jax.Array,
     teacher_fn: TeacherFn | None = None,
+    labels: Labels = NO_LABELS,
     *,
     accum_steps: int = 1,
     train_mode: bool = True,
@@ -72,6 +72,7 @@ def make_gradients(
       base_key: key of the run; everything random is derived from it and the step.
       teacher_fn: `(teacher variables, image) -> logits [B, K]`, without gradient. It
         sees exactly the student's tensor (Touvron et al. 2021, section 4).
+      labels: see `answers.Labels`.
       accum_steps: split the batch into this many micro-batches, with the same result as
         for the whole batch (except with BatchNorm: its statistics are per micro-batch).
       train_mode: False switches stochastic depth and BatchNorm updates off, as the
@@ -87,18 +88,24 @@ def make_gradients(
             )
         else:
             output = models.apply(model, variables, inputs["image"])
-        loss, terms = loss_fn(output, inputs["target"], inputs.get("teacher"))
-        if "teacher" in inputs:
-            terms = terms | _agreement(output, inputs["teacher"])
+        logits = inputs.get("teacher")
+        if logits is not None and labels.used:
+            logits = labels.used.decode(logits)
+        loss, terms = loss_fn(output, inputs["target"], logits)
+        if logits is not None:
+            terms = terms | _agreement(output, logits)
         return loss if scale is None else loss * scale, (stats, terms)
 
+    augment, answer = make_teaching(augment_fn, base_key, teacher_fn, labels)
+
     def gradients(state: TrainState, teacher_variables: PyTree, batch: PyTree):
-        inputs = augment_fn(rng.step_key(base_key, rng.Purpose.AUGMENT, state.step), batch)
+        inputs = augment(state.step, batch)
         rows = inputs["image"].shape[0]
         inputs["keys"] = rng.row_keys(rng.step_key(base_key, rng.Purpose.DROP, state.step), rows)
-        if teacher_fn is not None:
-            logits = teacher_fn(teacher_variables, inputs["image"])
-            inputs["teacher"] = jax.lax.stop_gradient(logits.astype(jnp.float32))
+        logits = answer(teacher_variables, inputs["image"], batch)
+        if logits is not None:
+            used = labels.used.encode(logits) if labels.used else logits
+            inputs["teacher"] = jax.lax.optimization_barrier(used)
         scale = state.loss_scale["scale"] if state.loss_scale else None
         grad_fn = jax.value_and_grad(functools.partial(loss_and_stats, scale), has_aux=True)
         (loss, (stats, terms)), grads = _accumulate(
@@ -106,6 +113,8 @@ def make_gradients(
         )
         if scale is not None:
             loss, grads = jax.tree.map(lambda x: x / scale, (loss, grads))
+        if labels.record is not None:
+            terms["labels"] = labels.record(logits)
         return loss, stats, terms, grads
 
     return gradients
@@ -121,6 +130,7 @@ def make_train_step(
     base_key: jax.Array,
     teacher_fn: TeacherFn | None = None,
     max_nonfinite: int = 1,
+    labels: Labels = NO_LABELS,
     *,
     ema_decay: float = 0.0,
     loss_scale: str = "auto",
@@ -129,7 +139,7 @@ def make_train_step(
     """Builds `step(state, teacher_variables, batch) -> (state, metrics)`, ready for `jax.jit`.
 
     Args:
-      model, augment_fn, loss_fn, base_key, teacher_fn: see `make_gradients`.
+      model, augment_fn, loss_fn, base_key, teacher_fn, labels: see `make_gradients`.
       tx: optimizer; `schedule` is its learning rate, for the metrics. The rate follows
         `state.step`; Adam's bias correction counts the updates that were made.
       max_nonfinite: steps in a row with a non-finite loss or gradient that halt the
@@ -142,19 +152,20 @@ def make_train_step(
     `grad_norm`, `param_norm`, with a teacher the share of the batch on which student and
     teacher agree, `finite` (1 or 0), and the new state's `nonfinite_steps` and
     `nonfinite_in_a_row`; with a scaled loss also `loss_scale`, `overflowed` (1 or 0) and
-    `overflowed_steps`. When loss or gradient is not finite, parameters, statistics, EMA
-    and optimizer state keep their values; `state.step` still increases, so that the next
-    step has different draws. After `max_nonfinite` such steps in a row the state, its step
-    number included, never changes again. Steps whose scaled gradients overflow are left out
-    too, and not counted among these.
+    `overflowed_steps`; with `labels.record` its arrays, as `labels`. When loss or gradient is
+    not finite, parameters, statistics, EMA and optimizer state keep their values; `state.step`
+    still increases, so that the next step has different draws. After `max_nonfinite` such steps
+    in a row the state, its step number included, never changes again. Steps whose scaled
+    gradients overflow are left out too, and not counted among these.
     """
     scaling = make_rule(model.dtype, options | {"loss_scale": loss_scale})
     of_scale = builders.keywords(builders.choose(LOSS_SCALES, loss_scale, "loss_scale"))
     options = {key: value for key, value in options.items() if key not in of_scale}
-    gradients = make_gradients(model, augment_fn, loss_fn, base_key, teacher_fn, **options)
+    gradients = make_gradients(model, augment_fn, loss_fn, base_key, teacher_fn, labels, **options)
 
     def step(state: TrainState, teacher_variables: PyTree, batch: PyTree):
         loss, stats, terms, grads = gradients(state, teacher_variables, batch)
+        recorded = {"labels": terms.pop("labels")} if labels.record else {}
         new = _updated(state, grads, stats, tx, ema_decay)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -188,7 +199,8 @@ def make_train_step(
                 "overflowed": overflowed,
                 "overflowed_steps": scale["overflowed_steps"],
             }
-        return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        scalars = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        return new, scalars | recorded
 
     return step
 

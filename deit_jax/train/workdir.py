@@ -21,6 +21,8 @@ HARMLESS = (
     "train.checkpoint_every_*",
     "train.stop_at_step",
     "checkpoint.*",
+    "teacher.record",
+    "teacher.label_k",
     "eval.*",
     "log.*",
     "mesh.*",

@@ -5,12 +5,15 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from deit_jax import cli, models
+from deit_jax.data import arrays
 from deit_jax.recipe import costs, summary
 from deit_jax.recipe.checks import recipe_warnings
 from deit_jax.recipe.recipe import make_recipe
+from deit_jax.teacher import manifest
 from deit_jax.train import schema
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -91,8 +94,37 @@ def test_stages_that_are_off_are_not_described():
 
 
 def test_published_recipes_have_no_warnings():
-    for spec in ("deit.py:b", "deit_distilled.py:b"):
+    for spec in ("deit.py:b", *(f"deit_distilled.py:{size}" for size in ("ti", "s", "b"))):
         assert recipe_warnings(make(spec)) == []
+
+
+def test_the_distilled_recipes_of_all_sizes_see_the_same_images():
+    """So one set of stored labels serves them all; hard labels also the rows of Table 3."""
+    source = arrays.ArraySource(np.zeros((2048, 8, 8, 3), np.uint8), np.zeros(2048), "x")
+    found = {}
+    for variant in ("ti", "s", "b", "ti_hard", "s_soft", "b_1000"):
+        recipe = make(f"deit_distilled.py:{variant}")
+        sizes = {"mix_group": recipe.mix_group, "image_size": recipe.image_size}
+        found[variant] = manifest.inputs(recipe.config, source=source, **sizes)
+    for variant, inputs in found.items():
+        assert manifest.differences(found["ti"], inputs) == "", variant
+    other = make("deit.py:ti")
+    sizes = {"mix_group": other.mix_group, "image_size": other.image_size}
+    differ = manifest.differences(
+        found["ti"], manifest.inputs(other.config, source=source, **sizes)
+    )
+    assert differ == "augment.mix_group: 64 there, 256 here"
+
+
+def test_explain_says_what_stored_labels_take_and_save():
+    recipe = make("deit_distilled.py:ti", teacher__label_epochs=2)
+    text = summary.describe(recipe, images_per_second=20_000)
+    steps, batch = 2 * recipe.durations.steps_per_epoch, 1024
+    lines = text.split("stored labels\n")[1].split("\n\n")[0]
+    assert f"{2 * batch * steps / 1e6:.3g} MB for 2 epochs" in lines
+    assert "2,048 bytes per step, 40 kB per second" in lines and "modulo 2" in lines
+    teacher = recipe.teacher.model.count().macs
+    assert f"{teacher * batch * steps / 1e15:.3g} P multiply" in lines, lines
 
 
 @pytest.mark.parametrize(

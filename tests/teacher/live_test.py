@@ -68,7 +68,11 @@ def saved(request, tmp_path_factory):
 
 
 def make(options, *, statistics=STUDENT, num_classes=CLASSES):
-    return teacher.make_teacher(num_classes, SIDE, statistics["mean"], statistics["std"], **options)
+    loaded = teacher.make_teacher(
+        num_classes, SIDE, statistics["mean"], statistics["std"], **options
+    )
+    assert loaded is not None
+    return loaded
 
 
 def pixels(rows=3):
@@ -125,9 +129,8 @@ def test_variables_are_those_of_the_model(saved):
 
 def described(**section):
     """What `explain` knows of the teacher of a student for `SIDE` pixels and `CLASSES` classes."""
-    defaults = {
-        key: option.default for key, option in builders.keywords(teacher.make_teacher).items()
-    }
+    known = builders.options(teacher.make_teacher, {})
+    defaults = {key: option.default for key, option in known.items()}
     config = {"loss": {"distillation": "hard"}, "teacher": defaults | section}
     model = models.create_model("deit_tiny_patch16_224", num_classes=CLASSES, image_size=SIDE)
     return find_teacher_model(ml_collections.ConfigDict(config), model)
@@ -201,6 +204,22 @@ def test_no_gradient_reaches_the_teacher_or_passes_through_it():
     np.testing.assert_allclose(to_image, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("saved", ["distilled DeiT"], indirect=True)
+def test_an_ensemble_answers_with_the_mean_of_the_probabilities(saved):
+    options, model, _ = saved(SIDE, STUDENT)
+    other, _, _ = saved(SIDE, OTHER)
+    one, two = make(options), make(other)
+    both = make(options | {"ensemble": (other["init"],)})
+    image = normalized(pixels(), STUDENT)
+    p, q, mean = (jax.nn.softmax(t.fn(t.variables, image)) for t in (one, two, both))
+    assert np.abs(p - q).max() > 1e-4
+    np.testing.assert_allclose(mean, (p + q) / 2, rtol=1e-5)
+    assert both.model.count().macs == 2 * model.count().macs
+    assert len({one.digest, two.digest, both.digest}) == 3
+    found = described(**options, ensemble=(other["init"],))
+    assert (found.model, found.description) == (both.model, both.description)
+
+
 def test_mistakes_are_refused(saved):
     options, _, _ = saved(SIDE, STUDENT)
     with pytest.raises(ConfigError, match=f"trained on {CLASSES} classes, but the data has 7"):
@@ -211,3 +230,7 @@ def test_mistakes_are_refused(saved):
         make(options | {"name": "regnety_161"})
     with pytest.raises(ConfigError, match="init is not set"):
         make({})
+    with pytest.raises(ConfigError, match="set only one of them"):
+        make(options | {"labels": "a", "record": "b"})
+    with pytest.raises(ConfigError, match="label_epochs must be at least 1"):
+        make(options | {"label_epochs": 0})

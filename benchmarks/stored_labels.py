@@ -1,0 +1,197 @@
+"""Stored labels against the live teacher on CIFAR-10 (configs/cifar10.py), over several seeds.
+
+    python benchmarks/stored_labels.py --runs=runs/stored_labels --form=short --seeds=0,1,2 \
+        --config.data.data_dir=DIR
+    python benchmarks/stored_labels.py --reading
+
+Trains two teachers, then per seed a student with a distillation token: `live` with the first
+teacher, which records its labels; `stored` with these; `epochs 1` and `epochs 2` with the images
+and labels of that many epochs over and over; `two` with labels of the mean of both teachers, made
+by `deit-jax labels`. Finished runs are skipped and interrupted ones resumed. Further
+`--config.a.b=c` are passed to every run. Writes `stored_labels.{md,json}` into `--runs`: top-1 on
+the test images, mean of both heads, whether `stored` ended with the bits of `live`, and minutes.
+
+`--reading` measures how fast labels of ImageNet's size are read and written on this machine.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import table3
+
+sys.path.insert(0, str(table3.ROOT))
+
+# Row -> its words; what follows in `commands` is in this order.
+ROWS = {
+    "live": "live teacher",
+    "stored": "its labels, stored",
+    "epochs_1": "images and labels of 1 epoch, repeated",
+    "epochs_2": "images and labels of 2 epochs, repeated",
+    "two": "stored labels of two teachers",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser.add_argument("--runs", type=pathlib.Path, help="parent folder of the runs")
+    parser.add_argument("--form", choices=("full", "short"), default="full")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--reading", action="store_true", help="measure reading and writing alone")
+    args, overrides = parser.parse_known_args(argv)
+    wrong = [text for text in overrides if not text.startswith("--config.")]
+    if wrong or (args.runs is None) != args.reading:
+        parser.error(f"unknown {', '.join(wrong)}" if wrong else "give --runs or --reading")
+    if args.reading:
+        print(json.dumps(reading(), indent=2))
+        return 0
+    suffix = "_short" if args.form == "short" else ""
+    teachers = [args.runs / f"teacher_{number}" for number in (0, 1)]
+    for number, workdir in enumerate(teachers):
+        table3.train(f"teacher{suffix}", workdir, [*overrides, f"--config.seed={number}"])
+    for seed in args.seeds.split(","):
+        seeded = [*overrides, f"--config.seed={seed}"]
+        for row, options in commands(args.runs, seed, teachers).items():
+            if row == "two":
+                make_labels(f"token{suffix}", args.runs / f"labels_two_{seed}", teachers, seeded)
+            workdir = args.runs / f"{row}_{seed}"
+            table3.train(f"token{suffix}", workdir, [*seeded, *options])
+            write(args.runs, report(args.runs, args.form, args.seeds.split(",")))
+    return 0
+
+
+def commands(runs: pathlib.Path, seed: str, teachers: list[pathlib.Path]) -> dict[str, list[str]]:
+    """The `teacher` options of each row."""
+    recorded = runs / f"labels_{seed}"
+    stored = f"--config.teacher.labels={recorded}"
+    return {
+        "live": [
+            f"--config.teacher.init={teachers[0]}",
+            f"--config.teacher.record={recorded}",
+            "--config.eval.agreement=false",
+        ],
+        "stored": [stored, "--config.eval.agreement=false"],
+        "epochs_1": [stored, "--config.teacher.label_epochs=1"],
+        "epochs_2": [stored, "--config.teacher.label_epochs=2"],
+        "two": [f"--config.teacher.labels={runs / f'labels_two_{seed}'}"],
+    }
+
+
+def make_labels(
+    variant: str, output: pathlib.Path, teachers: list[pathlib.Path], overrides: list[str]
+) -> None:
+    """`deit-jax labels` of the mean of all teachers; exits with its status if it fails."""
+    code = "import sys; from deit_jax.cli import main; sys.exit(main())"
+    first, *others = map(str, teachers)
+    command = [
+        "labels",
+        f"--config={table3.ROOT / 'configs/cifar10.py'}:{variant}",
+        f"--output={output}",
+        f"--config.teacher.init={first}",
+        f"--config.teacher.ensemble={','.join(others)}",
+        *overrides,
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=table3.ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def report(runs: pathlib.Path, form: str, seeds: list[str]) -> dict:
+    """Results of the runs that are finished, top-1 in percent."""
+    from deit_jax.evaluation.results import last_evaluation
+
+    lines, minutes, equal = [], {}, {}
+    for row, words in ROWS.items():
+        top1 = {}
+        for seed in seeds:
+            workdir = runs / f"{row}_{seed}"
+            if (workdir / "minutes.json").is_file():
+                top1[seed] = 100 * last_evaluation(workdir)["eval/mean/top1"]
+                minutes[workdir.name] = json.loads((workdir / "minutes.json").read_text())[
+                    "minutes"
+                ]
+                if row == "stored":
+                    equal[seed] = last_arrays(workdir) == last_arrays(runs / f"live_{seed}")
+        if top1:
+            lines.append({"row": row, "head": "mean", "words": words, "top1": top1})
+    return {
+        "form": form,
+        "jobs": 1,
+        "teacher": {"top1": 100 * last_evaluation(runs / "teacher_0")["eval/class/top1"]},
+        "second_teacher": 100 * last_evaluation(runs / "teacher_1")["eval/class/top1"],
+        "lines": lines,
+        "stored_equals_live_to_the_bit": equal,
+        "minutes": minutes,
+        "hardware": table3.hardware(),
+        "versions": {name: table3.importlib.metadata.version(name) for name in ("jax", "flax")},
+    }
+
+
+def last_arrays(workdir: pathlib.Path) -> dict:
+    """Shape, dtype and digest of every array of a run's last checkpoint."""
+    from deit_jax.checkpoint import layout
+
+    folder = workdir / "checkpoints"
+    return layout.read_description(folder / str(layout.steps_in(folder)[-1])).leaves
+
+
+def write(folder: pathlib.Path, results: dict) -> None:
+    """Writes the results as JSON and as a table, and prints the table."""
+    bits = ", ".join(
+        f"seed {seed} {'yes' if same else 'NO'}"
+        for seed, same in results["stored_equals_live_to_the_bit"].items()
+    )
+    text = table3.table(results).replace("row of Table 3", "teacher").rstrip("\n")
+    text += f" Second teacher: {results['second_teacher']:.2f} %. Every array of `stored` equal "
+    text += f"to that of `live` to the bit: {bits or 'not run yet'}.\n"
+    (folder / "stored_labels.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "stored_labels.md").write_text(text)
+    print(text, flush=True)
+
+
+def reading(steps: int = 1251, batch: int = 1024, classes: int = 1000) -> dict:
+    """Seconds of this process per step of 1,024 images: writing one epoch, and reading it."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from deit_jax.teacher import Recorder, StoredLabels, kinds, manifest
+
+    found = {}
+    for name, kind in {"hard": kinds.Hard(classes), "soft 10": kinds.Soft(classes, 10)}.items():
+        inputs = {"train.batch_size": batch, "steps_per_epoch": steps}
+        about = manifest.Manifest(kind, inputs, {"digest": "", "description": ""})
+        logits = jnp.asarray(np.random.RandomState(0).randn(batch, classes), jnp.float32)
+        rows = kind.encode(logits)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder)
+            begun = time.process_time(), time.perf_counter()
+            with Recorder(path, about, made={}, print_line=print) as recorder:
+                for step in range(steps):
+                    recorder.add(step, rows)
+                recorder.flush()
+            written = time.process_time(), time.perf_counter()
+            labels = StoredLabels(path, about, steps)
+            records = labels.records(0)
+            for _ in range(steps):
+                next(records)
+            records.close()
+            read = time.process_time(), time.perf_counter()
+        cpu, wall = (
+            [(b - a) / steps * 1e6 for a, b in zip(pair, pair[1:], strict=False)]
+            for pair in zip(begun, written, read, strict=True)
+        )
+        found[name] = {
+            "bytes_per_step": labels.bytes_per_step,
+            "write_cpu_us_per_step": round(cpu[0], 1),
+            "read_cpu_us_per_step": round(cpu[1], 1),
+            "read_bytes_per_second": round(labels.bytes_per_step / wall[1] * 1e6),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Runs with stored labels: the bits of the live teacher, and labels that are made anywhere."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from deit_jax.checkpoint import layout
+from deit_jax.errors import ConfigError
+from deit_jax.tracking.writers import read_jsonl
+from deit_jax.train import labels as labels_lib
+from deit_jax.train.preemption import EXIT_RESTART
+
+# Two epochs of five steps.
+SIZES = (
+    "train.batch_size=256",
+    "train.total_steps=8",
+    "train.log_every_steps=1",
+    "train.checkpoint_every_steps=3",
+    "train.eval_every_steps=8",
+    "eval.agreement=false",
+    "log.trackers=",
+)
+MIXED = ("input.repeats=3", "augment.erasing_prob=0.5", "augment.mixup=0.8", "augment.cutmix=1.0")
+TIMES = ("images_per_second", "step_time", "data_wait", "eta", "start/", "memory_gib", "mfu")
+
+
+def assert_same_run(workdir, reference):
+    """Parameters, EMA, optimizer and all metrics but times, to the bit."""
+    ours, theirs = (_last(folder) for folder in (workdir, reference))
+    assert ours == theirs
+    ours, theirs = (_metrics(folder) for folder in (workdir, reference))
+    assert ours == theirs and "train/teacher_agreement_dist" in ours[0]
+
+
+def _last(workdir):
+    steps = layout.steps_in(workdir / "checkpoints")
+    return layout.read_description(workdir / "checkpoints" / str(steps[-1])).leaves
+
+
+def _metrics(workdir):
+    lines = read_jsonl(workdir / "metrics.jsonl")
+    return [
+        {key: value for key, value in line.items() if not any(part in key for part in TIMES)}
+        for line in lines
+    ]
+
+
+def epochs_of(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.labels")}
+
+
+def test_a_run_with_stored_labels_is_the_live_run(
+    tiny_teacher, compilation_cache, tmp_path, monkeypatch
+):
+    """Recorded, replayed with a stop in the middle, and made without a student."""
+    tiny_runs.make_cheap(monkeypatch)
+    load = lambda *options: tiny_runs.tiny(
+        "quickstart.py:student", *SIZES, *MIXED, compilation_cache, *options
+    )
+    live, replay, alone = tmp_path / "live", tmp_path / "replay", tmp_path / "alone"
+    stored = f"teacher.labels={tmp_path / 'labels'}"
+    of_teacher = f"teacher.init={tiny_teacher}"
+    tiny_runs.train(load(of_teacher, f"teacher.record={tmp_path / 'labels'}"), live)
+    tiny_runs.train(load(stored, "train.stop_at_step=4"), replay)
+    tiny_runs.train(load(stored), replay)
+    assert_same_run(replay, live)
+    made = load(of_teacher, f"teacher.record={alone}")
+    labels_lib.make_labels(made, epochs=None)
+    assert epochs_of(alone) == epochs_of(tmp_path / "labels")
+    with pytest.raises(ConfigError, match="augment.mixup: 0.8 there, 0.1 here"):
+        tiny_runs.train(load(stored, "augment.mixup=0.1"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_epochs_to_be_made():
+    assert labels_lib.parse_epochs(" 2:10") == (2, 10)
+    for text in ("2", "a:b", "3:2", "-1:2", "1:2:3"):
+        with pytest.raises(ConfigError, match="is not first:last"):
+            labels_lib.parse_epochs(text)
+
+
+def start(*command, devices=1):
+    """`train.py` or `deit-jax` as users run them."""
+    xla = f"--xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "PJRT_NPROC": str(2 * devices)}
+    program = [sys.executable, "train.py"]
+    if command[0] == "labels":
+        code = "import sys; from deit_jax.cli import main; sys.exit(main())"
+        program = [sys.executable, "-c", code]
+    return subprocess.Popen(
+        [*program, *command],
+        cwd=tiny_runs.ROOT,
+        env=env | {"PYTHONPATH": str(tiny_runs.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes, status=0):
+    for process in processes:
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == status, output[-4000:]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, tiny_teacher):
+    """Of a distilled run with everything that is drawn switched on: (all runs', the live one's)."""
+    cache = tmp_path_factory.mktemp("cache")
+    options = [*SIZES, "data.source=digits", "step.ema_decay=0.9", f"compilation_cache={cache}"]
+    shared = ["--config=configs/deit_distilled.py:ti,tiny", *(f"--config.{o}" for o in options)]
+    return shared, ["--config.teacher.name=", f"--config.teacher.init={tiny_teacher}"]
+
+
+@pytest.fixture(scope="module")
+def recorded(arguments, tmp_path_factory):
+    """(workdir of the live run, its labels)."""
+    shared, teacher = arguments
+    folder = tmp_path_factory.mktemp("recorded")
+    record = f"--config.teacher.record={folder / 'labels'}"
+    finish(start(*shared, *teacher, record, f"--workdir={folder / 'live'}"))
+    return folder / "live", folder / "labels"
+
+
+@pytest.mark.long
+def test_the_whole_recipe_is_replayed_to_the_bit(arguments, recorded, tmp_path):
+    """RandAugment, mixing, erasing, repeats; programs compiled as users' are."""
+    live, labels = recorded
+    stored = [*arguments[0], f"--config.teacher.labels={labels}"]
+    workdir = f"--workdir={tmp_path / 'run'}"
+    finish(start(*stored, workdir, "--config.train.stop_at_step=4"))
+    finish(start(*stored, workdir))
+    assert_same_run(tmp_path / "run", live)
+    finish(start(*stored, f"--workdir={tmp_path / 'eight'}", devices=8))
+    for ours, theirs in zip(_metrics(tmp_path / "eight"), _metrics(live), strict=True):
+        for key in ("train/loss", "train/grad_norm", "train/teacher_agreement"):
+            np.testing.assert_allclose(ours.get(key, 0), theirs.get(key, 0), rtol=1e-4)
+
+
+@pytest.mark.long
+def test_labels_are_made_again_by_two_processes_and_after_a_kill(arguments, recorded, tmp_path):
+    shared, teacher = arguments
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["labels", *shared, *teacher]
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    output = f"--output={tmp_path / 'two'}"
+    finish(*(start(*command, *flags, f"--process_id={i}", output) for i in range(2)))
+    assert epochs_of(tmp_path / "two") == epochs_of(recorded[1])
+
+    longer = [*command, "--epochs=0:39", f"--output={tmp_path / 'killed'}"]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = start(*longer)
+        known = set(epochs_of(tmp_path / "killed"))
+        while process.poll() is None and set(epochs_of(tmp_path / "killed")) <= known:
+            time.sleep(0.01)
+        process.send_signal(number)
+        finish(process, status=-number if number == signal.SIGKILL else EXIT_RESTART)
+    finish(start(*longer))
+    found = epochs_of(tmp_path / "killed")
+    first = epochs_of(recorded[1])["epoch-00000.labels"]
+    assert len(found) == 40 and found["epoch-00000.labels"] == first
+    assert len({len(data) for data in found.values()}) == 1
