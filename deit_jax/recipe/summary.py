@@ -137,7 +137,7 @@ def _loss(recipe: Recipe) -> list[str]:
 
 def _labels(recipe: Recipe, images_per_second: float | None) -> list[str]:
     """Size of the labels of a distilled run, what they cost once, and what they save each time."""
-    if recipe.teacher is None:
+    if recipe.teacher is None or recipe.num_classes > teacher_lib.MOST_CLASSES:
         return []
     section, batch_size = recipe.config.teacher, recipe.durations.batch_size
     stored, model = recipe.teacher.stored, recipe.teacher.model

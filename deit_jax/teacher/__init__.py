@@ -13,11 +13,19 @@ docs/stored_labels.md describes the whole. To add a kind of label: a class and a
 `kinds.KINDS`.
 """
 
-from deit_jax.teacher.kinds import Kind, make_kind
+from deit_jax.teacher.kinds import MOST_CLASSES, Kind, make_kind
 from deit_jax.teacher.live import Teacher
 from deit_jax.teacher.options import make_teacher
 from deit_jax.teacher.recorder import Recorder
 from deit_jax.teacher.stored import PREFIX, LabeledBatches, StoredLabels, open_labels
 
-__all__ = ["Kind", "LabeledBatches", "PREFIX", "Recorder", "StoredLabels", "Teacher"]
+__all__ = [
+    "Kind",
+    "LabeledBatches",
+    "MOST_CLASSES",
+    "PREFIX",
+    "Recorder",
+    "StoredLabels",
+    "Teacher",
+]
 __all__ += ["make_kind", "make_teacher", "open_labels"]

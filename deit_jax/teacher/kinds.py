@@ -15,7 +15,7 @@ from deit_jax.errors import ConfigError
 
 # Arrays [B, ...] by the name of their field.
 Rows = dict[str, jax.Array]
-_CLASSES = 2**16  # that uint16 can tell apart
+MOST_CLASSES = 2**16  # that uint16 can tell apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,9 @@ def make_kind(num_classes: int, choice_only: bool, *, label_k: int | None = None
     Raises:
       ConfigError: more logits than classes, or more classes than uint16 can tell apart.
     """
-    if num_classes > _CLASSES:
+    if num_classes > MOST_CLASSES:
         raise ConfigError(
-            f"record: labels are uint16, for at most {_CLASSES:,} classes, not {num_classes:,}"
+            f"record: labels are uint16, for at most {MOST_CLASSES:,} classes, not {num_classes:,}"
         )
     if label_k is not None and not 1 <= label_k <= num_classes:
         raise ConfigError(
