@@ -14,6 +14,18 @@ AugmentFn = Callable[[jax.Array, PyTree], dict[str, jax.Array]]
 TeacherFn = Callable[[PyTree, jax.Array], jax.Array]
 
 
+def fence(arrays: PyTree, step: jax.Array) -> PyTree:
+    """`arrays`, which the compiler neither fuses with what makes them nor with what uses them.
+
+    XLA takes barriers out before it fuses for CPUs, so there it is a branch that is always taken,
+    which nobody knows before the step is.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.optimization_barrier(arrays)
+    zeros = lambda arrays: jax.tree.map(jnp.zeros_like, arrays)
+    return jax.lax.cond(step >= 0, lambda arrays: arrays, zeros, arrays)
+
+
 class Labels(NamedTuple):
     """What the teacher's logits become, and where they come from without a teacher.
 
@@ -50,7 +62,7 @@ def make_teaching(
         if teacher_fn is None and labels.stored is None:
             return inputs
         names = ("image", "target")
-        fixed = jax.lax.optimization_barrier(tuple(inputs[name] for name in names))
+        fixed = fence(tuple(inputs[name] for name in names), step)
         return inputs | dict(zip(names, fixed, strict=True))
 
     def answer(teacher_variables: PyTree, image: jax.Array, batch: PyTree) -> jax.Array | None:

@@ -199,8 +199,7 @@ def make_train_step(
                 "overflowed": overflowed,
                 "overflowed_steps": scale["overflowed_steps"],
             }
-        scalars = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return new, scalars | recorded
+        return new, recorded | {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
     return step
 

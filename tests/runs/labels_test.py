@@ -49,6 +49,7 @@ def _metrics(workdir):
     return [
         {key: value for key, value in line.items() if not any(part in key for part in TIMES)}
         for line in lines
+        if "train/loss" in line
     ]
 
 
