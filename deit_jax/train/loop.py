@@ -130,7 +130,7 @@ class _Run:
             profile, folder=workdir / "profile", start_step=start, print_line=self.display.say
         )
         self.teacher = experiment.place_teacher()
-        self.recorder = experiment.start_recorder(_print)
+        self.recorder = experiment.start_recorder(self.display.say)
         self.train_step = step_lib.jit(experiment.make_train_step(), self.batch_sharding)
         self.eval_step = jax.jit(sharding.on_rows(experiment.make_eval_step(), self.batch_sharding))
         # (step, its metrics, not waited for)
