@@ -1,16 +1,22 @@
 """Host CPU time and memory of the data pipeline, and whether its batches are reproducible.
 
     python benchmarks/host_data.py --data_dir=DIR --timm_python=PYTHON     # everything
-    python benchmarks/host_data.py --data_dir=DIR --what=cost,memory,sequence
+    python benchmarks/host_data.py --data_dir=DIR --what=cost,lock,memory,sequence,start
+    python benchmarks/host_data.py --data_dir=DIR --before=CHECKOUT         # beside another version
 
 cost: CPU-seconds (user and system, all threads) per augmented sample on one core, at repeats 3
 and 1, against timm's `create_transform` on the same photos and core, in interleaved rounds; the
 result is the ratio of the medians. This library's host work ends with the uint8 canvas; the rest
 of the augmentation runs on the device. For comparison, the same canvases made by tf.data, per
 image.
+lock: milliseconds that the interpreter's lock is held per image (repeats 1, one thread),
+sampled from outside the process; a process cannot feed faster than one image in that time.
 memory: resident set size over 50,000 samples.
 sequence: the hash of the batches with 1, 2 and 8 threads, with 1 and 2 processes, and started at
 a random step.
+start: seconds from opening a data set of ImageNet's shape (1,281,167 records in 1,024 files, tiny
+images, written to a temporary folder) to the first batch, with no index of the files and with one;
+imports are not included.
 
 Each measurement runs in a separate process. Results are written to --output as JSON.
 """
@@ -25,9 +31,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import common
+import interpreter_lock
 import numpy as np
+from imagenet_shape import measure_start, write_imagenet_shape  # noqa: F401 - called by name
 
 HERE = pathlib.Path(__file__).resolve().parent
 CANVAS = 512
@@ -85,6 +94,64 @@ def measure_tf_data(data_dir: str, samples: int) -> float:
     return 1e3 * (time.process_time() - start) / (steps * 32)
 
 
+# Uses nothing that versions differ in.
+LOCK_PROGRAM = f"""
+import ctypes, sys
+from deit_jax import data
+photos = data.open_data(name="imagenet2012", data_dir=sys.argv[1]).train
+print({interpreter_lock.ADDRESS}, flush=True)
+steps = int(sys.argv[2]) // 96
+with data.train_batches(photos, 96, canvas=512, threads=1) as batches:
+    for _ in range(6):
+        next(batches)
+    print("begins", flush=True)
+    sys.stdin.readline()
+    for _ in range(steps):
+        next(batches)
+print("ends", flush=True)
+sys.stdin.readline()
+"""
+
+
+def lock_ms(root: str, offset: int, data_dir: str, samples: int) -> float:
+    """Milliseconds of lock per image of the version of the library in `root`."""
+    command = [sys.executable, "-c", LOCK_PROGRAM, data_dir, str(samples)]
+    environment = os.environ | {"PYTHONPATH": root}
+    subject = interpreter_lock.Subject(command, env=environment, cwd=root)
+    subject.read_line()
+    subject.tell("go")
+    start = time.perf_counter()
+    share, _ = subject.sample(offset)
+    seconds = time.perf_counter() - start
+    subject.close()
+    return round(1e3 * share * seconds / (samples // 96 * 96), 4)
+
+
+def lock(data_dir: str, before: str | None, rounds: int, samples: int) -> dict:
+    offset, calibration = interpreter_lock.calibrate()
+    roots = {"ours": str(HERE.parent)} | ({"before": before} if before else {})
+    rows = common.interleave(
+        {name: lambda at=at: lock_ms(at, offset, data_dir, samples) for name, at in roots.items()},
+        rounds,
+    )
+    return {"lock_ms_per_image": rows, "share_measured_of_a_process_at_0.3": calibration}
+
+
+def start(template: str, rounds: int) -> dict:
+    """Seconds to the first batch of a data set of ImageNet's shape: cold, then warm."""
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = pathlib.Path(folder, "data")
+        run_process(own_command("write_imagenet_shape", str(data_dir), template))
+        rows: dict[str, list[float]] = {"cold": [], "warm": []}
+        for i in range(rounds):
+            os.environ["XDG_CACHE_HOME"] = os.path.join(folder, f"cache{i}")
+            for name in rows:
+                seconds = run_process(own_command("measure_start", str(data_dir)))
+                rows[name].append(round(seconds, 2))
+        del os.environ["XDG_CACHE_HOME"]
+    return {"seconds_to_first_batch": rows}
+
+
 def resident_mib() -> float:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -130,36 +197,44 @@ def measure_digests(data_dir: str, threads: int, start: int, steps: int, part: s
     return digests
 
 
-def run_process(arguments: list[str], core: int | None = None) -> object:
-    """The JSON that a command prints on its last line; with `core`, pinned to that core."""
+def run_process(arguments: list[str], core: int | None = None, root: str | None = None) -> Any:
+    """The JSON that a command prints on its last line.
+
+    With `core`, pinned to that core; `root`: of the library, when it is another version's.
+    """
     pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    environment = os.environ | {"PYTHONPATH": root or str(HERE.parent)}
     done = subprocess.run(
         arguments, preexec_fn=pin, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def own_command(*call) -> list[str]:
-    """The command that calls a function of this file."""
-    return [sys.executable, __file__, "--child", json.dumps(call)]
+def own_command(*call, root: str | None = None) -> list[str]:
+    """The command that calls a function of this file, or of its other version in `root`."""
+    script = __file__ if root is None else os.path.join(root, "benchmarks", "host_data.py")
+    return [sys.executable, script, "--child", json.dumps(call)]
 
 
-def cost(data_dir: str, timm_python: str | None, rounds: int, samples: int, core: int) -> dict:
+def cost(
+    data_dir: str, timm_python: str | None, before: str | None, rounds: int, samples: int, core: int
+) -> dict:
     from deit_jax import data
 
     photos = data.open_data(name="imagenet2012", data_dir=data_dir).train
-    rows: dict[str, list[float]] = {
-        name: [] for name in ("ours repeats 3", "ours repeats 1", "timm", "tf.data canvases")
-    }
+    roots = {"ours": None} | ({"before": before} if before else {})
+    cases = [f"{name} repeats {repeats}" for repeats in (3, 1) for name in roots]
+    rows: dict[str, list[float]] = {name: [] for name in (*cases, "timm", "tf.data canvases")}
     versions = {}
     with tempfile.TemporaryDirectory() as folder:
         for i, image in enumerate(photos.get(np.arange(len(photos)))[0]):
             pathlib.Path(folder, f"{i:04d}.jpg").write_bytes(image)
         for _ in range(rounds):
             for repeats in (3, 1):
-                ms = run_process(own_command("measure_cost", data_dir, repeats, samples), core)
-                rows[f"ours repeats {repeats}"].append(round(ms, 3))
+                for name, root in roots.items():
+                    call = own_command("measure_cost", data_dir, repeats, samples, root=root)
+                    ms = run_process(call, core, root)
+                    rows[f"{name} repeats {repeats}"].append(round(ms, 3))
             ms = run_process(own_command("measure_tf_data", data_dir, samples // 3), core)
             rows["tf.data canvases"].append(round(ms, 3))
             if timm_python:
@@ -207,7 +282,8 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--data_dir", default=os.environ.get("DEIT_JAX_TFDS"))
     parser.add_argument("--timm_python", help="interpreter with torch, timm and Pillow < 13")
-    parser.add_argument("--what", default="cost,memory,sequence")
+    parser.add_argument("--what", default="cost,lock,memory,sequence,start")
+    parser.add_argument("--before", help="a checkout of another version, to measure beside this")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1152)
     parser.add_argument("--memory_samples", type=int, default=50_000)
@@ -224,14 +300,18 @@ def main() -> None:
     result = {}
     if "cost" in flags.what:
         result["cost"] = cost(
-            flags.data_dir, flags.timm_python, flags.rounds, flags.samples, flags.core
+            flags.data_dir, flags.timm_python, flags.before, flags.rounds, flags.samples, flags.core
         )
+    if "lock" in flags.what:
+        result["lock"] = lock(flags.data_dir, flags.before, flags.rounds, flags.samples)
     if "memory" in flags.what:
         result["memory"] = run_process(
             own_command("measure_memory", flags.data_dir, flags.memory_samples)
         )
     if "sequence" in flags.what:
         result["sequence"] = sequence(flags.data_dir, flags.steps)
+    if "start" in flags.what:
+        result["start"] = start(flags.data_dir, flags.rounds)
     # Last, because jax starts threads, and a process with threads should not fork.
     common.report({"environment": common.environment()} | result, flags.output)
 
