@@ -91,6 +91,8 @@ def experiment(resolved: Any, devices: Sequence[Any]) -> experiment_lib.Experime
         data=None,  # type: ignore[arg-type]
         mesh=mesh,
         teacher=teacher,
+        labels=None,
+        record=None,
         start=None,
         augment_fn=augment.make_augment(recipe.supplied(mesh), **resolved.augment),
         evaluation=Evaluation(recipe.image_size, **resolved.eval),

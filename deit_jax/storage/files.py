@@ -181,6 +181,9 @@ def read_range(path: Path, start: int, length: int) -> bytes:
 def writable(value: str | os.PathLike | StorePath, what: str) -> Path:
     """`path(value)`, in which a file was written and removed.
 
+    Where there is no such folder on this machine yet, in the nearest one above it: what is refused
+    afterwards leaves no empty folder behind.
+
     Raises:
       ConfigError: that failed, or no folder is named; the message names `what`, and a bucket
         that is missing or not ours is told at the first answer.
@@ -188,8 +191,11 @@ def writable(value: str | os.PathLike | StorePath, what: str) -> Path:
     if not str(value):
         raise ConfigError(f"{what} is empty; name a folder, or '.' for this one")
     folder = paths.path(value)
-    trial = folder / f".writable-{socket.gethostname()}-{os.getpid()}"
     try:
+        place = folder
+        while not isinstance(place, StorePath) and not place.exists():
+            place = place.parent
+        trial = place / f".writable-{socket.gethostname()}-{os.getpid()}"
         write(trial, b"")
         trial.unlink()
     except OSError as error:

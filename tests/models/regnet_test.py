@@ -224,10 +224,10 @@ def test_design_parameters_of_section_3():
 def test_the_gradient_of_a_gate_in_bfloat16_is_a_sum_in_f32():
     """Of 4,096 places, most of one sign."""
     image = jax.random.uniform(jax.random.key(0), (2, 64, 64, 8), minval=0.5)
-    variables = regnet.SqueezeExcite(4, jnp.float32).init(jax.random.key(1), image)
+    variables = regnet.SqueezeExcite(4, jnp.float32, "relu").init(jax.random.key(1), image)
 
     def gradient(dtype):
-        layer = regnet.SqueezeExcite(4, dtype)
+        layer = regnet.SqueezeExcite(4, dtype, "relu")
         loss = lambda v: layer.apply(v, image.astype(dtype)).astype(jnp.float32).sum()
         return jax.jit(jax.grad(loss))(variables)["params"]["fc2"]["bias"]
 

@@ -110,11 +110,6 @@ def refused(spec: str, *overrides: str) -> str:
         ("deit.py:ti", [*DIGITS, "step.accum_steps=3"], ["3 accumulation steps", "24"]),
         ("deit.py:ti", [*DIGITS, "augment.mix_group=5"], ["mix_group 5", "[2, 4, 8, 16]"]),
         ("deit.py:ti", [*DIGITS, "input.repeats=0"], ["repeats must be at least 1"]),
-        (
-            "deit.py:ti",
-            ["data.source=digits", "train.batch_size=2048"],
-            ["config.train.batch_size must be at most 1280", "not 2048"],
-        ),
         ("deit.py:ti", [*DIGITS, "mesh.fsdp=3"], ["fsdp=3", "data=4, fsdp=2"]),
         ("deit.py:ti", [*DIGITS, "init=nofile.pth"], ["config.init", "nofile.pth"]),
         ("finetune.py", ["data.path=/nowhere"], ["/nowhere", "train/<class>/*.jpg"]),

@@ -163,7 +163,9 @@ def test_a_checkpoint_of_another_run_is_told_by_its_config():
 
 def test_every_pattern_of_harmless_options_matches_one():
     specs = ("quickstart.py:plain", "deit.py:ti", "finetune.py")
-    keys = {key for spec in specs for key in flatten(tiny_runs.load(spec))}
+    configs = [tiny_runs.load(spec) for spec in specs]
+    configs.append(tiny_runs.load("quickstart.py:student", "teacher.record=labels"))
+    keys = {key for config in configs for key in flatten(config)}
     for pattern in workdir.HARMLESS + workdir.LENGTH:
         assert fnmatch.filter(keys, pattern), pattern
 

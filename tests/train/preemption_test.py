@@ -101,32 +101,3 @@ def test_a_run_that_is_preempted_while_it_imports_is_to_be_rerun(tmp_path):
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == EXIT_RESTART
-
-
-@pytest.mark.parametrize("status, comes_back", [(0, False), (EXIT_RESTART, True), (1, False)])
-def test_the_slurm_script_comes_back_after_a_save_and_nothing_else(status, comes_back, tmp_path):
-    """With commands of its own in place of Slurm's."""
-    commands = {
-        "srun": 'exec "$@"',
-        "scontrol": 'echo "scontrol $@"',
-        "python": f'echo "python $@"; exit {status}',
-    }
-    for name, text in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "17",
-        "PYTHON": str(tmp_path / "python"),
-    }
-    done = subprocess.run(
-        ["bash", ROOT / "scripts" / "slurm.sbatch", "--config=a", "--workdir=b c"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == status
-    lines = ["python train.py --config=a --workdir=b c"]
-    assert done.stdout.splitlines() == lines + ["scontrol requeue 17"] * comes_back
