@@ -73,6 +73,7 @@ def test_twenty_photos_are_enough_to_fine_tune(tmp_path):
     assert "eval.batch_size is 8, not 64: there are 4 images" in built.data.notes
 
 
+@pytest.mark.long
 def test_seven_photos_train_evaluate_and_resume(tmp_path, capsys, compilation_cache):
     """On eight devices, with the recipe's batch of 32."""
     path = photos(tmp_path / "photos", cat=4, dog=5)

@@ -84,7 +84,8 @@ def assert_same_run(workdir, unbroken):
     assert not layout.damaged_in(storage.path(workdir) / "checkpoints")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [2, 20])
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(
     gcs, bucket, start, unbroken, kills
 ):

@@ -158,7 +158,8 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
             tiny_runs.load(spec)
 
 
-@pytest.mark.parametrize("variant", [pytest.param("teacher", marks=pytest.mark.long), "student"])
+@pytest.mark.long
+@pytest.mark.parametrize("variant", ["teacher", "student"])
 def test_quickstart_runs_and_resumes_on_eight_devices(
     variant, tmp_path, compilation_cache, tiny_teacher, capfd
 ):

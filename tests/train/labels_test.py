@@ -86,7 +86,14 @@ def assert_same_bits(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("form, accum_steps", [("hard", 1), ("hard of soft", 4), ("soft", 1)])
+@pytest.mark.parametrize(
+    "form, accum_steps",
+    [
+        ("hard", 1),
+        pytest.param("hard of soft", 4, marks=pytest.mark.long),
+        pytest.param("soft", 1, marks=pytest.mark.long),
+    ],
+)
 def test_stored_labels_give_the_bits_of_the_live_teacher(form, accum_steps, optimized):
     """Also where the labels are those of an earlier epoch, with other stochastic depth."""
     live, state, _ = make(form, live=True, accum_steps=accum_steps)
@@ -112,6 +119,7 @@ def test_labels_made_without_a_student_are_those_of_the_run(optimized):
         assert_same_bits(metrics["labels"], alone(np.int32(step), WEIGHTS, host_batch(step)))
 
 
+@pytest.mark.long
 def test_eight_devices_read_what_one_recorded():
     live, state, _ = make("hard", live=True)
     replay, other, _ = make("hard", live=False)

@@ -70,6 +70,7 @@ def losses_of(workdir):
     return {line["step"]: line for line in lines if "train/averaged_steps" in line}
 
 
+@pytest.mark.long
 def test_twenty_steps_on_digits_are_near_those_of_float32(tmp_path, monkeypatch):
     """Resumed in the middle, with a scale that overflows at first."""
     tiny_runs.make_cheap(monkeypatch)
