@@ -62,6 +62,7 @@ def _assert_same_training(workdir, reference):
         np.testing.assert_allclose(value, same[name], atol=1e-5)
 
 
+@pytest.mark.long
 def test_two_processes_of_four_devices_train_as_one_of_one(one, cache, tmp_path):
     two = tmp_path / "two"
     _finish(child_runs.start_two(two, *OPTIONS, cache, devices=4, batches=3), two)

@@ -86,14 +86,8 @@ def assert_same_bits(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize(
-    "form, accum_steps",
-    [
-        ("hard", 1),
-        pytest.param("hard of soft", 4, marks=pytest.mark.long),
-        pytest.param("soft", 1, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("form, accum_steps", [("hard", 1), ("hard of soft", 4), ("soft", 1)])
 def test_stored_labels_give_the_bits_of_the_live_teacher(form, accum_steps, optimized):
     """Also where the labels are those of an earlier epoch, with other stochastic depth."""
     live, state, _ = make(form, live=True, accum_steps=accum_steps)
