@@ -179,11 +179,3 @@ def test_images_that_are_gathered_are_found(programs):
     planted = dataclasses.replace(e, augment_fn=gathers)
     (strange, *_) = exchanged(programs, planted)["not_in_the_design"]
     assert "(32, 32, 32, 3)" in strange
-
-
-@pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_interpreters_lock_is_measured_from_outside(load):
-    """A process that holds it for 3 of every 10 ms; alone on its core it would be 0.3."""
-    _, share = load("interpreter_lock").calibrate()
-    assert 0.15 < share < 0.45
