@@ -16,7 +16,7 @@ import numpy as np
 _SCANNED_BYTES = 2**20
 _INTERVAL = 0.0005
 ADDRESS = 'ctypes.addressof(ctypes.c_char.in_dll(ctypes.pythonapi, "_PyRuntime"))'
-# Does what it is told to, one line at a time, after having said so.
+# Answers each command with an empty line, runs it, and answers once more.
 _SUBJECT = f"""
 import ctypes, sys, time
 def spin(seconds):

@@ -24,6 +24,15 @@ TINY = (
     "log.trackers=",
 )
 
+# A run with a checkpoint every other step, for tests that end it at any moment.
+STEPS = 24
+OVERRIDES = (
+    f"train.total_steps={STEPS}",
+    "train.checkpoint_every_steps=2",
+    "train.eval_every_steps=12",
+    "train.log_every_steps=4",
+)
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
@@ -90,6 +99,14 @@ def start_two(
         )
         for process_id in range(2)
     ]
+
+
+def finish(workdir: pathlib.Path, *overrides: str) -> pathlib.Path:
+    """`workdir` of a run that has ended without an error."""
+    run = start(workdir, *overrides)
+    run.join()
+    assert run.exitcode == 0, log_file(workdir).read_text()
+    return workdir
 
 
 def log_file(workdir: str | os.PathLike, process_id: int = 0) -> pathlib.Path:

@@ -65,7 +65,7 @@ class ArrayRecordFiles:
 
 
 def _close(reader: Any) -> None:
-    # It tells once more of damage that it met before.
+    # The reader raises the error of an earlier damaged record once more.
     with contextlib.suppress(*_DAMAGE):
         reader.close()
 

@@ -44,7 +44,7 @@ class CanvasMemory:
 
 @dataclasses.dataclass
 class Chunk:
-    """Rows of one batch that are filled together, and what became of them.
+    """Rows of one batch that are filled together, and the outcome of each.
 
     Attributes:
         batch: that they belong to.

@@ -140,7 +140,7 @@ def scan_tar(path: str) -> np.ndarray:
     """Start, length in bytes and label (-1 without one) of each image, int64 [n, 3].
 
     Raises:
-        ConfigError: the file is no tar file, or damaged.
+        ConfigError: the file is damaged or is not a tar file.
     """
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
@@ -163,7 +163,7 @@ def scan_tar(path: str) -> np.ndarray:
             if any(os.pread(file.fileno(), _HEADER_BYTES, tar.offset).ljust(1, b"?")):
                 raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged, cut short or no tar file: {error}") from error
+        raise ConfigError(f"{path} is damaged, cut short or not a tar file: {error}") from error
     rows = [(*span, labels.get(key, _NO_LABEL)) for key, span in images.items()]
     return np.array(rows, np.int64).reshape(-1, 3)
 

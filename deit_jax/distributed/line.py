@@ -80,7 +80,7 @@ class Line:
         Raises:
           JoinError: somebody is missing after `timeout_seconds`, or is not of this run.
         """
-        start, told, within = time.monotonic(), 3.0, f"{timeout_seconds:g} s"
+        start, next_note, within = time.monotonic(), 3.0, f"{timeout_seconds:g} s"
         met = self._start_gather("meet", self._hosts[self.place.process], lambda hosts: hosts)
         opened = self._listen() if self.place.process == 0 else self._call()
         task = asyncio.run_coroutine_threadsafe(opened, self._loop)
@@ -97,9 +97,9 @@ class Line:
                     sentence = f"{self._missing()} did not join within {within}"
                     self.fail(JoinError.exit_code, f"has waited in vain: {sentence}")
                     raise JoinError(f"{sentence} (--join_timeout_seconds)")
-                if waited > told:
+                if waited > next_note:
                     self._say(f"waiting for {self._missing()}: {waited:.0f} of {within}")
-                    told += min(told, 30)
+                    next_note += min(next_note, 30)
         except JoinError:
             self.close()
             raise
@@ -122,8 +122,8 @@ class Line:
         me = self.place.process
         message = {"end": status, "why": self._named(me) + f" {sentence}", "from": me}
         with contextlib.suppress(concurrent.futures.TimeoutError):
-            told = asyncio.run_coroutine_threadsafe(self._tell_all(message), self._loop)
-            told.result(timeout=2 * _DELIVERY_SECONDS)
+            delivered = asyncio.run_coroutine_threadsafe(self._tell_all(message), self._loop)
+            delivered.result(timeout=2 * _DELIVERY_SECONDS)
 
     def follow(self) -> None:
         """Ends this process if another has ended or will be noticed to have within a moment."""

@@ -83,7 +83,7 @@ def join(
 ) -> Iterator[Processes]:
     """Finds the other processes and connects this one to them; a run of one needs nothing.
 
-    Around the run: what it raises is told to the others, which then end too. The processes part
+    Around the run: what it raises is sent to the others, which then end too. The processes part
     when they exit.
 
     Args:

@@ -268,7 +268,7 @@ def test_a_damaged_tar_is_named(tmp_path, damage):
             damage, whole
         )
     )
-    with pytest.raises(ConfigError, match="train-0002.tar is damaged, cut short or no tar file"):
+    with pytest.raises(ConfigError, match="train-0002.tar is damaged, cut short or not a tar file"):
         data.open_data(**options)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from reference.make_sampler import SETTINGS
 
 from deit_jax import data
 from deit_jax.data import order as order_lib
@@ -24,22 +25,7 @@ def test_imagenet_numbers_of_the_published_recipe():
     assert data.canvas_count(1024, 3, 8) == 344
 
 
-@pytest.mark.parametrize(
-    "records, ranks, images",
-    [
-        (1_281_167, 4, 256),
-        (1_281_167, 16, 64),
-        (1_281_167, 8, 256),
-        (1_281_167, 32, 64),
-        (1_281_167, 16, 32),
-        # Sizes that nobody published; two ranks for three copies.
-        (9_700, 4, 24),
-        (5_000, 2, 48),
-        (1_437, 5, 10),
-        (3_000, 2, 64),
-        (10_001, 2, 10),
-    ],
-)
+@pytest.mark.parametrize("records, ranks, images", SETTINGS)
 def test_batches_are_those_of_the_official_sampler(vectors, records, ranks, images):
     """tests/reference/make_sampler.py: a rank's batch is a mix group."""
     stored = np.load(vectors / "sampler.npz")

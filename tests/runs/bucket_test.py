@@ -12,29 +12,18 @@ import child_runs
 import numpy as np
 import pytest
 import tiny_runs
+from child_runs import OVERRIDES, STEPS
 
 from deit_jax import storage
 from deit_jax.checkpoint import layout, read_variables
 from deit_jax.errors import ConfigError
 from deit_jax.storage import lease, process
 
-STEPS = 24
-OVERRIDES = (
-    f"train.total_steps={STEPS}",
-    "train.checkpoint_every_steps=2",
-    "train.eval_every_steps=12",
-    "train.log_every_steps=4",
-)
-
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A finished run's workdir on this machine; its compiled programs are shared by the others."""
-    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    run = child_runs.start(workdir, *OVERRIDES)
-    run.join()
-    assert run.exitcode == 0, child_runs.log_file(workdir).read_text()
-    return workdir
+    return child_runs.finish(tmp_path_factory.mktemp("runs") / "unbroken", *OVERRIDES)
 
 
 @pytest.fixture

@@ -10,29 +10,19 @@ import time
 import child_runs
 import numpy as np
 import pytest
+from child_runs import OVERRIDES, STEPS
 
 from deit_jax.checkpoint import layout, read_variables
 from deit_jax.train.preemption import EXIT_RESTART
 
 # 100 once, by hand: DEIT_JAX_KILLS=100 pytest tests/runs/kill_test.py --timeout=3600
 KILLS = int(os.environ.get("DEIT_JAX_KILLS", 10))
-STEPS = 24
-OVERRIDES = (
-    f"train.total_steps={STEPS}",
-    "train.checkpoint_every_steps=2",
-    "train.eval_every_steps=12",
-    "train.log_every_steps=4",
-)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A finished run's workdir; its compiled programs are shared by the others."""
-    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    run = child_runs.start(workdir, *OVERRIDES)
-    run.join()
-    assert run.exitcode == 0, child_runs.log_file(workdir).read_text()
-    return workdir
+    return child_runs.finish(tmp_path_factory.mktemp("runs") / "unbroken", *OVERRIDES)
 
 
 def _start(workdir, unbroken):
