@@ -19,6 +19,7 @@ the program's text there and reads it again.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -80,7 +81,11 @@ def experiment(resolved: Any, devices: Sequence[Any]) -> experiment_lib.Experime
     """The experiment of a config without its data and weights; ImageNet's sizes are assumed."""
     mesh = sharding.make_mesh(devices, **resolved.mesh)
     sizes = {"records": RECORDS, "num_classes": CLASSES, "device_count": mesh.size}
-    recipe: Any = make_recipe(resolved, **sizes)
+    recipe: Any = make_recipe(resolved, device=devices[0], **sizes)
+    if hasattr(recipe.model, "attention_on"):
+        # `auto` is decided where the program is traced, which is not where it is for.
+        model = recipe.model.clone(attention=recipe.model.attention_on(devices[0]))
+        recipe = dataclasses.replace(recipe, model=model)
     teacher = None
     if recipe.teacher:
         model = recipe.teacher.model

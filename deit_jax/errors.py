@@ -74,10 +74,10 @@ class Problems:
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Keeps a ConfigError or FileNotFoundError of its body, with `config.NAME` in front."""
+        """Keeps a ConfigError, or that a file cannot be reached, with `config.NAME` in front."""
         try:
             yield
-        except (ConfigError, FileNotFoundError) as error:
+        except (ConfigError, FileNotFoundError, PermissionError, TimeoutError) as error:
             self.add(self._located(name, str(error)))
 
     def add(self, message: str) -> None:

@@ -73,10 +73,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def on_rows(step: Callable, rows: NamedSharding) -> Callable:
-    """`step(state, teacher_variables, batch)` with every array of its batch cut by `rows`."""
+    """`step(..., batch)` with every array of its batch cut by `rows`.
 
-    def constrained(state: PyTree, teacher_variables: PyTree, batch: PyTree):
-        return step(state, teacher_variables, jax.lax.with_sharding_constraint(batch, rows))
+    Within it their mesh is the one in use (`jax.sharding.get_abstract_mesh`), for kernels, which
+    the compiler cannot cut up.
+    """
+
+    def constrained(*arguments: PyTree):
+        *state, batch = arguments
+        with jax.sharding.use_abstract_mesh(rows.mesh.abstract_mesh):
+            return step(*state, jax.lax.with_sharding_constraint(batch, rows))
 
     return constrained
 

@@ -64,7 +64,8 @@ class Evaluator:
         rows = -(-evaluation.batch_size // devices) * devices
         self._evaluation = dataclasses.replace(evaluation, batch_size=rows)
         transform = evaluation.make_transform(info.mean, info.std)
-        self._step = jax.jit(predictions.make_prediction_step(model=model, transform=transform))
+        step = predictions.make_prediction_step(model=model, transform=transform)
+        self._step = jax.jit(sharding.on_rows(step, sharding.batch_sharding(self._mesh)))
         self.facts = {
             "checkpoint": info.label,
             "model": info.model,

@@ -18,9 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import tpu
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 HEAD = 64
 _LANES = 128
@@ -49,7 +48,7 @@ def obstacle(tokens: int, dim: int, num_heads: int, dtype: Any, device: Any) -> 
 def attend(qkv: jax.Array, num_heads: int) -> jax.Array:
     """softmax(q k' / 8) v of qkv [B, T, 3 D] -> [B, T, D], in the type of `qkv`.
 
-    Sharded over the batch as `qkv` is; differentiable once.
+    Under `sharding.on_rows` each device does its own rows; differentiable once.
     """
     assert qkv.shape[-1] == 3 * num_heads * HEAD, (qkv.shape, num_heads)
     return run(qkv, False)
@@ -58,43 +57,33 @@ def attend(qkv: jax.Array, num_heads: int) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def run(qkv: jax.Array, interpret: bool) -> jax.Array:
     """As `attend`; `interpret` runs the kernels as plain operations, on any hardware, slowly."""
-    return _forward(qkv, interpret)
+    return _forward(qkv, interpret=interpret)
 
 
 run.defvjp(
-    lambda qkv, interpret: (_forward(qkv, interpret), qkv),
-    lambda interpret, qkv, gradient: (_backward(qkv, gradient, interpret),),
+    lambda qkv, interpret: (_forward(qkv, interpret=interpret), qkv),
+    lambda interpret, qkv, gradient: (_backward(qkv, gradient, interpret=interpret),),
 )
 
 
-def _sharded_over_rows(function: Callable, rule: str, static: int) -> Callable:
-    """`function` of arrays [B, ...] as an operation of which each device does its own rows.
+def _sharded_over_rows(function: Callable) -> Callable:
+    """`function` of arrays [B, ...], of which each device of the mesh in use does its own rows.
 
-    The compiler cannot look into a kernel: without a rule it would gather the whole batch.
+    The compiler cannot look into a kernel. `custom_partitioning`, which would need no mesh, is
+    not in libtpu.
     """
 
-    def by_rows(mesh: Any, shapes: Any) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*shapes[0].sharding.spec[:1]))
+    def by_rows(*arrays: jax.Array, interpret: bool) -> jax.Array:
+        own = functools.partial(function, interpret=interpret)
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or arrays[0].shape[0] % mesh.size:
+            return own(*arrays)
+        rows = PartitionSpec(mesh.axis_names)
+        return jax.shard_map(
+            own, mesh=mesh, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False
+        )(*arrays)
 
-    def infer(interpret, mesh, shapes, result):
-        del interpret, result
-        return by_rows(mesh, shapes)
-
-    def partition(interpret, mesh, shapes, result):
-        del result
-        sharding = by_rows(mesh, shapes)
-        return (
-            mesh,
-            functools.partial(function, interpret=interpret),
-            sharding,
-            (sharding,) * len(shapes),
-        )
-
-    operation = custom_partitioning(function, static_argnums=(static,))
-    operation.def_partition(
-        infer_sharding_from_operands=infer, partition=partition, sharding_rule=rule
-    )
-    return operation
+    return by_rows
 
 
 def _call(kernel: Callable, arrays: tuple, width: int, products: int, interpret: bool) -> jax.Array:
@@ -218,5 +207,5 @@ def _backward_rows(qkv: jax.Array, gradient: jax.Array, interpret: bool) -> jax.
     return _call(_backward_kernel, (qkv, gradient), qkv.shape[2], 5, interpret)
 
 
-_forward = _sharded_over_rows(_forward_rows, "b t e -> b t d", 1)
-_backward = _sharded_over_rows(_backward_rows, "b t e, b t d -> b t e", 2)
+_forward = _sharded_over_rows(_forward_rows)
+_backward = _sharded_over_rows(_backward_rows)

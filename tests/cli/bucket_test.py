@@ -72,3 +72,24 @@ def test_images_are_classified_and_results_written(gcs, run, bucket, capsys):
 def test_a_config_in_a_bucket_is_refused_in_one_line(capsys):
     assert main(["explain", "--config=gs://bucket/mine.py"]) == 2
     assert "must be on this machine" in capsys.readouterr().err
+
+
+def test_a_bucket_that_is_not_ours_is_one_line(gcs, tmp_path, capsys, tiny_teacher):
+    gcs.forbidden.add("forbidden")
+    there = "gs://forbidden/run"
+    for command in (
+        ["convert", there, str(tmp_path / "weights.safetensors")],
+        ["convert", str(tiny_teacher), f"{there}.safetensors"],
+        ["predict", f"--checkpoint={there}", str(tmp_path)],
+        ["predict", f"--checkpoint={tiny_teacher}", f"{there}/photo.png"],
+        ["compare", there],
+        ["replay", f"--dump={there}"],
+        ["data", "--source=arrays", f"--path={there}.npz"],
+        ["data", "--source=folder", f"--path={there}"],
+        ["data", "--name=imagenet2012", f"--data_dir={there}"],
+    ):
+        assert main(command) == 2, command
+        said = capsys.readouterr().err
+        # The photo's folder, which is no file, is looked at first.
+        assert said.count("\n") == 1, said
+        assert "permission denied" in said or str(tmp_path) in said
