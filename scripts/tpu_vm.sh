@@ -65,12 +65,14 @@ setup() { # 64 if it failed on a worker
 }
 
 start() {
-    local node time
-    time=$(date -u +%Y%m%dT%H%M%SZ)
+    local node id
+    # Two starts may fall within one second; a worker ignores an ID that it has.
+    echo start >>"$dir/starts"
+    id=$(date -u +%Y%m%dT%H%M%SZ)-$(printf %03d "$(wc -l <"$dir/starts")")
     say "starting the run on all workers of $name"
     for node in $(nodes); do
         again tpus tpu-vm ssh "$node" --worker=all \
-            --command="bash $worker start $time-$node $(cat "$dir/arguments")" || return
+            --command="bash $worker start $id-$node $(cat "$dir/arguments")" || return
     done
 }
 
