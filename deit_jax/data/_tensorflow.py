@@ -1,9 +1,13 @@
 """TensorFlow, imported on first use, without log output and without the accelerator."""
 
+import contextlib
 import functools
 import importlib.util
 import os
+import re
+import tempfile
 import types
+from collections.abc import Iterator
 
 from deit_jax.errors import ConfigError
 
@@ -11,6 +15,9 @@ _MISSING = (
     "photos and prepared data sets need {}, which cannot be imported: `pip install "
     "'deit_jax[data]'`; data of uint8 arrays (source 'digits' or 'arrays') needs none"
 )
+
+# `I0000 00:00:1795298260.942085   21231 cudart_stub.cc:31] Could not find cuda drivers ...`
+_LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl")
 
 
 def require_tensorflow(*others: str) -> None:
@@ -27,16 +34,37 @@ def tensorflow() -> types.ModuleType:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow logs at any level that it uses oneDNN, which decoding does not need.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    try:
-        import tensorflow as tf
-    except Exception as error:  # noqa: BLE001 - a build for another NumPy or protobuf raises anything
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{_MISSING.format('tensorflow')} ({reason})") from error
-    try:
-        # TensorFlow allocates all of the memory of every visible accelerator.
-        tf.config.set_visible_devices([], "GPU")
-        tf.config.set_visible_devices([], "TPU")
-    except RuntimeError:
-        # Already initialized by the caller's program, with the devices it chose.
-        pass
+    with _without_log_lines():
+        try:
+            import tensorflow as tf
+        except Exception as error:  # noqa: BLE001 - a build for another NumPy or protobuf raises anything
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{_MISSING.format('tensorflow')} ({reason})") from error
+        try:
+            # TensorFlow allocates all of the memory of every visible accelerator.
+            tf.config.set_visible_devices([], "GPU")
+            tf.config.set_visible_devices([], "TPU")
+        except RuntimeError:
+            # Already initialized by the caller's program, with the devices it chose.
+            pass
     return tf
+
+
+@contextlib.contextmanager
+def _without_log_lines() -> Iterator[None]:
+    """Drops the log lines that C++ writes to stderr in its body; other lines come at its end.
+
+    TensorFlow with CUDA logs that there is no GPU or no driver at any TF_CPP_MIN_LOG_LEVEL.
+    """
+    with tempfile.TemporaryFile() as kept:
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            kept.seek(0)
+            for line in kept:
+                if not _LOG_LINE.match(line):
+                    os.write(2, line)

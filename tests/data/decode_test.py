@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import data
-from deit_jax.data import decode, headers
+from deit_jax.data import _tensorflow, decode, headers
 from deit_jax.data.resize import evaluation_square, fit_within, resize_bicubic, resized_shape
 
 HEIGHT, WIDTH = 61, 83
@@ -291,3 +291,10 @@ def test_tensorflow_prints_nothing():
         text=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_only_log_lines_are_dropped(capfd):
+    with _tensorflow._without_log_lines():
+        os.write(2, b"I0000 00:00:1.2 3 cudart_stub.cc:31] Could not find cuda drivers\nkept\n")
+    os.write(2, b"E0000 00:00:1.2 3 after\n")
+    assert capfd.readouterr().err == "kept\nE0000 00:00:1.2 3 after\n"
