@@ -48,6 +48,7 @@ OS_FUNCTIONS = {
 }
 FILES_OUTSIDE_STORAGE = {
     "config_file.py": "recipes are Python files: executed, and importing their neighbors",
+    "data/_tensorflow.py": "what TensorFlow writes to stderr, in a file without a name",
     "data/local_files.py": "positional reads by many threads; of a store whole files are read",
     "data/photo_files.py": "walks folders of this machine, links included; StoreFiles does others",
     "data/shards.py": "patterns of files of this machine; others are refused",
