@@ -65,10 +65,8 @@ setup() { # 64 if it failed on a worker
 }
 
 start() {
-    local node id
-    # Two starts may fall within one second; a worker ignores an ID that it has.
-    echo start >>"$dir/starts"
-    id=$(date -u +%Y%m%dT%H%M%SZ)-$(printf %03d "$(wc -l <"$dir/starts")")
+    local node id # a new one, also within a second: a worker ignores those that it has
+    echo >>"$dir/starts" && id=$(date -u +%Y%m%dT%H%M%SZ)-$(size "$dir/starts")
     say "starting the run on all workers of $name"
     for node in $(nodes); do
         again tpus tpu-vm ssh "$node" --worker=all \

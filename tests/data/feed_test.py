@@ -154,6 +154,7 @@ class Photos(data.Source):
 batches = data.train_batches(Photos(), 64, canvas=512)
 ahead = data.prefetch_to_device(data.train_batches(Photos(), 64, canvas=512), lambda b: b)
 next(batches), next(ahead)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell's `&` started this
 {end}
 """
     command = [sys.executable, "-c", program]

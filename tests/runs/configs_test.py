@@ -216,9 +216,8 @@ def test_finished_run_has_nothing_to_do(tmp_path, compilation_cache, capsys, mon
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize(
-    "recipe", ["deit.py:ti", pytest.param("deit_distilled.py:ti", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["deit.py:ti", "deit_distilled.py:ti"])
 def test_imagenet_photos_through_the_shipped_configs(
     recipe, tfds_dir, tmp_path, compilation_cache, monkeypatch
 ):
