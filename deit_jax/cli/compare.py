@@ -1,4 +1,4 @@
-"""`deit-jax compare`: the last evaluations of several runs side by side, and their curves."""
+"""`deit-jax compare`: last evaluations of several runs, their goodput and curves."""
 
 import argparse
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from deit_jax import storage
     from deit_jax.evaluation import results
-    from deit_jax.tracking import curves
+    from deit_jax.tracking import curves, starts
 
     runs = {}
     for text in args.runs:
@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
         path = storage.path(workdir)
         runs[label if equals else path.name] = path
     print(results.comparison_table({k: results.last_evaluation(w) for k, w in runs.items()}))
+    for label, workdir in runs.items():
+        print(f"goodput of {label}: {starts.goodput(workdir) or 'not recorded'}")
     for label, workdir in runs.items():
         print(f"TensorBoard of {label}: {workdir / 'tensorboard'}")
     if args.png:

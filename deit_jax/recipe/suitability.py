@@ -33,14 +33,24 @@ def _specification(device: Device) -> str:
     )
 
 
+def choices(recipe: Recipe) -> dict[str, str]:
+    """The options that may be `auto`, as they are on the recipe's device: `{'model.dtype': ...}`."""
+    section, model = recipe.config.model, recipe.model
+    found = {"model.dtype": model.dtype}
+    if "attention" in section:
+        # A choice of the user's is that; it is checked when the model is made.
+        asked = model.clone(attention=section.attention)
+        found["model.attention"] = asked.attention_on(recipe.device)
+    if recipe.teacher and recipe.teacher.model:
+        found["teacher.dtype"] = recipe.teacher.model.dtype
+    return found
+
+
 def _chosen(recipe: Recipe) -> str:
     section, model = recipe.config.model, recipe.model
-    # A choice of the user's is that; it is checked when the model is made.
-    asked = {key: section.get(key, "") for key in ("dtype", "attention")}
-    chosen = {"dtype": model.dtype}
-    if "attention" in section:
-        chosen["attention"] = model.clone(attention=asked["attention"]).attention_on(recipe.device)
-    parts = [f"{k} {v}{' (auto)' if asked[k] == 'auto' else ''}" for k, v in chosen.items()]
+    of_model = {k.removeprefix("model."): v for k, v in choices(recipe).items() if "model." in k}
+    auto = {key for key in of_model if section.get(key) == "auto"}
+    parts = [f"{k} {v}{' (auto)' if k in auto else ''}" for k, v in of_model.items()]
     auto = accelerator.resolve_dtype("auto", recipe.device)
     slow = model.dtype == "bfloat16" and auto == "float32" and recipe.device.platform != "cpu"
     if slow:

@@ -69,6 +69,7 @@ def read_series(workdir: str | os.PathLike | storage.Path) -> Series:
     series: Series = {}
     for record in read_jsonl(file):
         step = record.pop("step")
+        record.pop("time", None)
         for name, value in record.items():
             steps, values = series.setdefault(name, ([], []))
             steps.append(step)

@@ -56,11 +56,12 @@ class StartClock:
       compile_seconds: spent in the compiler, or on reading programs from the cache.
       programs: requested from the persistent compilation cache.
       cached: those that it had.
+      time: when the clock was made, in seconds since 1970.
     """
 
     def __init__(self) -> None:
         self.compile_seconds, self.programs, self.cached = 0.0, 0, 0
-        self._begun = time.perf_counter()
+        self._begun, self.time = time.perf_counter(), time.time()
 
     def __enter__(self) -> "StartClock":
         _listen()

@@ -1,7 +1,7 @@
 """Where the metrics of a run go: metrics.jsonl always, and the trackers of the `log` section.
 
-`<workdir>/metrics.jsonl` has one JSON object per line, `step` first:
-`{"step": 100, "train/loss": 6.9, ...}`. NaN and infinities are written as null, since JSON
+`<workdir>/metrics.jsonl` has one JSON object per line, `step` first, then `time`, when it was
+written, in seconds since 1970: `{"step": 100, "time": 1.8e9, "train/loss": 6.9, ...}`. NaN and infinities are written as null, since JSON
 has neither; the name is then present without a value. A run that resumes from step k drops
 what was written for later steps, so no step appears twice.
 
@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ import jax
 
 from deit_jax import builders, storage
 from deit_jax.errors import ConfigError
+from deit_jax.tracking import services
 
 _LOG = logging.getLogger(__name__)
 
@@ -101,45 +101,13 @@ def _event_file() -> str:
     return f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
 
 
-class WandbTracker:
-    """Weights & Biases: one W&B run per workdir, resumed with it.
-
-    The workdir has the id of the W&B run; `config` is shown as its settings.
-    """
-
-    def __init__(
-        self,
-        workdir: storage.Path,
-        resume_step: int = 0,
-        config: Mapping[str, Any] | None = None,
-        *,
-        wandb_project: str = "deit_jax",
-    ) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError(
-                f"config.log.trackers=wandb needs the wandb package ({error}): pip install wandb"
-            ) from error
-        id_file = workdir / "wandb_id"
-        self._run = wandb.init(
-            project=wandb_project,
-            config=dict(config or {}),
-            # Its own files are copies of what it sends.
-            dir=tempfile.gettempdir() if storage.is_remote(workdir) else str(workdir),
-            id=id_file.read_text().strip() if id_file.exists() else None,
-            resume="allow",
-        )
-        storage.write(id_file, self._run.id)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-TRACKERS = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
+TRACKERS = {
+    "tensorboard": TensorBoardTracker,
+    "wandb": services.WandbTracker,
+    "mlflow": services.MlflowTracker,
+    "comet": services.CometTracker,
+    "trackio": services.TrackioTracker,
+}
 
 
 @builders.chooses(trackers=TRACKERS)
@@ -225,7 +193,8 @@ class JsonlTracker:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        self._file.write((json.dumps({"step": step} | finite, allow_nan=False) + "\n").encode())
+        record = {"step": step, "time": round(time.time(), 3)} | finite
+        self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
 
     def sync(self) -> None:
         self._file.sync()

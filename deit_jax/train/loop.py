@@ -33,7 +33,7 @@ from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
 from deit_jax.recipe import fit, hardware
 from deit_jax.tracking import averages, curves, display, profiler, progress, startup, writers
-from deit_jax.train import dump, nonfinite, preemption
+from deit_jax.train import dump, moved, nonfinite, preemption
 from deit_jax.train import init as init_lib
 from deit_jax.train import setup as setup_lib
 from deit_jax.train import step as step_lib
@@ -146,16 +146,15 @@ class _Run:
             return self._run()
 
     def _run(self) -> dict[str, float]:
-        start, stop = self.start, self.durations.stop_at
+        start, stop, total = self.start, self.durations.stop_at, self.durations.total_steps
         if start >= stop:
             self.writer.close()
             self.checkpointer.close()
-            self.display.say(
-                f"already at step {start:,} of {self.durations.total_steps:,}: nothing to do"
-            )
+            self.display.say(f"already at step {start:,} of {total:,}: nothing to do")
             return self.results
+        moved.record(self.workdir, start, self.clock.time, self.experiment.recipe)
         if start:
-            self.display.say(f"resuming after step {start:,} of {self.durations.total_steps:,}")
+            self.display.say(f"resuming after step {start:,} of {total:,}")
         host_batches = self.experiment.train_batches(start_step=start)
         self.health = host_batches.health
         try:

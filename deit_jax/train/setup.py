@@ -16,6 +16,7 @@ from deit_jax.errors import Problems
 from deit_jax.recipe import checks, summary
 from deit_jax.tracking import profiler, startup
 from deit_jax.train import experiment as experiment_lib
+from deit_jax.train import moved
 from deit_jax.train import workdir as workdir_lib
 from deit_jax.train.experiment import Experiment
 
@@ -67,6 +68,7 @@ def prepare(
 
         params = experiment.recipe.params
         print(parameter_overview.get_parameter_overview(params, include_stats=False))
+        notices += moved.notices(folder, experiment.recipe)
         print(*_describe(experiment), *notices, sep="\n", flush=True)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)
     return experiment, folder, span

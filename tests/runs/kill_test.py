@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from child_runs import OVERRIDES, STEPS
 
+from deit_jax import cli
 from deit_jax.checkpoint import layout, read_variables
+from deit_jax.tracking import starts
 from deit_jax.train.preemption import EXIT_RESTART
 
 # 100 once, by hand: DEIT_JAX_KILLS=100 pytest tests/runs/kill_test.py --timeout=3600
@@ -50,6 +52,33 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(unbroken, tmp_pa
         assert _leaves(workdir) == _leaves(unbroken)
         _check_rest(workdir, unbroken)
     assert len({step for step in died_at if 0 < step < STEPS}) >= min(3, wanted - 1), died_at
+
+
+def test_goodput_has_each_step_once_and_all_else_as_lost(unbroken, tmp_path, capsys):
+    """Killed after a line that the checkpoints do not have yet, and resumed a second later."""
+    workdir = tmp_path / "run"
+    run = _start(workdir, unbroken)
+    while run.is_alive() and max(layout.steps_in(workdir / "checkpoints"), default=0) < 4:
+        time.sleep(0.001)
+    run.kill()
+    run.join()
+    stopped, pause = starts.goodput(workdir), 1.0
+    time.sleep(pause)
+    run = _start(workdir, unbroken)
+    run.join()
+    assert run.exitcode == 0, child_runs.log_file(workdir).read_text()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    times = {line["step"]: line["train/step_time"] for line in lines if "train/loss" in line}
+    assert sorted(times) == list(range(4, STEPS + 1, 4)), "the log of every step, once"
+    found = starts.goodput(workdir)
+    assert found.starts == 2 and found.trained == pytest.approx(4 * sum(times.values()))
+    first, second = starts.read(workdir)
+    assert first["step"] == 0 and second["step"] >= 4
+    assert found.total == pytest.approx(lines[-1]["time"] - first["time"])
+    assert second["time"] - first["time"] > pause
+    assert found.total - found.trained > pause + (stopped.total - stopped.trained) * 0.99
+    assert cli.main(["compare", str(workdir)]) == 0
+    assert f"goodput of run: {found}" in capsys.readouterr().out
 
 
 @pytest.mark.long
