@@ -61,7 +61,7 @@ FILES_OUTSIDE_STORAGE = {
     "pretrained/hub.py": "the cache of downloads, which is on this machine",
     "pretrained/load.py": "the type of such copies",
     "tracking/provenance.py": "the library's own checkout",
-    "tracking/writers.py": "where W&B keeps copies of what it sends",
+    "tracking/services.py": "where W&B keeps copies of what it sends",
 }
 # Folders of tests that are not a package's.
 OTHER_TESTS = {"constraints", "launch", "runs", "reference", "vectors"}

@@ -34,7 +34,7 @@ def _specification(device: Device) -> str:
 
 
 def choices(recipe: Recipe) -> dict[str, str]:
-    """The options that may be `auto`, as they are on the recipe's device: `{'model.dtype': ...}`."""
+    """What the options that may be `auto` are on the recipe's device: `{'model.dtype': ...}`."""
     section, model = recipe.config.model, recipe.model
     found = {"model.dtype": model.dtype}
     if "attention" in section:

@@ -1,9 +1,10 @@
 """Where the metrics of a run go: metrics.jsonl always, and the trackers of the `log` section.
 
 `<workdir>/metrics.jsonl` has one JSON object per line, `step` first, then `time`, when it was
-written, in seconds since 1970: `{"step": 100, "time": 1.8e9, "train/loss": 6.9, ...}`. NaN and infinities are written as null, since JSON
-has neither; the name is then present without a value. A run that resumes from step k drops
-what was written for later steps, so no step appears twice.
+written, in seconds since 1970: `{"step": 100, "time": 1.8e9, "train/loss": 6.9, ...}`. NaN and
+infinities are written as null, since JSON has neither; the name is then present without a
+value. A run that resumes from step k drops what was written for later steps, so no step
+appears twice.
 
 To add a tracker: a class like `TensorBoardTracker`, whose keyword-only parameters are
 options of the `log` section, and a line in `TRACKERS`.
