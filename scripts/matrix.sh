@@ -26,11 +26,11 @@ make_environment() {
   local name=$1 at=.matrix/$1
   local install=(uv pip install --quiet --python "$at" --editable "$EXTRAS")
   case $name in
-    colab) uv venv --quiet --clear --python 3.13 "$at" &&
+    colab) uv venv --quiet --seed --clear --python 3.13 "$at" &&
       uv pip install --quiet --python "$at" -r "$PINS" && "${install[@]}" -c "$PINS" || return 1
       [ -z "$(moved "$at")" ] || { echo "pins that were replaced: $(moved "$at")"; return 1; } ;;
-    newest-*) uv venv --quiet --clear --python "${name#newest-}" "$at" && "${install[@]}" ;;
-    lowest) uv venv --quiet --clear --python 3.11 "$at" &&
+    newest-*) uv venv --quiet --seed --clear --python "${name#newest-}" "$at" && "${install[@]}" ;;
+    lowest) uv venv --quiet --seed --clear --python 3.11 "$at" &&
       "${install[@]}" --resolution=lowest-direct -c tests/constraints/lowest.txt ;;
     *) echo "unknown environment $name; known: colab, newest-3.11, newest-3.13, lowest"; return 1 ;;
   esac
