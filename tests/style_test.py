@@ -28,9 +28,9 @@ NEVER_AT_RUN_TIME = ("torch", "timm", "transformers", "PIL")
 
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
-    {"errors", "rng", "trees", "train_state", "builders", "cubic", "storage"},
+    {"errors", "rng", "trees", "train_state", "builders", "storage"},
     {"config", "config_file", "distributed"},
-    {"models", "augment", "data", "checkpoint", "losses", "optim", "tracking"},
+    {"models", "augment", "data", "checkpoint", "losses", "optim", "figures", "tracking"},
     {"pretrained"},
     {"teacher"},
     {"recipe", "evaluation"},

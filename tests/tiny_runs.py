@@ -46,4 +46,4 @@ def make_cheap(monkeypatch):
     """Runs of this process use one device, and neither evaluate nor draw curves."""
     on_one_device(monkeypatch)
     monkeypatch.setattr(loop.evaluate, "evaluate", lambda *_: {"eval": {"count": 1}})
-    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(loop.pictures, "draw", lambda *_: None)

@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
     path = storage.path(args.output)
     titles = [f"draw {i + 1}" for i in range(args.draws)]
     draws = _draws(batch, resolved, args, size, opened.num_classes)
-    _write(path, [originals, *draws], ["original", *titles], rows)
+    _write(path, [originals, *draws], titles, rows, args.config)
     for name in OPERATIONS if "all" in args.operation else args.operation:
         draws, titles = _operation_draws(originals, resolved, args, name)
         sheet = path.with_stem(f"{path.stem}_{name}")
-        _write(sheet, [originals, *draws], ["original", *titles], rows)
+        _write(sheet, [originals, *draws], titles, rows, name)
     return 0
 
 
@@ -123,31 +123,11 @@ def _operation_draws(originals, resolved, args: argparse.Namespace, operation: s
     return draws, [f"{value:.3g}" for value in values.tolist()]
 
 
-def _write(path: storage.Path, columns: list, titles: list[str], rows: list[str]) -> None:
-    """The sheet as one PNG, pixel for pixel, with titles above and names at the left."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _write(
+    path: storage.Path, columns: list, titles: list[str], rows: list[str], title: str
+) -> None:
+    from deit_jax import figures
 
-    gap, size = 4, columns[0].shape[1]
-    # Small images are enlarged, each pixel a square.
-    zoom = max(1, 96 // size)
-    step = size * zoom + gap
-    sheet = np.full((len(rows) * step, len(columns) * step, 3), 255, np.uint8)
-    for x, column in enumerate(columns):
-        for y, image in enumerate(column):
-            tile = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
-            sheet[y * step : (y + 1) * step - gap, x * step : (x + 1) * step - gap] = tile
-    margin_x, margin_y, dpi = 140, 30, 100
-    height, width = sheet.shape[0] + margin_y, sheet.shape[1] + margin_x
-    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
-    figure.figimage(sheet, xo=margin_x, yo=0)
-    for x, title in enumerate(titles):
-        left = (margin_x + x * step + (step - gap) / 2) / width
-        figure.text(left, 1 - margin_y / 2 / height, title, ha="center", va="center", fontsize=8)
-    for y, name in enumerate(rows):
-        center = 1 - (margin_y + y * step + (step - gap) / 2) / height
-        figure.text(0.006, center, name[:24], ha="left", va="center", fontsize=7)
-    with storage.replacing(path) as file:
-        FigureCanvasAgg(figure).print_png(file)
-    print(f"{path}: {len(rows)} images, {len(titles) - 1} draws")
+    titles = ["original", *titles]
+    figures.save(figures.augmentations(columns, titles, rows, title=title), path)
+    print(f"{path}: {len(rows)} images, {len(columns) - 1} draws")

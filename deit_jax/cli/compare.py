@@ -13,9 +13,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import storage
+    from deit_jax import figures, storage
     from deit_jax.evaluation import results
-    from deit_jax.tracking import curves, starts
+    from deit_jax.tracking import series, starts
 
     runs = {}
     for text in args.runs:
@@ -28,5 +28,6 @@ def run(args: argparse.Namespace) -> int:
     for label, workdir in runs.items():
         print(f"TensorBoard of {label}: {workdir / 'tensorboard'}")
     if args.png:
-        print(f"curves: {curves.plot_curves(runs, args.png)}")
+        drawn = figures.curves({k: series.read_series(w) for k, w in runs.items()})
+        print(f"curves: {figures.save(drawn, args.png)}")
     return 0

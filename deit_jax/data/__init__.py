@@ -10,7 +10,7 @@
                       own photos: folders and archives, their splits, few of them
     shards.py  local_files.py
                       files of a split; bytes at a position, and indexes that are made once
-    formats.py  headers.py  exif.py  decode.py  cmyk.py  resize.py
+    formats.py  headers.py  exif.py  decode.py  cmyk.py  resize.py  cubic.py
                       image files to pixels, equal to Pillow's
     pipeline.py  batches.py
                       batches in order, with counts of what was in them

@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from deit_jax.cubic import cubic_kernel
+from deit_jax.data.cubic import cubic_kernel
 
 _BITS = 22
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deit_jax.cubic import cubic_kernel
+from deit_jax.data.cubic import cubic_kernel
 
 
 def resize_position(

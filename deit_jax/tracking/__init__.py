@@ -1,4 +1,4 @@
-"""What a run reports: metrics, progress, curves, profile, start-up times, versions.
+"""What a run reports: metrics, progress, profile, start-up times, versions.
 
 A new destination for metrics is one class in `writers.py` and one line in its `TRACKERS`.
 """

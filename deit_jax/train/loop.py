@@ -32,8 +32,8 @@ from deit_jax.distributed import sharding
 from deit_jax.errors import RunStopped
 from deit_jax.evaluation import agreement, evaluate
 from deit_jax.recipe import fit, hardware
-from deit_jax.tracking import averages, curves, display, profiler, progress, startup, writers
-from deit_jax.train import dump, moved, nonfinite, preemption
+from deit_jax.tracking import averages, display, profiler, progress, startup, writers
+from deit_jax.train import dump, moved, nonfinite, pictures, preemption
 from deit_jax.train import init as init_lib
 from deit_jax.train import setup as setup_lib
 from deit_jax.train import step as step_lib
@@ -180,8 +180,8 @@ class _Run:
         finally:
             self.profiler.stop()
         if jax.process_index() == 0:
-            curves.plot_curves({self.workdir.name: self.workdir}, self.workdir / "curves.png")
-            self.display.say(f"done: checkpoints, metrics.jsonl and curves.png in {self.workdir}")
+            pictures.draw(self.workdir, self.display.say)
+            self.display.say(f"done: checkpoints, metrics.jsonl and figures in {self.workdir}")
         return self.results
 
     def _prefetch(self, host_batches: Iterator) -> data.prefetch_to_device:

@@ -21,12 +21,16 @@ def test_sheets_of_the_recipe_and_of_an_operation(tmp_path, capsys):
     assert cli.main(["augmentations", *arguments, "--operation", "Invert"]) == 0
     assert capsys.readouterr().out.count("4 images, 3 draws") == 2
     sheet, inverted = read_png(output), read_png(output.with_stem("digits_Invert"))
-    # A tile of 16 pixels is enlarged to 96, and the first column is at 140.
-    tiles = [inverted[30:126, 140 + 100 * i : 236 + 100 * i] for i in range(4)]
+    # Tiles of 16 pixels are enlarged to 96; the margin at the right is 24.
+    xs = [sheet.shape[1] - 24 - 96 - 102 * back for back in (2, 1, 0)]
+    xs = [xs[0] - 102 - 18, *xs]
+    top = sheet.shape[0] - 24 - 3 * 102 - 96
+    tiles = [inverted[top : top + 96, x : x + 96] for x in xs]
     np.testing.assert_allclose(tiles[1], 1 - tiles[0], atol=1e-6)
     np.testing.assert_array_equal(tiles[1], tiles[3])
-    np.testing.assert_array_equal(sheet[30:126, 140:236], tiles[0])
-    assert (sheet[30:126, 240:336] != tiles[0]).any()
+    first, second = (sheet[top : top + 96, x : x + 96] for x in xs[:2])
+    np.testing.assert_array_equal(first, tiles[0])
+    assert (second != first).any()
 
 
 @pytest.mark.parametrize(

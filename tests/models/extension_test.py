@@ -93,7 +93,7 @@ def test_it_is_explained_trained_evaluated_saved_and_resumed(
     mixer, spec, tmp_path, compilation_cache, monkeypatch, capsys
 ):
     tiny_runs.on_one_device(monkeypatch)
-    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(loop.pictures, "draw", lambda *_: None)
     options = [compilation_cache, "train.total_steps=2", "eval.batch_size=120"]
     arguments = [f"--config.{option}" for option in options]
     assert cli.main(["explain", f"--config={spec}", *arguments]) == 0

@@ -107,7 +107,7 @@ def test_every_variant_runs_and_starts_again(
     """
     spec, *others = specs
     tiny_runs.on_one_device(monkeypatch)
-    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(loop.pictures, "draw", lambda *_: None)
     options = [
         *options_of(spec, tiny_teacher),
         *augmentation,
@@ -222,7 +222,7 @@ def test_imagenet_photos_through_the_shipped_configs(
     recipe, tfds_dir, tmp_path, compilation_cache, monkeypatch
 ):
     tiny_runs.on_one_device(monkeypatch)
-    monkeypatch.setattr(loop.curves, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(loop.pictures, "draw", lambda *_: None)
     photos = [f"data.data_dir={tfds_dir}", compilation_cache]
     if "distilled" in recipe:
         teacher = tiny_runs.tiny(

@@ -167,7 +167,7 @@ def test_options_of_trackers_that_were_not_chosen_are_unknown(options, message):
 
 def test_importing_loads_neither_tensorflow_nor_tensorboard():
     code = (
-        "import sys; from deit_jax.tracking import curves, progress, provenance, writers\n"
+        "import sys; from deit_jax.tracking import progress, provenance, series, writers\n"
         "bad = {'tensorflow', 'tensorboard', 'matplotlib', 'wandb', 'clu'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)"
     )

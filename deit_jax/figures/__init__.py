@@ -1,0 +1,23 @@
+"""Figures: curves, confusion matrix, worst pictures, augmentation sheet, attention, in one style.
+
+    curves(runs)                loss, learning rate and accuracy; `tracking.series` reads them
+    confusion(counts, names)    a matrix of few classes; of many also the pairs most often confused
+    worst(images, ...)          pictures with their true and predicted names and probabilities
+    augmentations(columns, ...) a sheet of pictures, pixel for pixel
+    png(figure)  save(figure, path)
+                                the bytes of a PNG, and a file (`gs://` too)
+
+Arrays in, a matplotlib `Figure` out: nothing here runs a model, and nothing uses pyplot, so a
+notebook's backend stays as it is; there a figure that is the last value of a cell is shown.
+
+A new figure is a function in a module of its own, decorated with `style.styled`, that takes
+colors, fonts and sizes from `style`, and a line below. To have it drawn at the end of a run, add
+it to `train/pictures.py` as well.
+"""
+
+from deit_jax.figures.confusion import confusion
+from deit_jax.figures.curves import curves
+from deit_jax.figures.pictures import augmentations, worst
+from deit_jax.figures.style import png, save
+
+__all__ = ["augmentations", "confusion", "curves", "png", "save", "worst"]
