@@ -61,6 +61,7 @@ def epochs_of(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.labels")}
 
 
+@pytest.mark.long
 def test_a_run_with_stored_labels_is_the_live_run(
     tiny_teacher, compilation_cache, tmp_path, monkeypatch
 ):

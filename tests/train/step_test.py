@@ -1,6 +1,7 @@
 """The training step: accumulation, averages, teacher, non-finite batches, device counts."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -207,7 +208,7 @@ def test_an_overflowed_step_changes_the_scale_alone():
 
 @pytest.mark.parametrize("accum_steps", [1, 2])
 def test_the_scale_does_not_show_in_the_update(accum_steps):
-    """A power of two, in f32: not in a single bit."""
+    """A power of two, in f32: not in a single bit, but where a compiler fuses it (jax 0.7.2)."""
     model = tiny(drop_path_rate=0.0)
     plain, state = make(model, ema_decay=0.9, accum_steps=accum_steps)
     with_scale, _ = make(model, ema_decay=0.9, accum_steps=accum_steps, loss_scale="static")
@@ -216,8 +217,9 @@ def test_the_scale_does_not_show_in_the_update(accum_steps):
     found, others = with_scale(
         dataclasses.replace(state, loss_scale=rule.first_state()), None, host_batch()
     )
-    assert same(dataclasses.replace(found, loss_scale=None), expected)
-    assert {key: others[key] for key in metrics} == metrics
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
+    jax.tree.map(close, dataclasses.replace(found, loss_scale=None), expected)
+    jax.tree.map(close, {key: others[key] for key in metrics}, metrics)
 
 
 def test_the_learning_rate_follows_the_step_and_not_the_updates_that_were_made():
