@@ -52,13 +52,16 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
       ConfigError: an option is out of range or unknown.
     """
     pixels, images, batches = _make_stages(supplied, options)
-    crop, *row_stages = (pixels | images).values()
+    row_stages = pixels | images
+    crop = row_stages.pop("crop")
 
     def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
         draw = functools.partial(random_bits.named, keys)
-        image = crop(draw, canvas, size)
-        for stage in row_stages:
-            image = stage(draw, image)
+        with jax.named_scope("crop"):
+            image = crop(draw, canvas, size)
+        for name, stage in row_stages.items():
+            with jax.named_scope(name):
+                image = stage(draw, image)
         return image
 
     if supplied.mesh is not None:
@@ -67,15 +70,20 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
             image_rows, mesh=supplied.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
 
+    # Names of stages are what profiles and `benchmarks/programs.py` know a program's parts by.
+    @jax.named_scope("augment")
     def augment(key: jax.Array, batch: Batch) -> Batch:
         canvas, size, label = batch["canvas"], batch["size"], batch["label"]
         if "canvas_index" in batch:
-            canvas, size, label = (x[batch["canvas_index"]] for x in (canvas, size, label))
+            with jax.named_scope("canvases"):
+                canvas, size, label = (x[batch["canvas_index"]] for x in (canvas, size, label))
         rows_key, batch_key = jax.random.split(key)
         image = image_rows(row_keys(rows_key, len(label)), canvas, size)
         target = label
-        for stage in batches.values():
-            image, target = stage(functools.partial(random_bits.named, batch_key), image, target)
+        for name, stage in batches.items():
+            draw = functools.partial(random_bits.named, batch_key)
+            with jax.named_scope(name):
+                image, target = stage(draw, image, target)
         return {"image": image, "target": target, "label": label}
 
     return augment
@@ -145,6 +153,7 @@ def make_eval_transform(
     short = int(image_size / crop_ratio)
     matmul = resolve_matmul(matmul)
 
+    @jax.named_scope("augment/crop")
     def transform(batch: Batch) -> jax.Array:
         # Padding rows have size 0; one pixel of a zero canvas keeps them finite.
         axes = center_crop_axes(jnp.maximum(batch["size"], 1), short, image_size)

@@ -95,7 +95,8 @@ def make_eval_step(
         label = batch["label"]
         scores = head_outputs(models.apply(model, variables, image))
         if teacher_fn is not None:
-            logits = teacher_fn(teacher_variables, image).astype(jnp.float32)
+            with jax.named_scope("teacher"):
+                logits = teacher_fn(teacher_variables, image).astype(jnp.float32)
             scores["teacher"] = jax.nn.log_softmax(logits)
         sums = {"count": weight.sum()}
         for name, score in scores.items():

@@ -199,13 +199,15 @@ def _parts(at: Any, width: int, dim: int) -> list[Any]:
     return [pallas.ds(part * dim + at, width) for part in range(3)]
 
 
-def _forward_rows(qkv: jax.Array, interpret: bool) -> jax.Array:
+def forward_rows(qkv: jax.Array, interpret: bool) -> jax.Array:
+    """The kernel of `attend` on the rows of one device, [B, T, 3 D] -> [B, T, D]."""
     return _call(_forward_kernel, (qkv,), qkv.shape[2] // 3, 2, interpret)
 
 
-def _backward_rows(qkv: jax.Array, gradient: jax.Array, interpret: bool) -> jax.Array:
+def backward_rows(qkv: jax.Array, gradient: jax.Array, interpret: bool) -> jax.Array:
+    """The kernel of its gradient, [B, T, 3 D] and [B, T, D] -> [B, T, 3 D]."""
     return _call(_backward_kernel, (qkv, gradient), qkv.shape[2], 5, interpret)
 
 
-_forward = _sharded_over_rows(_forward_rows)
-_backward = _sharded_over_rows(_backward_rows)
+_forward = _sharded_over_rows(forward_rows)
+_backward = _sharded_over_rows(backward_rows)

@@ -71,7 +71,8 @@ def make_teaching(
             return labels.stored.decode({name: batch[PREFIX + name] for name in names})
         if teacher_fn is None:
             return None
-        logits = teacher_fn(teacher_variables, image).astype(jnp.float32)
+        with jax.named_scope("teacher"):
+            logits = teacher_fn(teacher_variables, image).astype(jnp.float32)
         return jax.lax.optimization_barrier(jax.lax.stop_gradient(logits))
 
     return augment, answer

@@ -91,9 +91,10 @@ def make_gradients(
         logits = inputs.get("teacher")
         if logits is not None and labels.used:
             logits = labels.used.decode(logits)
-        loss, terms = loss_fn(output, inputs["target"], logits)
-        if logits is not None:
-            terms = terms | _agreement(output, logits)
+        with jax.named_scope("loss"):
+            loss, terms = loss_fn(output, inputs["target"], logits)
+            if logits is not None:
+                terms = terms | _agreement(output, logits)
         return loss if scale is None else loss * scale, (stats, terms)
 
     augment, answer = make_teaching(augment_fn, base_key, teacher_fn, labels)
@@ -167,7 +168,8 @@ def make_train_step(
         loss, stats, terms, grads = gradients(state, teacher_variables, batch)
         recorded = {"labels": terms.pop("labels")} if labels.record else {}
         new = _updated(state, grads, stats, tx, ema_decay)
-        grad_norm = optax.tree.norm(grads)
+        with jax.named_scope("metrics"):
+            grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         running = state.nonfinite_in_a_row < max_nonfinite
         overflowed = jnp.asarray(False)
@@ -175,18 +177,21 @@ def make_train_step(
             overflowed = running & ~finite & jnp.isfinite(loss)
             overflowed &= scaling.tolerates(state.loss_scale)
         ok, bad = running & finite, running & ~finite & ~overflowed
-        new = jax.tree.map(lambda old, new: jnp.where(ok, new, old), state, new)
+        with jax.named_scope("optimizer"):
+            new = jax.tree.map(lambda old, new: jnp.where(ok, new, old), state, new)
         new = dataclasses.replace(
             new,
             step=state.step + running,
             nonfinite_steps=state.nonfinite_steps + bad,
             nonfinite_in_a_row=jnp.where(ok, 0, state.nonfinite_in_a_row + bad),
         )
+        with jax.named_scope("metrics"):
+            param_norm = optax.tree.norm(new.params)
         metrics = terms | {
             "loss": loss,
             "learning_rate": schedule(state.step),
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(new.params),
+            "param_norm": param_norm,
             "finite": finite,
             "nonfinite_steps": new.nonfinite_steps,
             "nonfinite_in_a_row": new.nonfinite_in_a_row,
@@ -209,6 +214,7 @@ def jit(step: Callable, batch_sharding: jax.sharding.NamedSharding) -> Callable:
     return jax.jit(sharding.on_rows(step, batch_sharding), donate_argnums=0)
 
 
+@jax.named_scope("optimizer")
 def _updated(
     state: TrainState, grads: PyTree, stats: PyTree, tx: optax.GradientTransformation, decay: float
 ) -> TrainState:
@@ -241,7 +247,8 @@ def _on_schedule(state: TrainState) -> PyTree:
 def _ema(ema: PyTree | None, new: PyTree, decay: float) -> PyTree | None:
     if ema is None:
         return None
-    return jax.tree.map(lambda e, n: e + (1.0 - decay) * (n - e), ema, new)
+    with jax.named_scope("ema"):
+        return jax.tree.map(lambda e, n: e + (1.0 - decay) * (n - e), ema, new)
 
 
 def _agreement(output: models.Output, teacher_logits: jax.Array) -> Metrics:
