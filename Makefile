@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 READY := $(VENV)/.ready
 
-.PHONY: help setup lint test test-long matrix quickstart clean
+.PHONY: help setup lint test test-long matrix programs quickstart clean
 
 help:
 	@echo "make quickstart   train a convnet teacher, distil a small DeiT from it, compare (minutes, CPU)"
 	@echo "make test         run the tests"
 	@echo "make test-long    run those that take long: whole runs in several processes, every shipped recipe"
+	@echo "make programs     compile training steps for accelerators that need not be here, and what each part costs"
 	@echo "make matrix       run the tests with Colab's versions, the oldest and the newest (half an hour)"
 	@echo "make lint         check format, rules, types, shell scripts and the Dockerfile"
 	@echo "make setup        only install into $(VENV)"
@@ -47,6 +48,20 @@ test-long: $(READY)
 matrix: $(READY)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" scripts/matrix.sh
+
+# The compilers of TPUs and GPUs, which run on any CPU: gigabytes to install, an hour on two cores.
+PROGRAMS := configs/deit.py:ti configs/deit.py:s configs/deit.py:b configs/deit_distilled.py:s
+$(VENV)/.programs: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "jax[tpu,cuda12]==$$($(BIN)/python -c 'import jax; print(jax.__version__)')"
+	@touch $@
+
+programs: $(VENV)/.programs
+	@for recipe in $(PROGRAMS); do for case in v5e-1:128:auto h100:256:xla; do \
+	  target=$${case%%:*}; rest=$${case#*:}; rows=$${rest%:*}; attention=$${rest#*:}; name=$${recipe#configs/}; \
+	  $(BIN)/python benchmarks/programs.py --config=$$recipe --target=$$target \
+	    --config.train.batch_size=$$rows --config.model.attention=$$attention \
+	    --output=benchmarks/results/programs/$$(echo $$name-$$target | sed 's/.py:/_/').json || exit 1; \
+	done; done
 
 quickstart: $(READY)
 	@$(BIN)/python train.py --config=configs/quickstart.py:teacher --workdir=$(RUNS)/teacher

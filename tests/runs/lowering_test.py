@@ -66,12 +66,14 @@ def check_kernels(text, e, step):
     rows = (ROWS if step == "train" else e.evaluation.batch_size) // e.mesh.size
     expected = (rows, tokens, 3 * model.embed_dim)
     assert model.attention == "pallas"
-    assert kernels(text) == [expected] * (2 if step == "train" else 1)
+    found = kernels(text)
+    assert found.count(expected) == (2 if step == "train" else 1), found
+    assert {shape[0] for shape in found} == {rows}, "a transformer as teacher has its own"
 
 
 def test_a_kernel_of_every_size_is_made_for_its_own_rows(lower):
     for spec, step in (("deit.py:ti", "train"), ("deit_distilled.py:s", "eval")):
-        # Of the teacher it is its size that takes long.
+        # A teacher's size takes long.
         text, e = lower(spec, TPU, step, "loss.distillation=none")
         check_kernels(text, e, step)
 
@@ -86,13 +88,12 @@ def test_a_step_is_made_for_a_gpu(lower):
 @pytest.mark.long
 @pytest.mark.parametrize("spec", shipped())
 def test_every_step_of_every_recipe_is_made_for_every_accelerator(spec, lower):
-    for step in ("train", "eval", "augment"):
+    for step in ("train", "eval"):
         text, e = lower(spec, TPU, step)
-        if step != "augment" and hasattr(e.recipe.model, "attention"):
-            if e.recipe.model.embed_dim == 64 * e.recipe.model.num_heads:
-                check_kernels(text, e, step)
-        attention = ["model.attention=xla"] if hasattr(e.recipe.model, "attention") else []
-        lower(spec, GPU, step, *attention)
+        model = e.recipe.model
+        if hasattr(model, "attention") and model.embed_dim == 64 * model.num_heads:
+            check_kernels(text, e, step)
+    lower(spec, GPU, "train", *(["model.attention=xla"] if hasattr(model, "attention") else []))
 
 
 def test_the_stand_ins_are_devices_of_the_table():
