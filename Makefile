@@ -55,13 +55,15 @@ $(VENV)/.programs: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "jax[tpu,cuda12]==$$($(BIN)/python -c 'import jax; print(jax.__version__)')"
 	@touch $@
 
+RESULT = benchmarks/results/programs/$$(basename $$recipe | sed s/.py:/_/)
+
 programs: $(VENV)/.programs
-	@for recipe in $(PROGRAMS); do for case in v5e-1:128:auto h100:256:xla; do \
-	  target=$${case%%:*}; rest=$${case#*:}; rows=$${rest%:*}; attention=$${rest#*:}; name=$${recipe#configs/}; \
-	  $(BIN)/python benchmarks/programs.py --config=$$recipe --target=$$target \
-	    --config.train.batch_size=$$rows --config.model.attention=$$attention \
-	    --output=benchmarks/results/programs/$$(echo $$name-$$target | sed 's/.py:/_/').json || exit 1; \
-	done; done
+	@for recipe in $(PROGRAMS); do \
+	  $(BIN)/python benchmarks/programs.py --config=$$recipe --target=v5e-1 --config.train.batch_size=128 \
+	    --output=$(RESULT)-v5e-1.json || exit 1; \
+	  $(BIN)/python benchmarks/programs.py --config=$$recipe --target=h100 --config.train.batch_size=256 \
+	    --config.model.attention=xla --output=$(RESULT)-h100.json || exit 1; \
+	done
 
 quickstart: $(READY)
 	@$(BIN)/python train.py --config=configs/quickstart.py:teacher --workdir=$(RUNS)/teacher

@@ -168,8 +168,7 @@ def make_train_step(
         loss, stats, terms, grads = gradients(state, teacher_variables, batch)
         recorded = {"labels": terms.pop("labels")} if labels.record else {}
         new = _updated(state, grads, stats, tx, ema_decay)
-        with jax.named_scope("metrics"):
-            grad_norm = optax.tree.norm(grads)
+        grad_norm = _norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         running = state.nonfinite_in_a_row < max_nonfinite
         overflowed = jnp.asarray(False)
@@ -177,21 +176,18 @@ def make_train_step(
             overflowed = running & ~finite & jnp.isfinite(loss)
             overflowed &= scaling.tolerates(state.loss_scale)
         ok, bad = running & finite, running & ~finite & ~overflowed
-        with jax.named_scope("optimizer"):
-            new = jax.tree.map(lambda old, new: jnp.where(ok, new, old), state, new)
+        new = _where(ok, new, state)
         new = dataclasses.replace(
             new,
             step=state.step + running,
             nonfinite_steps=state.nonfinite_steps + bad,
             nonfinite_in_a_row=jnp.where(ok, 0, state.nonfinite_in_a_row + bad),
         )
-        with jax.named_scope("metrics"):
-            param_norm = optax.tree.norm(new.params)
         metrics = terms | {
             "loss": loss,
             "learning_rate": schedule(state.step),
             "grad_norm": grad_norm,
-            "param_norm": param_norm,
+            "param_norm": _norm(new.params),
             "finite": finite,
             "nonfinite_steps": new.nonfinite_steps,
             "nonfinite_in_a_row": new.nonfinite_in_a_row,
@@ -212,6 +208,14 @@ def make_train_step(
 def jit(step: Callable, batch_sharding: jax.sharding.NamedSharding) -> Callable:
     """`step` compiled when first called, the batch sharded by rows, the state donated."""
     return jax.jit(sharding.on_rows(step, batch_sharding), donate_argnums=0)
+
+
+_norm = jax.named_scope("metrics")(optax.tree.norm)
+
+
+@jax.named_scope("optimizer")
+def _where(ok: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    return jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, old)
 
 
 @jax.named_scope("optimizer")
