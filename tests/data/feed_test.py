@@ -122,7 +122,7 @@ with data.eval_batches(opened.eval, batch_size=355, canvas=9, image_size=8) as b
 assert not [name for name in sys.modules if name.startswith("tensorflow.")]
 """
     command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, timeout=240, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -158,6 +158,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shel
 {end}
 """
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, timeout=240, capture_output=True, text=True)
     assert done.returncode == status
     assert "Traceback" not in done.stderr or "KeyboardInterrupt" in done.stderr
