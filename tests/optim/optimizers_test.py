@@ -290,11 +290,10 @@ def test_muon_is_one_function_and_one_line(stored, monkeypatch):
     for path, update in updates.items():
         if path in matrices:
             # Orthogonal but for the five steps of the iteration: all singular values near 1,
-            # or near sqrt(rows / columns), by which optax 0.2.6 multiplies.
+            # or near sqrt(columns / rows), by which optax 0.2.6 multiplies.
+            rows, columns = update.shape
             values = np.linalg.svd(update / 0.1, compute_uv=False)
-            assert (
-                0.6 < values.min() and values.max() < 1.3 * max(1, np.divide(*update.shape)) ** 0.5
-            )
+            assert 0.6 < values.min() and values.max() < 1.3 * max(1, columns / rows) ** 0.5, path
         else:
             grad = trees.named_leaves(grads)[path]
             expected = -0.1 * grad / (jnp.abs(grad) + 1e-8)
