@@ -20,6 +20,7 @@ from deit_jax.cli import (
     export,
     labels,
     predict,
+    publish,
     replay,
     train,
 )
@@ -28,6 +29,7 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    publish,
     convert,
     explain,
     export,

@@ -10,12 +10,12 @@ class Repeated(Source):
 
     def __init__(self, source: Source, times: int):
         self._source = source
-        self._times = times
+        self.times = times
         self.exif_orientation = source.exif_orientation
         self.labels = None if source.labels is None else np.tile(source.labels, times)
 
     def __len__(self) -> int:
-        return len(self._source) * self._times
+        return len(self._source) * self.times
 
     def get(self, indices: np.ndarray) -> tuple[list[Record], np.ndarray]:
         return self._source.get(np.asarray(indices) % len(self._source))

@@ -79,5 +79,12 @@ def metadata(experiment: Experiment) -> dict[str, Any]:
             "std": list(config.augment.std),
             "crop_ratio": config.eval.crop_ratio,
         },
+        "data": {
+            # Without what `few_photos` repeats.
+            "train_images": len(experiment.data.train)
+            // getattr(experiment.data.train, "times", 1),
+            "eval_images": len(experiment.data.eval),
+            "steps_per_epoch": experiment.recipe.durations.steps_per_epoch,
+        },
         "provenance": provenance.collect(),
     }
