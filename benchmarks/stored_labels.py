@@ -3,6 +3,7 @@
     python benchmarks/stored_labels.py --runs=runs/stored_labels --form=short --seeds=0,1,2 \
         --config.data.data_dir=DIR
     python benchmarks/stored_labels.py --reading
+    python benchmarks/stored_labels.py --kept
 
 Trains two teachers, then per seed a student with a distillation token: `live` with the first
 teacher, which records its labels; `stored` with these; `epochs 1` and `epochs 2` with the images
@@ -11,10 +12,12 @@ by `deit-jax labels`. Finished runs are skipped and interrupted ones resumed. Fu
 `--config.a.b=c` are passed to every run. Writes `stored_labels.{md,json}` into `--runs`: top-1 on
 the test images, mean of both heads, whether `stored` ended with the bits of `live`, and minutes.
 
-`--reading` measures how fast labels of ImageNet's size are read and written on this machine.
+`--reading` measures how fast labels of ImageNet's size are read and written on this machine;
+`--kept` what is lost where only the k largest of 1,000 logits are stored.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import subprocess
@@ -42,12 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--form", choices=("full", "short"), default="full")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--reading", action="store_true", help="measure reading and writing alone")
+    parser.add_argument("--kept", action="store_true", help="measure what the k largest keep")
     args, overrides = parser.parse_known_args(argv)
     wrong = [text for text in overrides if not text.startswith("--config.")]
-    if wrong or (args.runs is None) != args.reading:
-        parser.error(f"unknown {', '.join(wrong)}" if wrong else "give --runs or --reading")
-    if args.reading:
-        print(json.dumps(reading(), indent=2))
+    if wrong or (args.runs is not None) + args.reading + args.kept != 1:
+        parser.error(f"unknown {', '.join(wrong)}" if wrong else "give --runs, --reading or --kept")
+    if args.runs is None:
+        print(json.dumps(reading() if args.reading else kept(), indent=2))
         return 0
     suffix = "_short" if args.form == "short" else ""
     teachers = [args.runs / f"teacher_{number}" for number in (0, 1)]
@@ -191,6 +195,50 @@ def reading(steps: int = 1251, batch: int = 1024, classes: int = 1000) -> dict:
             "read_bytes_per_second": round(labels.bytes_per_step / wall[1] * 1e6),
         }
     return found
+
+
+def kept(images: int = 5000, classes: int = 1000) -> dict:
+    """Distance of the probabilities that stored labels give from the teacher's, by k.
+
+    Half of the sum of absolute differences, mean over the images: the probability that went to
+    other classes. Logits are drawn, from one normal distribution for all classes (`spread`), or
+    from a standard one with one class raised (`peaked`); by so much that the first choice has the
+    mean probability `first`. `tau` divides them in the loss.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from deit_jax.teacher import kinds
+
+    draws = np.random.RandomState(0).randn(images, classes).astype(np.float32)
+    raised = np.eye(classes, dtype=np.float32)[np.arange(images) % classes]
+    families = {"spread": lambda x: x * draws, "peaked": lambda x: draws + x * raised}
+    found = {}
+    for (name, family), first in itertools.product(families.items(), (0.5, 0.9)):
+        logits = jnp.asarray(family(_solve(lambda x, f=family: _first(f(x)), first)))
+        for tau in (1, 3):
+            exact, distances = jax.nn.softmax(logits / tau), {}
+            for k in (1, 5, 10, 50, 100):
+                kind = kinds.Soft(classes, k)
+                stored = jax.nn.softmax(kind.decode(kind.encode(logits)) / tau)
+                distances[k] = round(float(jnp.abs(stored - exact).sum(-1).mean()) / 2, 5)
+            found[f"{name}, first {first}, tau {tau}"] = distances
+    return found
+
+
+def _first(logits) -> float:
+    """Mean probability of the first choice."""
+    import scipy.special
+
+    return float(scipy.special.softmax(logits, axis=-1).max(-1).mean())
+
+
+def _solve(function, wanted: float) -> float:
+    """Where a growing function has a value, between 0 and 100."""
+    import scipy.optimize
+
+    return scipy.optimize.brentq(lambda x: function(x) - wanted, 0.0, 100.0, xtol=1e-3)
 
 
 if __name__ == "__main__":

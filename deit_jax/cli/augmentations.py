@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             f"--images must be even and at least 2, not {args.images}, and --draws at least 1, "
             f"not {args.draws}"
         )
+    path = storage.writable_file(args.output, "--output")
     for name in args.operation:
         builders.choose(OPERATIONS | {"all": None}, name, "operation")
     resolved: Any = schema.load(args.config, config.split_overrides(args.overrides))
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
     rows = [imagenet_classes.class_name(names[label]) for label in batch["label"]]
 
     originals = _originals(batch, size)
-    path = storage.path(args.output)
     titles = [f"draw {i + 1}" for i in range(args.draws)]
     draws = _draws(batch, resolved, args, size, opened.num_classes)
     _write(path, [originals, *draws], titles, rows, args.config)

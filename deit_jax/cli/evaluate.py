@@ -51,6 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from deit_jax.evaluation import evaluator, results
 
+    for flag in ("json", "confusion", "per_class"):
+        if file := getattr(args, flag):
+            storage.writable_file(file, f"--{flag.replace('_', '-')}")
     candidates = evaluator.load_candidates(args.checkpoint, **checkpoint_arguments.options(args))
     loaded = next(iter(candidates.values()))
     config = _config(args, loaded)

@@ -1,4 +1,4 @@
-"""Files on this machine: bytes at a position, from any thread, and an index that is made once."""
+"""Bytes of files at a position, from any thread, and an index of files that is made once."""
 
 import concurrent.futures
 import hashlib
@@ -11,10 +11,30 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deit_jax import storage
 from deit_jax.data.source import CorruptImage
 
 _MOST_OPEN_FILES = 128
 _LOG = logging.getLogger(__name__)
+
+
+def open_files(paths: Sequence[str]) -> "LocalFiles | RemoteFiles":
+    """Bytes by (file, position) of files in one place, on this machine or in a store."""
+    return RemoteFiles(paths) if storage.is_remote(paths[0]) else LocalFiles(paths)
+
+
+class RemoteFiles:
+    """Bytes by (file, position) from a store, each one request."""
+
+    def __init__(self, paths: Sequence[str]):
+        self._paths = [storage.path(path) for path in paths]
+
+    def read(self, file: int, start: int, length: int) -> bytes:
+        """As `LocalFiles.read`."""
+        try:
+            return _whole(storage.read_range(self._paths[file], start, length), length)
+        except OSError as error:
+            raise CorruptImage(error.strerror or str(error)) from error
 
 
 class LocalFiles:
@@ -42,9 +62,13 @@ class LocalFiles:
                     content = os.pread(opened.fileno(), length, start)
         except OSError as error:
             raise CorruptImage(error.strerror or str(error)) from error
-        if len(content) != length:
-            raise CorruptImage("the file ends before the end of the record")
-        return content
+        return _whole(content, length)
+
+
+def _whole(content: bytes, length: int) -> bytes:
+    if len(content) != length:
+        raise CorruptImage("the file ends before the end of the record")
+    return content
 
 
 def _close(files: list[int]) -> None:
@@ -76,11 +100,21 @@ def index_once(
 
 def _cache_file(kind: str, paths: Sequence[str]) -> pathlib.Path:
     digest = hashlib.sha256(kind.encode())
-    for path in paths:
-        stat = os.stat(path)
-        digest.update(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    # Stores answer late; several requests at a time.
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for fact in pool.map(_fact, paths):
+            digest.update(fact.encode())
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(root) / "deit_jax" / "index" / f"{digest.hexdigest()[:32]}.npz"
+
+
+def _fact(path: str) -> str:
+    """What tells one state of a file from another."""
+    if storage.is_remote(path):
+        stat = storage.path(path).stat()
+        return f"{path} {stat.st_size} {stat.st_mtime}\n"
+    stat = os.stat(path)
+    return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}\n"
 
 
 def _write_cache(cache: pathlib.Path, index: list[np.ndarray]) -> None:

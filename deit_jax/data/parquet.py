@@ -178,7 +178,8 @@ def _parquet() -> Any:
 def _metadata(path: str, mtime: float) -> Any:
     """The footer of a file; raises ConfigError where it is damaged."""
     try:
-        return _parquet().read_metadata(path)
+        with storage.path(path).open("rb") as file:
+            return _parquet().read_metadata(file)
     except (ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{path} is damaged or no parquet file: {reason}") from error
@@ -215,9 +216,10 @@ def scan_labels(key: str, path: str) -> np.ndarray:
 
 def _open(path: str) -> Any:
     # Files with checksums of their pages are checked; Hugging Face writes none.
-    return _parquet().ParquetFile(
-        path, metadata=_footer(path), memory_map=True, page_checksum_verification=True
-    )
+    options = {"metadata": _footer(path), "page_checksum_verification": True}
+    if storage.is_remote(path):
+        return _parquet().ParquetFile(storage.path(path).open("rb"), **options)
+    return _parquet().ParquetFile(path, memory_map=True, **options)
 
 
 class _Images(Sequence):

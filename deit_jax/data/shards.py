@@ -4,6 +4,7 @@ import glob
 import os
 import re
 
+from deit_jax import storage
 from deit_jax.data.splits import EVAL_NAMES
 from deit_jax.errors import ConfigError
 
@@ -31,14 +32,8 @@ def find_splits(
             f"path is missing: a folder of *{suffix} files, or give train_split and eval_split "
             f"as patterns, such as DIR/train-{{0000..0146}}{suffix}"
         )
-    for place in (path, train_split, eval_split):
-        if place and "://" in place:
-            raise ConfigError(
-                f"{place} is in a store, and *{suffix} files are read on this machine: mount or "
-                "copy them"
-            )
     root = os.path.expanduser(path or "")
-    if path is not None and not os.path.isdir(root):
+    if path is not None and not storage.path(root).is_dir():
         raise ConfigError(f"path={path} is no folder; it should hold *{suffix} files")
     train = _files(root, train_split or "train", suffix)
     for name in [eval_split] if eval_split else EVAL_NAMES:
@@ -52,19 +47,19 @@ def find_splits(
 
 def _files(root: str, split: str, suffix: str, *, required: bool = True) -> list[str]:
     if split.endswith(suffix) or re.search(r"[{}*?\[\]]", split):
-        files = _matching(os.path.join(root, os.path.expanduser(split)))
+        files = _matching(_inside(root, split))
     else:
         word = re.compile(rf"(?<![a-zA-Z]){re.escape(split)}(?![a-zA-Z])")
-        inside = glob.glob(os.path.join(glob.escape(root), split, "*" + suffix))
+        inside = storage.matching(os.path.join(glob.escape(root), split, "*" + suffix))
         beside = [
             file
             for folder in _FOLDERS
-            for file in glob.glob(os.path.join(glob.escape(root), folder, "*" + suffix))
+            for file in storage.matching(os.path.join(glob.escape(root), folder, "*" + suffix))
             if word.search(os.path.basename(file))
         ]
         files = sorted(inside) or sorted(beside)
     if required and not files:
-        packed = glob.glob(os.path.join(glob.escape(root), "**", f"*{suffix}.gz"), recursive=True)
+        packed = storage.matching(os.path.join(glob.escape(root), "**", f"*{suffix}.gz"))
         raise ConfigError(
             f"no *{suffix} files of split {split!r} in {root or os.getcwd()}"
             + (f"; unpack those that are compressed: gunzip {packed[0]}" if packed else "")
@@ -72,11 +67,21 @@ def _files(root: str, split: str, suffix: str, *, required: bool = True) -> list
     return files
 
 
+def _inside(root: str, pattern: str) -> str:
+    """`pattern` in the folder `root`, if it does not say itself where it begins."""
+    return pattern if "://" in pattern else os.path.join(root, os.path.expanduser(pattern))
+
+
 def _matching(pattern: str) -> list[str]:
     paths = expand_braces(pattern)
     if any(re.search(r"[*?\[]", path) for path in paths):
-        return [file for path in paths for file in sorted(glob.glob(path))]
+        return [file for path in paths for file in storage.matching(path)]
     missing = [path for path in paths if not os.path.exists(path)]
+    if storage.is_remote(pattern):
+        # One listing: asking a bucket for each of a thousand files takes minutes.
+        folders = {glob.escape(os.path.dirname(path)) for path in paths}
+        present = {file for folder in folders for file in storage.matching(f"{folder}/*")}
+        missing = [path for path in paths if path not in present]
     if missing:
         raise ConfigError(
             f"{len(missing)} of the {len(paths)} files of {pattern} are missing, the first is "

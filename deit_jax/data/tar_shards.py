@@ -6,16 +6,16 @@ decoding it, if at all.
 """
 
 import json
-import os
 import posixpath
 import tarfile
+from typing import IO
 
 import numpy as np
 
 from deit_jax import storage
 from deit_jax.data import formats, shards
 from deit_jax.data._tensorflow import require_tensorflow
-from deit_jax.data.local_files import LocalFiles, index_once
+from deit_jax.data.local_files import index_once, open_files
 from deit_jax.data.source import CorruptImage, Data, Record, Source
 from deit_jax.errors import ConfigError
 
@@ -42,7 +42,7 @@ class TarSource(Source):
         self._rows = np.concatenate(index)
         if not len(self._rows):
             raise ConfigError(f"the {len(paths)} files from {paths[0]} on have no images")
-        self._files = LocalFiles(paths)
+        self._files = open_files(paths)
         self.labels = self._rows[:, 2]
         self.num_classes = int(self.labels.max()) + 1
         self.exif_orientation = exif_orientation
@@ -145,7 +145,10 @@ def scan_tar(path: str) -> np.ndarray:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(path, "r:") as tar, open(path, "rb", buffering=0) as file:
+        with (
+            storage.path(path).open("rb") as opened,
+            tarfile.open(fileobj=opened, mode="r:") as tar,
+        ):
             for member in tar:
                 folder, name = posixpath.split(member.name)
                 key, _, extension = name.partition(".")
@@ -155,17 +158,21 @@ def scan_tar(path: str) -> np.ndarray:
                 if extension in _IMAGES:
                     images[key] = member.offset_data, member.size
                 elif extension in ("cls", "json"):
-                    content = os.pread(file.fileno(), member.size, member.offset_data)
-                    label = _label(extension, content)
+                    label = _label(extension, _bytes_at(opened, member.offset_data, member.size))
                     # A .cls says nothing but the label, a .json may say other things.
                     labels[key] = labels.get(key, label) if extension == "json" else label
             # tarfile takes a damaged header for the end.
-            if any(os.pread(file.fileno(), _HEADER_BYTES, tar.offset).ljust(1, b"?")):
+            if any(_bytes_at(opened, tar.offset, _HEADER_BYTES).ljust(1, b"?")):
                 raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise ConfigError(f"{path} is damaged, cut short or not a tar file: {error}") from error
     rows = [(*span, labels.get(key, _NO_LABEL)) for key, span in images.items()]
     return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _bytes_at(file: IO[bytes], start: int, length: int) -> bytes:
+    file.seek(start)
+    return file.read(length)
 
 
 def _label(extension: str, content: bytes) -> int:

@@ -6,11 +6,13 @@
     replacing(path)         a file object for the same
     local_copy(path)        a file or folder on this machine, for libraries that know no other
     local_output(path)      likewise for what a library writes
-    names_under(path)  files_under(path)  folders_in(path)
+    names_under(path)  files_under(path)  folders_in(path)  matching(pattern)
                             what is in a folder
     read_range(path, ...)   some bytes of a file
     remove_tree(path)  move_tree(source, target)
     writable(value, what)   `path(value)`, or a ConfigError if nothing can be written there
+    writable_file(value, what)
+                            likewise for a file that is written later
     Appender(path)          a file that grows by records
     Lock(path, what)        one process at a time, by flock or by a lease in the bucket
 
@@ -33,12 +35,14 @@ from deit_jax.storage.files import (
     free_bytes,
     local_copy,
     local_output,
+    matching,
     move_tree,
     names_under,
     read_range,
     remove_tree,
     replacing,
     writable,
+    writable_file,
     write,
 )
 from deit_jax.storage.lock import Lock, LockedError
@@ -59,6 +63,7 @@ __all__ = [
     "local_copy",
     "local_output",
     "local_path",
+    "matching",
     "move_tree",
     "names_under",
     "path",
@@ -66,5 +71,6 @@ __all__ = [
     "remove_tree",
     "replacing",
     "writable",
+    "writable_file",
     "write",
 ]

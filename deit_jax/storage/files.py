@@ -1,6 +1,7 @@
 """Operations on files and folders, the same on this machine and in a store."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import shutil
@@ -159,6 +160,19 @@ def folders_in(path: Path) -> list[str]:
     return sorted(n for n, kind in zip(names, kinds, strict=True) if kind == "directory")
 
 
+def matching(pattern: str) -> list[str]:
+    """Paths whose names match a pattern of `*`, `**`, `?` and `[...]` (glob's), sorted.
+
+    Raises:
+      OSError: a store did not answer.
+    """
+    if not paths.is_remote(pattern):
+        return sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    root = StorePath(pattern)
+    with stores.as_os_error(pattern):
+        return sorted(f"{root.scheme}://{name}" for name in root.filesystem.glob(pattern))
+
+
 def free_bytes(path: Path) -> int | None:
     """Free space where `path` is; None where that is unknown or unlimited."""
     if isinstance(path, StorePath):
@@ -208,6 +222,13 @@ def writable(value: str | os.PathLike | StorePath, what: str) -> Path:
             f"{what}={folder} cannot be written ({error.strerror}); {remedy}"
         ) from error
     return folder
+
+
+def writable_file(value: str | os.PathLike | StorePath, what: str) -> Path:
+    """`path(value)` of a file that is written later; its folder is tried as `writable` does."""
+    file = paths.path(value)
+    writable(file.parent, what)
+    return file
 
 
 def remove_tree(path: Path, *, first: Sequence[str] = ()) -> None:

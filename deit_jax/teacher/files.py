@@ -111,7 +111,7 @@ class EpochFiles:
     def check_headers(self, epochs: range) -> None:
         """Raises LabelError unless the files of these epochs belong to the set."""
         with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
-            for epoch, header in zip(epochs, pool.map(self._header, epochs), strict=True):
+            for epoch, header in zip(epochs, pool.map(self._readable_header, epochs), strict=True):
                 self._check_header(epoch, header)
 
     def read(self, epoch: int, first: int, count: int) -> tuple[np.ndarray, LabelError | None]:
@@ -122,11 +122,8 @@ class EpochFiles:
         size = self.record.itemsize
         try:
             data = storage.read_range(self.path(epoch), self._offset + first * size, count * size)
-        except FileNotFoundError:
-            return np.empty(0, self.record), self._error(epoch, "is missing")
         except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-            return np.empty(0, self.record), self._error(epoch, problem)
+            return np.empty(0, self.record), self._unreadable(epoch, error)
         good = self._intact(data, first)
         records = np.frombuffer(data[: good * size], self.record)
         if good == count:
@@ -149,7 +146,7 @@ class EpochFiles:
                 intact = self._intact(chunk, len(good) // size) * size
                 good += chunk[:intact]
                 read = intact
-        except LabelError:
+        except FileNotFoundError:
             return b""
         return bytes(good)
 
@@ -164,10 +161,13 @@ class EpochFiles:
         return len(data) // size
 
     def _header(self, epoch: int) -> bytes:
+        return storage.read_range(self.path(epoch), 0, self._offset)
+
+    def _readable_header(self, epoch: int) -> bytes:
         try:
-            return storage.read_range(self.path(epoch), 0, self._offset)
-        except FileNotFoundError:
-            raise self._error(epoch, "is missing") from None
+            return self._header(epoch)
+        except OSError as error:
+            raise self._unreadable(epoch, error) from error
 
     def _check_header(self, epoch: int, header: bytes) -> None:
         if header == self.header(epoch):
@@ -187,6 +187,11 @@ class EpochFiles:
 
     def _size(self, epoch: int) -> int:
         return self.path(epoch).stat().st_size
+
+    def _unreadable(self, epoch: int, error: OSError) -> LabelError:
+        if isinstance(error, FileNotFoundError):
+            return self._error(epoch, "is missing")
+        return self._error(epoch, f"cannot be read ({error.strerror})")
 
     def _error(self, epoch: int, problem: str) -> LabelError:
         return LabelError(

@@ -86,7 +86,9 @@ def read(folder: storage.Path) -> Manifest:
             f"labels: {folder} has no {FILE_NAME}; a run with teacher.record=DIR or `deit-jax "
             "labels --output=DIR` writes a set of labels"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise files.LabelError(f"labels: {path} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(str(error), limit=200)
         raise files.LabelError(f"labels: {path} is damaged ({reason})") from error
     return found

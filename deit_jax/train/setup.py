@@ -59,6 +59,10 @@ def prepare(
         # The config as it is stored: with batches that fit the data.
         config = experiment.recipe.config if experiment else config
         opened = workdir_lib.open_workdir(workdir, config, force_resume=force_resume)
+    with problems.section(""):
+        if config.compilation_cache:
+            # jax would warn of every single program.
+            storage.writable(config.compilation_cache, "config.compilation_cache")
     problems.raise_any()
     if processes.place.processes > 1:
         processes.agree("data", _data_facts(experiment))

@@ -6,8 +6,10 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
+from data.formats_test import FORMATS, small_photos
 
 from deit_jax import data, storage
+from deit_jax.data import shards
 from deit_jax.errors import ConfigError
 
 
@@ -77,6 +79,39 @@ def test_arrays(gcs, bucket, tmp_path):
     url = copy(gcs, bucket, tmp_path / "set")
     local = data.open_data(source="arrays", path=str(tmp_path / "set" / "few.npz"))
     assert_same_records(data.open_data(source="arrays", path=f"{url}/few.npz"), local)
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record", "tar", "parquet"])
+def test_shards_of_every_format(gcs, bucket, tmp_path, monkeypatch, file_format):
+    """By whole files, by requests of one photo, or by row groups, as the format has them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = FORMATS[file_format](small_photos(), tmp_path / "set")
+    if file_format != "tar":
+        options["window_shards"] = 2
+    (where,) = options.keys() & {"path", "data_dir"}
+    local = data.open_data(**options)
+    there = data.open_data(**options | {where: copy(gcs, bucket, tmp_path / "set")})
+    refused = gcs.refused
+    with gcs.outage(1):
+        assert_same_records(there, local)
+    assert gcs.refused > refused
+
+
+@pytest.mark.parametrize("file_format", ["tar", "parquet"])
+def test_patterns_of_shards(gcs, bucket, tmp_path, monkeypatch, file_format):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    FORMATS[file_format](small_photos(), tmp_path / "set")
+    url, suffix = copy(gcs, bucket, tmp_path / "set"), f".{file_format}"
+    inside = "" if file_format == "tar" else "data/"
+    files = [file for file in gcs.names(bucket) if "train" in file and file.endswith(suffix)]
+    numbers = {"tar": "set-train-{0000..0002}", "parquet": "train-{00000..00002}-of-00003-1a2b3c"}
+    for pattern in (f"{inside}*train*{suffix}", f"{inside}{numbers[file_format]}{suffix}"):
+        for options in ((url, pattern), (None, f"{url}/{pattern}")):
+            found, _ = shards.find_splits(options[0], options[1], f"{url}/{inside}*val*", suffix)
+            assert found == [f"gs://{bucket}/{file}" for file in files]
+    del gcs.buckets[bucket][files[1]]
+    with pytest.raises(ConfigError, match=f"1 of the 3 files of .* are missing.*{suffix}"):
+        shards.find_splits(url, f"{inside}{numbers[file_format]}{suffix}", None, suffix)
 
 
 def test_a_prepared_set_is_read_by_whole_files(gcs, bucket, tfds_dir):

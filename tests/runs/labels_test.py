@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from deit_jax import storage
 from deit_jax.checkpoint import read_variables
 from deit_jax.errors import ConfigError
 from deit_jax.tracking.writers import read_jsonl
@@ -58,7 +59,7 @@ def _metrics(workdir):
 
 
 def epochs_of(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.labels")}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".labels"}
 
 
 @pytest.mark.long
@@ -150,16 +151,34 @@ def test_the_whole_recipe_is_replayed_to_the_bit(arguments, recorded, tmp_path):
             np.testing.assert_allclose(ours.get(key, 0), theirs.get(key, 0), rtol=1e-4)
 
 
-@pytest.mark.long
-def test_labels_are_made_again_by_two_processes_and_after_a_kill(arguments, recorded, tmp_path):
-    shared, teacher = arguments
+def start_two(*command):
+    """One call of two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["labels", *shared, *teacher]
     flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    output = f"--output={tmp_path / 'two'}"
-    finish(*(start(*command, *flags, f"--process_id={i}", output) for i in range(2)))
+    return [start(*command, *flags, f"--process_id={number}") for number in range(2)]
+
+
+@pytest.mark.long
+def test_one_set_serves_ti_s_and_b(arguments, recorded, tmp_path):
+    """That of ti, with students of their own widths, losses and stochastic depth."""
+    shared = [text for text in arguments[0] if not text.startswith("--config=")]
+    shared += [f"--config.teacher.labels={recorded[1]}", "--config.train.stop_at_step=2"]
+    seen = []
+    for size, heads in (("s", 6), ("b_hard", 12)):
+        widths = [f"--config.model.num_heads={heads}", f"--config.model.embed_dim={64 * heads}"]
+        config = f"--config=configs/deit_distilled.py:{size},tiny"
+        finish(start(config, *shared, *widths, f"--workdir={tmp_path / size}"))
+        seen.append([line["train/loss"] for line in _metrics(tmp_path / size)])
+    assert np.all(np.isfinite(seen)) and np.shape(seen) == (2, 2) and seen[0] != seen[1]
+
+
+@pytest.mark.long
+def test_labels_are_made_again_by_two_processes_and_after_a_kill(arguments, recorded, tmp_path):
+    shared, teacher = arguments
+    command = ["labels", *shared, *teacher]
+    finish(*start_two(*command, f"--output={tmp_path / 'two'}"))
     assert epochs_of(tmp_path / "two") == epochs_of(recorded[1])
 
     longer = [*command, "--epochs=0:39", f"--output={tmp_path / 'killed'}"]
@@ -175,3 +194,38 @@ def test_labels_are_made_again_by_two_processes_and_after_a_kill(arguments, reco
     first = epochs_of(recorded[1])["epoch-00000.labels"]
     assert len(found) == 40 and found["epoch-00000.labels"] == first
     assert len({len(data) for data in found.values()}) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [0, 1])
+def test_two_processes_make_labels_in_a_bucket_after_a_kill(
+    gcs, bucket, arguments, recorded, tmp_path, killed
+):
+    """Each its share of the rows; the store does not answer for a while besides."""
+    shared, teacher = arguments
+    output = storage.path(f"gs://{bucket}/labels")
+    command = ["labels", *shared, *teacher, "--epochs=0:19", f"--output={output}"]
+    processes = start_two(*command)
+    while not epochs_of(output) and all(process.poll() is None for process in processes):
+        time.sleep(0.01)
+    processes[killed].kill()
+    finish(processes[killed], status=-signal.SIGKILL)
+    finish(processes[1 - killed], status=EXIT_RESTART)
+    known = epochs_of(output)
+    assert 0 < len(known) < 20
+    processes = start_two(*command)
+    while len(epochs_of(output)) < len(known) + 3:
+        assert processes[0].poll() is None
+        time.sleep(0.01)
+    with gcs.outage(3):
+        pass
+    finish(*processes)
+    found = epochs_of(output)
+    first = "epoch-00000.labels"
+    assert len(found) == 20 and found[first] == epochs_of(recorded[1])[first]
+    assert {len(data) for data in found.values()} == {len(found[first])}
+    assert all(found[name].startswith(data) for name, data in known.items())
+    # And a run reads them there.
+    read = [*shared, f"--config.teacher.labels={output}"]
+    finish(start(*read, f"--workdir={tmp_path / 'run'}"))
+    assert_same_run(tmp_path / "run", recorded[0])
