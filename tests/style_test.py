@@ -50,10 +50,8 @@ OS_FUNCTIONS = {
 FILES_OUTSIDE_STORAGE = {
     "config_file.py": "recipes are Python files: executed, and importing their neighbors",
     "data/_tensorflow.py": "what TensorFlow writes to stderr, in a file without a name",
-    "data/local_files.py": "positional reads by many threads; of a store whole files are read",
+    "data/local_files.py": "positional reads by many threads; RemoteFiles does others",
     "data/photo_files.py": "walks folders of this machine, links included; StoreFiles does others",
-    "data/shards.py": "patterns of files of this machine; others are refused",
-    "data/tar_shards.py": "scans a file of this machine once",
     "data/tfrecord.py": "scans a file of this machine once; of a store whole files are read",
     "distributed/processes.py": "the library's own files",
     "pretrained/formats/safetensors_file.py": "safetensors takes names; load.py gives copies",

@@ -6,10 +6,11 @@ memory, as many as fit; with `window_shards` the order goes from one window of g
 next and each is read once an epoch.
 """
 
+import contextlib
 import functools
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -207,19 +208,23 @@ def scan_labels(key: str, path: str) -> np.ndarray:
     if key not in names:
         raise unknown(f"column of {path}", key, names)
     try:
-        column = _open(path).read(columns=[key], use_threads=False).column(key)
+        with _opened(path) as file:
+            column = file.read(columns=[key], use_threads=False).column(key)
         return column.fill_null(-1).to_numpy().astype(np.int64)[:, None]
     except (ValueError, TypeError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{path} is damaged: its labels cannot be read ({reason})") from error
 
 
-def _open(path: str) -> Any:
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
     # Files with checksums of their pages are checked; Hugging Face writes none.
     options = {"metadata": _footer(path), "page_checksum_verification": True}
     if storage.is_remote(path):
-        return _parquet().ParquetFile(storage.path(path).open("rb"), **options)
-    return _parquet().ParquetFile(path, memory_map=True, **options)
+        with storage.path(path).open("rb") as file:
+            yield _parquet().ParquetFile(file, **options)
+    else:
+        yield _parquet().ParquetFile(path, memory_map=True, **options)
 
 
 class _Images(Sequence):
@@ -241,7 +246,8 @@ def read_group(key: str, place: tuple[str, int, int]) -> Sequence[bytes | Corrup
     """Encoded images of (file, row group, its rows); all are corrupt where it is damaged."""
     path, group, rows = place
     try:
-        table = _open(path).read_row_group(group, columns=[key], use_threads=False)
+        with _opened(path) as file:
+            table = file.read_row_group(group, columns=[key], use_threads=False)
         return _Images(table.column(key))
     except (ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]

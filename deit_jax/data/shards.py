@@ -1,6 +1,5 @@
 """Finding the files of a split: by a pattern, in a folder of its name, or by their names."""
 
-import glob
 import os
 import re
 
@@ -32,7 +31,7 @@ def find_splits(
             f"path is missing: a folder of *{suffix} files, or give train_split and eval_split "
             f"as patterns, such as DIR/train-{{0000..0146}}{suffix}"
         )
-    root = os.path.expanduser(path or "")
+    root = str(storage.path(path).expanduser()) if path else ""
     if path is not None and not storage.path(root).is_dir():
         raise ConfigError(f"path={path} is no folder; it should hold *{suffix} files")
     train = _files(root, train_split or "train", suffix)
@@ -47,19 +46,19 @@ def find_splits(
 
 def _files(root: str, split: str, suffix: str, *, required: bool = True) -> list[str]:
     if split.endswith(suffix) or re.search(r"[{}*?\[\]]", split):
-        files = _matching(_inside(root, split))
+        files = _matching(root, split)
     else:
         word = re.compile(rf"(?<![a-zA-Z]){re.escape(split)}(?![a-zA-Z])")
-        inside = storage.matching(os.path.join(glob.escape(root), split, "*" + suffix))
+        inside = storage.matching(os.path.join(split, "*" + suffix), root)
         beside = [
             file
             for folder in _FOLDERS
-            for file in storage.matching(os.path.join(glob.escape(root), folder, "*" + suffix))
+            for file in storage.matching(os.path.join(folder, "*" + suffix), root)
             if word.search(os.path.basename(file))
         ]
         files = sorted(inside) or sorted(beside)
     if required and not files:
-        packed = storage.matching(os.path.join(glob.escape(root), "**", f"*{suffix}.gz"))
+        packed = storage.matching(f"**/*{suffix}.gz", root)
         raise ConfigError(
             f"no *{suffix} files of split {split!r} in {root or os.getcwd()}"
             + (f"; unpack those that are compressed: gunzip {packed[0]}" if packed else "")
@@ -67,21 +66,16 @@ def _files(root: str, split: str, suffix: str, *, required: bool = True) -> list
     return files
 
 
-def _inside(root: str, pattern: str) -> str:
-    """`pattern` in the folder `root`, if it does not say itself where it begins."""
-    return pattern if "://" in pattern else os.path.join(root, os.path.expanduser(pattern))
-
-
-def _matching(pattern: str) -> list[str]:
-    paths = expand_braces(pattern)
-    if any(re.search(r"[*?\[]", path) for path in paths):
-        return [file for path in paths for file in storage.matching(path)]
-    missing = [path for path in paths if not os.path.exists(path)]
-    if storage.is_remote(pattern):
-        # One listing: asking a bucket for each of a thousand files takes minutes.
-        folders = {glob.escape(os.path.dirname(path)) for path in paths}
-        present = {file for folder in folders for file in storage.matching(f"{folder}/*")}
-        missing = [path for path in paths if path not in present]
+def _matching(root: str, pattern: str) -> list[str]:
+    parts = expand_braces(pattern)
+    if any(re.search(r"[*?\[]", part) for part in parts):
+        return [file for part in parts for file in storage.matching(part, root)]
+    paths = [part if "://" in part else os.path.join(root, part) for part in parts]
+    paths = [str(storage.path(path).expanduser()) for path in paths]
+    # One listing: asking a bucket for each of a thousand files takes minutes.
+    folders = {os.path.dirname(path) for path in paths}
+    present = {file for folder in folders for file in storage.matching("*", folder)}
+    missing = [path for path in paths if path not in present]
     if missing:
         raise ConfigError(
             f"{len(missing)} of the {len(paths)} files of {pattern} are missing, the first is "

@@ -27,6 +27,19 @@ def _labels(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _stored_labels(recipe: Recipe) -> Iterator[str]:
+    if recipe.teacher is None or recipe.choice_only:
+        return
+    stored, tau = recipe.teacher.stored, recipe.config.loss.get("tau", 1.0)
+    k = recipe.config.teacher.get("label_k") if stored is None else getattr(stored.kind, "k", None)
+    if k and k < recipe.num_classes and tau != 1:
+        yield (
+            f"labels of the {k:,} largest of {recipe.num_classes:,} logits with loss.tau={tau:g}: "
+            "the probability of the other classes is the teacher's at loss.tau=1 alone; store all "
+            f"logits (teacher.label_k={recipe.num_classes}), see docs/stored_labels.md"
+        )
+
+
 def _learning_rate(recipe: Recipe) -> Iterator[str]:
     yield from recipe.schedule.warnings
     options, name = recipe.config.schedule, recipe.config.optim.name
@@ -133,6 +146,7 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _labels,
+    _stored_labels,
     _learning_rate,
     _batch,
     _fine_tuning,

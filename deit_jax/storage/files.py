@@ -160,17 +160,22 @@ def folders_in(path: Path) -> list[str]:
     return sorted(n for n, kind in zip(names, kinds, strict=True) if kind == "directory")
 
 
-def matching(pattern: str) -> list[str]:
-    """Paths whose names match a pattern of `*`, `**`, `?` and `[...]` (glob's), sorted.
+def matching(pattern: str, folder: str = "") -> list[str]:
+    """Paths that match a pattern of `*`, `**`, `?` and `[...]` (glob's), sorted.
+
+    Args:
+      folder: in which the pattern begins, unless it says so itself; taken literally.
 
     Raises:
       OSError: a store did not answer.
     """
     if not paths.is_remote(pattern):
-        return sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-    root = StorePath(pattern)
+        pattern = os.path.join(glob.escape(folder), os.path.expanduser(pattern))
+    if not paths.is_remote(pattern):
+        return sorted(glob.glob(pattern, recursive=True))
+    start = StorePath(pattern)
     with stores.as_os_error(pattern):
-        return sorted(f"{root.scheme}://{name}" for name in root.filesystem.glob(pattern))
+        return sorted(f"{start.scheme}://{name}" for name in start.filesystem.glob(str(start)))
 
 
 def free_bytes(path: Path) -> int | None:

@@ -115,9 +115,6 @@ class _Run:
         self.writer = writers.MetricsWriter(
             workdir, start, experiment.recipe.config.to_dict(), **experiment.recipe.config.log
         )
-        if jax.process_index() == 0:
-            # Only now: a start that is refused must not change the config of the run.
-            workdir_lib.store_config(workdir, experiment.recipe.config)
         self.progress = progress.Progress(
             total_steps=self.durations.total_steps,
             steps_per_epoch=self.durations.steps_per_epoch,
@@ -140,6 +137,9 @@ class _Run:
         self.noted_epoch = -1
         self.start_times: dict[str, float] = {}
         self.results: dict[str, float] = {}
+        if jax.process_index() == 0:
+            # Only now: a start that is refused must not change the config of the run.
+            workdir_lib.store_config(workdir, experiment.recipe.config)
 
     def run(self) -> dict[str, float]:
         with contextlib.closing(self.display):

@@ -8,10 +8,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
+import tiny_runs
 
 from deit_jax import storage
 from deit_jax.cli import main
 from deit_jax.pretrained import load_checkpoint
+
+PLAIN = tiny_runs.ROOT / "configs" / "quickstart.py:plain"
 
 
 @pytest.fixture
@@ -83,6 +86,8 @@ def test_a_bucket_that_is_not_ours_is_one_line(gcs, tmp_path, capsys, tiny_teach
         ["predict", f"--checkpoint={there}", str(tmp_path)],
         ["predict", f"--checkpoint={tiny_teacher}", f"{there}/photo.png"],
         ["compare", there],
+        ["evaluate", f"--checkpoint={tiny_teacher}", f"--json={there}.json"],
+        ["augmentations", f"--config={PLAIN}", f"--output={there}.png"],
         ["replay", f"--dump={there}"],
         ["data", "--source=arrays", f"--path={there}.npz"],
         ["data", "--source=folder", f"--path={there}"],

@@ -141,6 +141,11 @@ def test_explain_says_what_stored_labels_take_and_save():
         ("deit.py:b", {"input__canvas": 192}, "input.canvas"),
         ("deit.py:b", {"eval__crop_ratio": 1.0}, "eval.crop_ratio"),
         ("deit_distilled.py:b", {"loss__distillation": "none"}, "class head"),
+        (
+            "deit_distilled.py:b_soft",
+            {"teacher__record": "x", "teacher__label_k": 10},
+            "tau=1 alone",
+        ),
         ("deit_distilled.py:b", {"loss__distill_on": "class"}, "plain model"),
         (
             "deit.py:b",

@@ -172,6 +172,22 @@ def test_a_bucket_that_is_missing_or_not_ours_ends_the_start_at_once(gcs, name):
     assert after.ru_utime - used.ru_utime < 5 and len(gcs.requests) - before < 5
 
 
+@pytest.mark.parametrize("name", ["no-such-bucket", "forbidden"])
+def test_what_a_recipe_names_in_such_a_bucket_ends_the_start_too(gcs, tmp_path, name):
+    gcs.forbidden.add("forbidden")
+    before = len(gcs.requests)
+    for recipe, option, words in (
+        ("plain", "init", "no such file|permission denied"),
+        ("student", "teacher.init", "no such file|permission denied"),
+        ("student", "teacher.labels", "has no labels.json|cannot be read .permission denied"),
+        ("plain", "compilation_cache", "cannot be written .(no such object|permission denied)"),
+    ):
+        config = tiny_runs.tiny(f"quickstart.py:{recipe}", f"{option}=gs://{name}/it")
+        with pytest.raises(ConfigError, match=f"gs://{name}/it.*({words})|({words}).*gs://{name}"):
+            tiny_runs.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists() and len(gcs.requests) - before < 40
+
+
 @pytest.mark.long
 def test_an_interrupted_run_has_what_the_workdir_page_lists(gcs, bucket, start, unbroken):
     """And a second start finds the compiled programs of the first in the bucket."""
