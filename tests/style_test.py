@@ -56,6 +56,7 @@ FILES_OUTSIDE_STORAGE = {
     "distributed/processes.py": "the library's own files",
     "pretrained/formats/safetensors_file.py": "safetensors takes names; load.py gives copies",
     "pretrained/formats/torch_file.py": "files of this machine; load.py gives copies",
+    "pretrained/hf_hub.py": "the cache of downloads, which is on this machine",
     "pretrained/hub.py": "the cache of downloads, which is on this machine",
     "pretrained/load.py": "the type of such copies",
     "tracking/provenance.py": "the library's own checkout",

@@ -11,7 +11,7 @@ from deit_jax import config as config_lib
 from deit_jax.errors import printable
 from deit_jax.evaluation.classify import readable_names
 from deit_jax.evaluation.heads import HEADS
-from deit_jax.pretrained import CheckpointInfo
+from deit_jax.pretrained import CheckpointInfo, hf_hub
 
 # Where things were on the machine of the run, and how it was watched: nobody else's matter.
 _PRIVATE = (
@@ -21,7 +21,6 @@ _PRIVATE = (
 _PRIVATE_SECTIONS = ("log", "checkpoint", "mesh", "nonfinite")
 # Weights that were started from or taught: the name without the folders of that machine.
 _SOURCES = ("init", "teacher.init", "teacher.ensemble")
-_HUB = ("hf-hub:", "hf_hub:", "timm/")
 _SHOWN_CLASSES = 20
 
 _USE = {
@@ -139,7 +138,7 @@ def _teacher(config: Mapping[str, Any]) -> str:
 
 def _last(place: str) -> str:
     """The name of a file or folder without the folders above it; names of the hub as they are."""
-    return place if place.startswith(_HUB) else place.rstrip("/").split("/")[-1]
+    return place if hf_hub.is_name(place) else place.rstrip("/").split("/")[-1]
 
 
 def _recipe(config: Mapping[str, Any]) -> str:

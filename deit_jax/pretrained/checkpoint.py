@@ -19,7 +19,8 @@ class CheckpointInfo:
         `published` (described without a download).
       image: `size` (height, width), `mean`, `std`, `crop_ratio` of the evaluation.
       metadata: what else a checkpoint of ours holds.
-      selection: the step that `which` selected in a run, for the screen; "" for the latest.
+      selection: what `which` and `ema` selected of a source with several weights, for the
+        screen; "" where there was nothing to select, or the latest raw weights of a run.
       assumed: what the file does not tell and was assumed, for the screen; "" for nothing.
     """
 

@@ -154,7 +154,8 @@ def find(name: str) -> tuple[str, Published]:
             return found, PUBLISHED[found]
     near = close_matches(name, PUBLISHED)
     raise FileNotFoundError(
-        f"{name}: no such file or folder, and not a published checkpoint; known: {near}"
+        f"{name}: no such file or folder, and not a published checkpoint; known: {near}, and "
+        "hf-hub:OWNER/NAME"
     )
 
 
@@ -164,11 +165,16 @@ def preparation(model: str) -> dict[str, Any]:
     return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop_ratio": ratio}
 
 
-def cached_path(entry: Published) -> pathlib.Path:
-    """Where the file is once downloaded: in `$DEIT_JAX_CACHE`, or in the user's cache folder."""
+def cache_folder() -> pathlib.Path:
+    """Where downloads are kept: `$DEIT_JAX_CACHE`, or a folder in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = os.environ.get("DEIT_JAX_CACHE", pathlib.Path(base, "deit_jax"))
-    return storage.local_path(folder, "$DEIT_JAX_CACHE") / entry.url.rsplit("/", 1)[-1]
+    return storage.local_path(folder, "$DEIT_JAX_CACHE")
+
+
+def cached_path(entry: Published) -> pathlib.Path:
+    """Where the file is once downloaded."""
+    return cache_folder() / entry.url.rsplit("/", 1)[-1]
 
 
 def fetch(entry: Published) -> pathlib.Path:

@@ -10,7 +10,7 @@ from deit_jax import checkpoint, storage
 from deit_jax.errors import ConfigError, printable
 from deit_jax.models import Model, create_model
 from deit_jax.models.registry import ARCHITECTURES
-from deit_jax.pretrained import hub
+from deit_jax.pretrained import hf_hub, hub
 from deit_jax.pretrained import notes as notes_lib
 from deit_jax.pretrained.checkpoint import CheckpointInfo, LoadedCheckpoint
 from deit_jax.pretrained.formats import READERS, detect, huggingface, names, torch_file
@@ -45,8 +45,8 @@ def load_checkpoint(
     Args:
       path_or_name: a `.pth`/`.bin` file of torch (zip or older), a `.safetensors` file, a
         Hugging Face folder, a checkpoint or workdir of ours, on this machine or at a URL such
-        as gs://bucket/run, or the name of a published checkpoint, which is downloaded unless it
-        is in the cache.
+        as gs://bucket/run, or the name of a published checkpoint or of a repository of the
+        Hugging Face hub (`hf-hub:OWNER/NAME`, `timm/NAME`), downloaded unless in the cache.
       ema: read the EMA weights.
       which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
       model: registered name, when the shapes do not determine it.
@@ -76,7 +76,8 @@ def describe(
 
     Of a run the metadata are read, of a `.safetensors` file the header, and of a published
     checkpoint that is not in the cache its row of `hub.PUBLISHED`; a torch file is read
-    whole. Neither the digests of arrays nor all names and shapes are checked.
+    whole, and a repository of the hub is fetched. Neither the digests of arrays nor all names
+    and shapes are checked.
 
     Args and Raises: as `load_checkpoint`.
     """
@@ -89,26 +90,38 @@ def _read(
 ) -> dict[str, Any]:
     """The fields of a `LoadedCheckpoint`; without `arrays` those of a `CheckpointInfo`."""
     path = storage.path(path_or_name)
+    source = str(path)
     # os.path takes any text.
     if not (path.exists() if storage.is_remote(path) else os.path.exists(str(path))):
         if storage.is_remote(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
-        name, entry = hub.find(str(path_or_name))
-        path = hub.fetch(entry) if arrays else hub.cached_path(entry)
-        if not path.is_file():
-            _refuse_selection(name, asked.which)
-            model = asked.model or entry.model
-            _refuse_contradiction(name, ARCHITECTURES[entry.model][1], asked)
-            return _info(model, asked.model_kwargs, {}, source=name, format="published")
+        if hf_hub.is_name(source):
+            _refuse_selection(source, asked.which)
+            path = hf_hub.fetch(source)
+        else:
+            name, entry = hub.find(source)
+            path = hub.fetch(entry) if arrays else hub.cached_path(entry)
+            source = str(path)
+            if not path.is_file():
+                return _read_published(name, entry, asked)
     if path.is_dir() and not huggingface.is_folder(path):
         return _read_run(path, asked, arrays=arrays)
-    _refuse_selection(str(path), asked.which)
+    _refuse_selection(source, asked.which)
     try:
         with _on_this_machine(path) as file:
-            return _read_state_dict(file, str(path), asked, arrays=arrays)
+            return _read_state_dict(file, source, asked, arrays=arrays)
     except ConfigError as error:
         text = printable(str(error), limit=_LONGEST_MESSAGE)
-        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+        named = text.startswith((source, str(path)))
+        raise ConfigError(text if named else f"{source}: {text}") from None
+
+
+def _read_published(name: str, entry: hub.Published, asked: _Asked) -> dict[str, Any]:
+    """A published checkpoint by its row, without its file."""
+    _refuse_selection(name, asked.which)
+    model = asked.model or entry.model
+    _refuse_contradiction(name, ARCHITECTURES[entry.model][1], asked)
+    return _info(model, asked.model_kwargs, {}, source=name, format="published")
 
 
 @contextlib.contextmanager
@@ -141,6 +154,8 @@ def _refuse_contradiction(source: str, told: dict[str, Any], asked: _Asked) -> N
 def _read_run(path: storage.Path, asked: _Asked, *, arrays: bool) -> dict[str, Any]:
     """A checkpoint folder or workdir of a training run."""
     folder, selection = checkpoint.select_step(path, which=asked.which)
+    if asked.ema:
+        selection = f"the EMA weights of {selection or path}"
     metadata = checkpoint.read_metadata(folder, ema=asked.ema)
     arguments = dict(metadata["model"])
     arguments |= arguments.pop("kwargs", {})
@@ -161,12 +176,18 @@ def _read_state_dict(
         hub.check_digest(file, hub.digest_in_name(file))
     read = READERS.get(file.suffix, torch_file.read_state_dict)
     tensors, notes = read(file, ema=asked.ema, arrays=arrays)
+    selection = ""
+    if notes.pop(torch_file.HAS_BOTH, False):
+        other = "" if asked.ema else " (it has EMA weights too: --ema, init_ema, teacher.ema)"
+        selection = f"the {'EMA' if asked.ema else 'raw'} weights of {source}{other}"
     shapes = {name: array.shape for name, array in tensors.items()}
     naming = detect.naming_of(set(tensors))
     config = huggingface.read_config(file.parent) if naming.startswith("hf") else {}
     told, image = huggingface.model_hints(config), huggingface.read_image(file.parent)
     if not config:
         told, image = huggingface.read_timm(file.parent)
+        if told and not notes.get("class_names"):
+            notes = notes | {"class_names": huggingface.timm_class_names(file.parent)}
     published = hub.published_model(file)
     if published:
         family, attributes = ARCHITECTURES[published]
@@ -191,6 +212,7 @@ def _read_state_dict(
         notes = notes | {"class_names": huggingface.class_names(config, num_classes)}
     notes = dict[str, Any]({"image": image} | notes)
     info = _info(name, arguments, notes, source=source, format=naming)
+    info["selection"] = selection
     if "name" not in told and not published:
         info["assumed"] = _assumptions(info, told | asked.model_kwargs, notes["image"], asked)
     if arrays:

@@ -30,6 +30,9 @@ def test_what_training_elsewhere_saves_is_read_raw_and_ema(vectors, program):
         for ema in (False, True)
     )
     assert raw.create_model() == ema.create_model()
+    path = vectors / f"checkpoint_{program}.pth"
+    assert raw.label.startswith(f"the raw weights of {path} (it has EMA weights too: --ema")
+    assert ema.label == f"the EMA weights of {path}"
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(2 * a, b), raw.variables, ema.variables)
 
 

@@ -71,6 +71,14 @@ def read_timm(folder: storage.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return hints, {ours: pretrained[name] for ours, name in names.items() if name in pretrained}
 
 
+def timm_class_names(folder: storage.Path) -> list[str] | None:
+    """K names of timm's config.json; None where there are none."""
+    config = _read_json(folder / "config.json")
+    section = config.get("pretrained_cfg", {})
+    inside = section.get("label_names") if isinstance(section, dict) else None
+    return config.get("label_names", inside)
+
+
 def _read_json(path: storage.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

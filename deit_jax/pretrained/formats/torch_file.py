@@ -23,6 +23,8 @@ _READ_ERRORS = (
     *(TypeError, ValueError, LookupError, ArithmeticError, RuntimeError),
 )
 # Keys under which training scripts save their state dicts; by whether these are of the EMA.
+# Notes on a file with raw and EMA weights have this key.
+HAS_BOTH = "raw and EMA weights"
 _WRAPPERS = {False: ("model", "state_dict"), True: ("model_ema", "state_dict_ema")}
 
 
@@ -50,7 +52,8 @@ def read_state_dict(
         raise ConfigError(f"entries that are not tensors: {', '.join(other[:5])}")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
-    return state, mmengine.notes(tree)
+    both = all(any(key in tree for key in keys) for keys in _WRAPPERS.values())
+    return state, dict(mmengine.notes(tree)) | {HAS_BOTH: both}
 
 
 def read_torch(path: pathlib.Path) -> Any:
