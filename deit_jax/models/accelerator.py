@@ -39,6 +39,28 @@ def resolve_dtype(dtype: str, device: Any = None) -> str:
     return "bfloat16" if device.platform == "tpu" or is_ampere(device) else "float32"
 
 
+def require(platform: str) -> Any:
+    """jax's first device, which must be a `gpu`, a `tpu` or the `cpu`.
+
+    Raises:
+      ConfigError: it is something else; the message says what to do about it.
+    """
+    device = jax.devices()[0]
+    found = "gpu" if device.platform in _GPU else device.platform
+    if found == platform:
+        return device
+    if platform == "cpu":
+        return jax.devices("cpu")[0]
+    menu = {"gpu": "T4 GPU", "tpu": "v5e-1 TPU"}
+    if platform not in menu:
+        raise unknown("accelerator", platform, [*menu, "cpu"])
+    raise ConfigError(
+        f"jax {jax.__version__} computes on {describe(device)}, and not on a {platform.upper()}: in "
+        f"Colab choose Runtime > Change runtime type > {menu[platform]}, then run all cells; if "
+        "that is chosen, a newer jax was installed over Colab's: Runtime > Disconnect and delete"
+    )
+
+
 def describe(device: Any) -> str:
     """`Tesla T4 (compute capability 7.5)`."""
     capability = getattr(device, "compute_capability", None)

@@ -85,14 +85,14 @@ def make_display(total_steps: int, start_step: int) -> Display:
     """
     if jax.process_index() != 0:
         return Silent()
-    if _in_notebook():
+    if in_notebook():
         return Bar(total_steps, start_step, sys.stdout, "{bar}")
     if sys.stdout.isatty():
         return Bar(total_steps, start_step, sys.stdout, "{bar:20}")
     return Lines()
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether this is the process of a notebook, whose shell has a kernel."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -14,7 +14,7 @@ from deit_jax import config as config_lib
 from deit_jax import distributed, storage
 from deit_jax.errors import Problems
 from deit_jax.recipe import checks, summary
-from deit_jax.tracking import profiler, startup
+from deit_jax.tracking import display, profiler, startup
 from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import moved
 from deit_jax.train import workdir as workdir_lib
@@ -68,10 +68,6 @@ def prepare(
         processes.agree("data", _data_facts(experiment))
     folder, notices = opened
     if jax.process_index() == 0:
-        from clu import parameter_overview
-
-        params = experiment.recipe.params
-        print(parameter_overview.get_parameter_overview(params, include_stats=False))
         notices += moved.notices(folder, experiment.recipe)
         print(*_describe(experiment), *notices, sep="\n", flush=True)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)
@@ -109,7 +105,10 @@ def _digest(values: Iterable[Any]) -> str:
 
 
 def _describe(e: Experiment) -> list[str]:
-    """The recipe in words, what is questionable about it, and every option of the config."""
+    """The recipe in words, what is questionable about it, and every option of the config.
+
+    In a notebook less: a page of text would hide the curves, and `explain` has its own cell.
+    """
     devices = jax.devices()
     shape = " x ".join(f"{axis}={size}" for axis, size in e.mesh.shape.items())
     lines = [
@@ -120,8 +119,13 @@ def _describe(e: Experiment) -> list[str]:
     ]
     lines += [f"teacher: {e.teacher.description}"] if e.teacher else []
     lines += [f"start: {e.start.report}"] if e.start else []
-    lines += ["", summary.describe(e.recipe), ""]
-    lines += [f"warning: {text}" for text in checks.recipe_warnings(e.recipe)]
+    warnings = [f"warning: {text}" for text in checks.recipe_warnings(e.recipe)]
+    if display.in_notebook():
+        return [*lines, *warnings]
+    from clu import parameter_overview
+
+    overview = parameter_overview.get_parameter_overview(e.recipe.params, include_stats=False)
+    lines = [overview, *lines, "", summary.describe(e.recipe), "", *warnings]
     return [*lines, "config", *_sections(e.recipe.config)]
 
 
