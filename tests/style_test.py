@@ -51,6 +51,7 @@ FILES_OUTSIDE_STORAGE = {
     "config_file.py": "recipes are Python files: executed, and importing their neighbors",
     "data/_tensorflow.py": "what TensorFlow writes to stderr, in a file without a name",
     "data/local_files.py": "positional reads by many threads; RemoteFiles does others",
+    "data/obtain.py": "puts photos of a notebook on this machine",
     "data/photo_files.py": "walks folders of this machine, links included; StoreFiles does others",
     "data/tfrecord.py": "scans a file of this machine once; of a store whole files are read",
     "distributed/processes.py": "the library's own files",

@@ -8,6 +8,8 @@ from deit_jax.cli import values
 _CHUNK = 64
 # Classes whose sizes are printed, of many.
 _MOST_CLASSES = 20
+# Of each class in a figure.
+_PICTURES = 8
 # Option of some sources -> its type and what it is.
 _SOURCE_OPTIONS = {
     "name": (str, "of a tfds set, such as imagenet2012"),
@@ -32,6 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--canvas", type=values.positive, default=512, help="side that images should fit"
     )
     parser.add_argument("--decode", action="store_true", help="decode every image")
+    parser.add_argument("--png", help="draw photos and numbers of each class into this file")
     parser.set_defaults(run=run)
 
 
@@ -49,25 +52,83 @@ def run(args: argparse.Namespace) -> int:
             summary, wrong = check(source, canvas=args.canvas)
             print(f"{split}: {summary}", *wrong, sep="\n")
             damaged += wrong
+    if args.png:
+        print(f"photos of each class: {draw(opened, args.png, notes=[*opened.notes, *damaged])}")
     return 1 if damaged else 0
 
 
 def _classes(opened) -> list[str]:
     """A line on each class, with its images where they are known without reading them all."""
-    import numpy as np
-
     from deit_jax.errors import printable
 
-    names = opened.class_names or [str(k) for k in range(opened.num_classes)]
-    if opened.train.labels is None or opened.eval.labels is None:
+    names = _names(opened)
+    if (counts := _counts(opened)) is None:
         shown = ", ".join(map(printable, names[:5]))
         return [f"classes: {shown}" + ", ..." * (len(names) > 5)]
-    count = lambda labels: np.bincount(labels[labels >= 0], minlength=len(names))[: len(names)]
-    rows = zip(names, count(opened.train.labels), count(opened.eval.labels), strict=True)
+    rows = zip(names, *counts.T.tolist(), strict=True)
     lines = [f"  {printable(n, limit=40):<24}{a:>9,}{b:>9,}" for n, a, b in rows]
     more = [f"  ... and {len(lines) - _MOST_CLASSES:,} more classes"]
     header = f"  {'class':<24}{'train':>9}{'eval':>9}"
     return [header, *lines[:_MOST_CLASSES], *more[: len(lines) > _MOST_CLASSES]]
+
+
+def _names(opened) -> list[str]:
+    return list(opened.class_names or map(str, range(opened.num_classes)))
+
+
+def _counts(opened):
+    """Images of each class, int [K, 2], for training and evaluation; None if it is not known."""
+    import numpy as np
+
+    if opened.train.labels is None or opened.eval.labels is None:
+        return None
+    splits = (opened.train.labels, opened.eval.labels)
+    size = opened.num_classes
+    counts = [np.bincount(labels[labels >= 0], minlength=size)[:size] for labels in splits]
+    return np.stack(counts, axis=1)
+
+
+def draw(opened, png: str, *, notes: list[str]):
+    """Draws the classes of a data set, or the first of many, and returns the file's path.
+
+    Raises:
+      ConfigError: the labels are known only from reading all images.
+    """
+    import numpy as np
+
+    from deit_jax import figures
+    from deit_jax.errors import ConfigError
+
+    if (counts := _counts(opened)) is None:
+        raise ConfigError("--png needs all labels at once, and this source reads them one by one")
+    names = _names(opened)
+    if len(names) > _MOST_CLASSES:
+        notes = [f"the first {_MOST_CLASSES} of {len(names):,} classes", *notes]
+    pictures = []
+    for number in range(min(len(names), _MOST_CLASSES)):
+        of_class = np.flatnonzero(opened.train.labels == number)
+        spread = of_class[:: max(1, len(of_class) // _PICTURES)][:_PICTURES]
+        pictures.append(_decoded(opened.train, spread))
+    most = slice(_MOST_CLASSES)
+    text = [note.strip() for note in notes]
+    drawn = figures.photos(
+        pictures, names[most], counts[most], notes=text, title=opened.description.split(": ")[0]
+    )
+    return figures.save(drawn, png)
+
+
+def _decoded(source, indices) -> list:
+    """The pictures of some records, turned as training turns them; without the damaged ones."""
+    from deit_jax import data
+
+    pictures = []
+    for record in source.get(indices)[0]:
+        try:
+            turned = {"exif_orientation": source.exif_orientation}
+            pictures.append(data.decode_image(record, **turned))
+        except data.CorruptImage:
+            continue
+    return pictures
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

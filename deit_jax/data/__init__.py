@@ -8,6 +8,7 @@
     order.py          which record goes to which row at which step
     photo_files.py  splits.py  repeated.py
                       own photos: folders and archives, their splits, few of them
+    obtain.py         own photos on this machine, from wherever a notebook's reader has them
     shards.py  local_files.py
                       files of a split; bytes at a position, and indexes that are made once
     formats.py  headers.py  exif.py  decode.py  cmyk.py  resize.py  cubic.py
@@ -34,6 +35,7 @@ Importing this needs no TensorFlow, and arrays never do; decoding image files do
 
 from deit_jax.data.batches import BatchIterator, CorruptShareExceeded, Health
 from deit_jax.data.decode import decode_image
+from deit_jax.data.obtain import obtain_photos
 from deit_jax.data.open import SOURCES, open_data
 from deit_jax.data.order import canvas_count, distinct_images_per_epoch, steps_per_epoch
 from deit_jax.data.pipeline import eval_batches, train_batches
@@ -55,6 +57,7 @@ __all__ = [
     "decode_image",
     "distinct_images_per_epoch",
     "eval_batches",
+    "obtain_photos",
     "open_data",
     "prefetch_to_device",
     "steps_per_epoch",

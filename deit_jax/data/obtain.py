@@ -1,5 +1,6 @@
 """Photos of one's own on this machine, from wherever a notebook's reader has them."""
 
+import functools
 import os
 import pathlib
 import re
@@ -7,14 +8,14 @@ import shutil
 import tarfile
 import urllib.request
 import zipfile
+from typing import Any
 
 import numpy as np
 
 from deit_jax.errors import ConfigError
 
 _DRIVE = pathlib.Path("/content/drive")
-# Of the digits that scikit-learn has.
-_PER_CLASS, _SIDE = 60, 32
+_ENLARGED = 4
 
 
 def obtain_photos(origin: str | os.PathLike, folder: str | os.PathLike) -> pathlib.Path:
@@ -53,32 +54,34 @@ def obtain_photos(origin: str | os.PathLike, folder: str | os.PathLike) -> pathl
 def write_digits(folder: str | os.PathLike) -> pathlib.Path:
     """A sample set that needs no download: handwritten digits, as photos of ten classes.
 
-    Real scans (8 x 8 pixels, of scikit-learn's data set, a test set of the UCI repository), here
-    enlarged to 32: 60 of each class in `folder/digits/<class>`, and ten more in `folder/new`.
-    Two files among them cannot be read, as among photos from a phone: one is cut, one is HEIC.
+    The 1,797 real scans of scikit-learn's data set, of 8 x 8 pixels, here enlarged to 32: all but
+    ten in `folder/digits/<class>`, one of each class in `folder/new`. Two files are put beside
+    them that cannot be read, as there are among photos from a phone: one is cut, one is HEIC.
 
     Raises:
-      ConfigError: scikit-learn or Pillow is missing.
+      ConfigError: scikit-learn is missing.
     """
     photos, new = pathlib.Path(folder, "digits"), pathlib.Path(folder, "new")
     if (new / "9.png").exists():
         return photos
     try:
-        import PIL.Image
         from sklearn import datasets
     except ImportError as error:
-        message = f"the sample set needs scikit-learn and Pillow ({error})"
-        raise ConfigError(f"{message}: pip install scikit-learn pillow") from error
-    digits = datasets.load_digits()
-    levels = np.round(digits.images * 255 / digits.images.max()).astype(np.uint8)
+        message = f"the sample set needs scikit-learn ({error}): pip install scikit-learn"
+        raise ConfigError(message) from error
+    from matplotlib import image
+    from scipy import ndimage
+
+    digits: Any = datasets.load_digits()
+    enlarge = functools.partial(ndimage.zoom, zoom=_ENLARGED, mode="nearest", grid_mode=True)
     for digit in range(10):
-        of_class = np.flatnonzero(digits.target == digit)[: _PER_CLASS + 1]
+        of_class = np.flatnonzero(digits.target == digit)
         files = [photos / str(digit) / f"{index:04d}.png" for index in of_class[:-1]]
         for file, index in zip([*files, new / f"{digit}.png"], of_class, strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture = PIL.Image.fromarray(levels[index])
-            size = (_SIDE, _SIDE)
-            picture.resize(size, PIL.Image.Resampling.BICUBIC).convert("RGB").save(file)
+            shares: Any = enlarge(digits.images[index] / digits.images.max())
+            levels = np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8)
+            image.imsave(file, np.stack([levels] * 3, axis=-1))
     whole = (new / "0.png").read_bytes()
     (photos / "0" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (photos / "1" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")

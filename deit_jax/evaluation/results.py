@@ -7,7 +7,7 @@ from deit_jax import storage
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation.heads import HEADS
 from deit_jax.tracking import text
-from deit_jax.tracking.writers import FILE_NAME, read_jsonl
+from deit_jax.tracking.jsonl import FILE_NAME, read_jsonl
 
 _WEIGHTS = {"eval": "raw", "eval_ema": "EMA"}
 

@@ -4,6 +4,7 @@
     confusion(counts, names)    a matrix of few classes; of many also the pairs most often confused
     worst(images, ...)          pictures with their true and predicted names and probabilities
     augmentations(columns, ...) a sheet of pictures, pixel for pixel
+    photos(pictures, ...)       what a data set is: photos and numbers of each class
     png(figure)  save(figure, path)
                                 the bytes of a PNG, and a file (`gs://` too)
 
@@ -17,7 +18,8 @@ it to `train/pictures.py` as well.
 
 from deit_jax.figures.confusion import confusion
 from deit_jax.figures.curves import curves
+from deit_jax.figures.photos import photos
 from deit_jax.figures.pictures import augmentations, worst
 from deit_jax.figures.style import png, save
 
-__all__ = ["augmentations", "confusion", "curves", "png", "save", "worst"]
+__all__ = ["augmentations", "confusion", "curves", "photos", "png", "save", "worst"]

@@ -60,13 +60,13 @@ def worst(
         row, column = divmod(number, columns)
         left, bottom = _GAP + column * (_TILE + _GAP), height - 0.66 - _TILE - row * row_height
         place = (left / width, bottom / height, _TILE / width, _TILE / height)
-        _picture(figure.add_axes(place), image)
+        draw_picture(figure.add_axes(place), image)
         named = ((name, share), (guess, guess_share))
         _captions(figure, left, bottom - 0.11, named, note)
     return figure
 
 
-def _picture(axes: Any, image: np.ndarray) -> None:
+def draw_picture(axes: Any, image: np.ndarray) -> None:
     """The whole picture in a square, small ones enlarged with sharp pixels."""
     image = np.asarray(image)
     smooth = "nearest" if max(image.shape[:2]) < 100 else "antialiased"

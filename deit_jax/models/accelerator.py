@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from deit_jax.errors import unknown
+from deit_jax.errors import ConfigError, unknown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The compute capability from which on a GPU has bf16 units and cuDNN's fused attention.
@@ -55,7 +55,7 @@ def require(platform: str) -> Any:
     if platform not in menu:
         raise unknown("accelerator", platform, [*menu, "cpu"])
     raise ConfigError(
-        f"jax {jax.__version__} computes on {describe(device)}, and not on a {platform.upper()}: in "
+        f"jax {jax.__version__} computes on {describe(device)}, not on a {platform.upper()}: in "
         f"Colab choose Runtime > Change runtime type > {menu[platform]}, then run all cells; if "
         "that is chosen, a newer jax was installed over Colab's: Runtime > Disconnect and delete"
     )

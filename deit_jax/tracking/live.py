@@ -6,7 +6,7 @@ from typing import Any
 
 from deit_jax import figures, storage
 from deit_jax.errors import ConfigError
-from deit_jax.tracking import display
+from deit_jax.tracking import display, series
 
 # Drawing takes at most one part in so many of the time, and no more than once in a second.
 _SHARE, _LEAST_SECONDS = 20.0, 1.0
@@ -16,17 +16,12 @@ class NotebookTracker:
     """The curves of the run so far, drawn anew in their place."""
 
     def __init__(
-        self,
-        workdir: storage.Path,
-        resume_step: int = 0,
-        config: Mapping[str, Any] | None = None,
+        self, workdir: storage.Path, resume_step: int = 0, config: Mapping[str, Any] | None = None
     ) -> None:
         if not display.in_notebook():
             raise ConfigError("config.log.trackers=notebook draws in a notebook, and this is none")
-        from deit_jax.tracking import series
-
         self._name = workdir.name
-        self._series = series.read_series(workdir)
+        self._series = series.read_series(workdir) if resume_step else {}
         self._shown: Any = None
         self._next = time.perf_counter()
 

@@ -3,7 +3,7 @@
 import os
 
 from deit_jax import storage
-from deit_jax.tracking.writers import FILE_NAME, read_jsonl
+from deit_jax.tracking.jsonl import FILE_NAME, read_jsonl
 
 Series = dict[str, tuple[list[int], list[float]]]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from deit_jax import storage
+from deit_jax.tracking.jsonl import FILE_NAME, read_jsonl
 from deit_jax.tracking.progress import format_duration
-from deit_jax.tracking.writers import FILE_NAME, read_jsonl
 
 STARTS = "starts.jsonl"
 

@@ -74,3 +74,27 @@ def test_digits(capsys):
 def test_options_of_another_source_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         call(*arguments)
+
+
+def test_the_classes_as_a_figure(tmp_path, capsys):
+    for name, count in (("cat", 4), ("dog", 2)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            picture = Image.new("RGB", (30 + number, 20), "red")
+            picture.save(tmp_path / "photos" / name / f"{number}.jpg")
+    (tmp_path / "photos" / "dog" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    png = tmp_path / "photos.png"
+    where = ("--source=folder", f"--path={tmp_path / 'photos'}", f"--png={png}")
+    assert call(*where) == 0
+    whole = png.read_bytes()
+    assert call(*where, "--decode") == 1
+    assert f"photos of each class: {png}" in capsys.readouterr().out
+    height = lambda content: Image.open(io.BytesIO(content)).height
+    assert height(png.read_bytes()) > height(whole), "the damaged file is named below"
+
+
+def test_a_figure_needs_to_know_the_labels(tmp_path, monkeypatch):
+    opened = data.open_data(source="digits")
+    monkeypatch.setattr(opened.train, "labels", None)
+    with pytest.raises(ConfigError, match="--png needs all labels at once"):
+        command.draw(opened, str(tmp_path / "x.png"), notes=[])

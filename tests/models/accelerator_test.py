@@ -90,3 +90,16 @@ def test_the_program_follows_the_device(monkeypatch):
         )
         jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
         assert asked == expected
+
+
+def test_an_accelerator_that_is_needed(monkeypatch):
+    assert accelerator.require("cpu").platform == "cpu"
+    menu = "Runtime > Change runtime type > T4 GPU, .* newer jax was installed over Colab's"
+    with pytest.raises(ConfigError, match=f"computes on cpu, not on a GPU: in Colab .*{menu}"):
+        accelerator.require("gpu")
+    with pytest.raises(ConfigError, match="v5e-1 TPU"):
+        accelerator.require("tpu")
+    with pytest.raises(ConfigError, match="unknown accelerator 'tpus'; known: tpu"):
+        accelerator.require("tpus")
+    monkeypatch.setattr(accelerator.jax, "devices", lambda *_: [T4])
+    assert accelerator.require("gpu") is T4

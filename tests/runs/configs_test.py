@@ -11,7 +11,7 @@ import tiny_runs
 from deit_jax import config as config_lib
 from deit_jax.checkpoint import read_variables
 from deit_jax.errors import ConfigError
-from deit_jax.tracking.writers import read_jsonl
+from deit_jax.tracking.jsonl import read_jsonl
 from deit_jax.train import experiment, loop
 
 

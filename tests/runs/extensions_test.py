@@ -15,7 +15,7 @@ from deit_jax import cli, data, losses
 from deit_jax.augment import operations, pipeline
 from deit_jax.models import registry
 from deit_jax.optim import optimizers
-from deit_jax.tracking.writers import read_jsonl
+from deit_jax.tracking.jsonl import read_jsonl
 from deit_jax.train import schema
 
 TABLES = (

@@ -16,7 +16,7 @@ import tiny_runs
 from deit_jax import storage
 from deit_jax.checkpoint import read_variables
 from deit_jax.errors import ConfigError
-from deit_jax.tracking.writers import read_jsonl
+from deit_jax.tracking.jsonl import read_jsonl
 from deit_jax.train import labels as labels_lib
 from deit_jax.train.preemption import EXIT_RESTART
 

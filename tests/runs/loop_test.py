@@ -17,7 +17,7 @@ from deit_jax.evaluation import agreement
 from deit_jax.tracking import profiler as profiler_lib
 from deit_jax.tracking import startup
 from deit_jax.tracking.averages import MetricAverages
-from deit_jax.tracking.writers import read_jsonl
+from deit_jax.tracking.jsonl import read_jsonl
 from deit_jax.train import loop, workdir
 
 

@@ -71,7 +71,7 @@ def tracker(request, monkeypatch):
 
 
 def test_every_service_has_a_stand_in():
-    assert set(writers.TRACKERS) == {"tensorboard", *FAKES}
+    assert set(writers.TRACKERS) == {"tensorboard", "notebook", *FAKES}
 
 
 def test_a_workdir_is_one_run_of_the_service(tmp_path, tracker):

@@ -12,7 +12,7 @@ import tiny_runs
 from deit_jax import cli, rng
 from deit_jax.checkpoint import layout
 from deit_jax.errors import ConfigError
-from deit_jax.tracking.writers import read_jsonl
+from deit_jax.tracking.jsonl import read_jsonl
 from deit_jax.train import experiment, loop, nonfinite, replay
 
 NAN = float("nan")
