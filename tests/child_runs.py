@@ -22,6 +22,7 @@ TINY = (
     "train.batch_size=32",
     "schedule.warmup_epochs=0.1",
     "log.trackers=",
+    "log.figures=curves",
 )
 
 # A run with a checkpoint every other step, for tests that end it at any moment.

@@ -11,6 +11,7 @@ from typing import Any
 
 from deit_jax import errors
 from deit_jax.cli import (
+    attention,
     augmentations,
     compare,
     convert,
@@ -29,6 +30,7 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    attention,
     publish,
     convert,
     explain,

@@ -38,9 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from deit_jax import builders, config, data, models
     from deit_jax.augment.operations import OPERATIONS
-    from deit_jax.data import imagenet_classes
     from deit_jax.errors import ConfigError
-    from deit_jax.train import schema
+    from deit_jax.evaluation.rows import class_names
+    from deit_jax.train import augmented, schema
 
     if args.images < 2 or args.images % 2 or args.draws < 1:
         raise ConfigError(
@@ -57,48 +57,20 @@ def run(args: argparse.Namespace) -> int:
     canvas = resolved.input.canvas
     with data.train_batches(opened.train, args.images, seed=args.seed, canvas=canvas) as batches:
         batch = next(batches)
-    names = opened.class_names or [f"class {k}" for k in range(opened.num_classes)]
-    rows = [imagenet_classes.class_name(names[label]) for label in batch["label"]]
+    names = class_names(opened)
+    rows = [names[label] for label in batch["label"]]
 
-    originals = _originals(batch, size)
+    originals = augmented.originals(batch, size)
     titles = [f"draw {i + 1}" for i in range(args.draws)]
-    draws = _draws(batch, resolved, args, size, opened.num_classes)
+    draws = augmented.draws(
+        batch, resolved.augment, size, opened.num_classes, count=args.draws, seed=args.seed
+    )
     _write(path, [originals, *draws], titles, rows, args.config)
     for name in OPERATIONS if "all" in args.operation else args.operation:
         draws, titles = _operation_draws(originals, resolved, args, name)
         sheet = path.with_stem(f"{path.stem}_{name}")
         _write(sheet, [originals, *draws], titles, rows, name)
     return 0
-
-
-def _originals(batch: dict, size: int):
-    """Levels uint8 [n, size, size, 3]: short side resized, center cropped."""
-    import numpy as np
-
-    from deit_jax.augment import make_eval_transform
-
-    transform = make_eval_transform(
-        image_size=size, crop_ratio=1.0, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)
-    )
-    return np.round(transform(batch)).astype(np.uint8)
-
-
-def _draws(batch: dict, resolved, args: argparse.Namespace, size: int, num_classes: int):
-    """uint8 [draws, images, size, size, 3], each draw a mix group."""
-    import jax
-    import numpy as np
-
-    from deit_jax.augment import Supplied, make_augment
-
-    options = dict(resolved.augment) | {"mix_group": args.images}
-    supplied = Supplied(size, num_classes, batch_size=args.images * args.draws)
-    augment = jax.jit(make_augment(supplied, **options))
-    arrays = {name: batch[name] for name in ("canvas", "size", "label")}
-    canvas_index = np.tile(np.arange(args.images, dtype=np.int32), args.draws)
-    out = augment(jax.random.key(args.seed), arrays | {"canvas_index": canvas_index})
-    levels = np.asarray(out["image"]) * np.float32(options["std"]) + np.float32(options["mean"])
-    levels = np.round(np.clip(levels, 0, 1) * 255).astype(np.uint8)
-    return levels.reshape(args.draws, args.images, size, size, 3)
 
 
 def _operation_draws(originals, resolved, args: argparse.Namespace, operation: str):

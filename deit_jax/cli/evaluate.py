@@ -45,6 +45,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the results")
     parser.add_argument("--confusion", metavar="FILE.csv", help="of the first set")
     parser.add_argument("--per-class", metavar="FILE.csv", help="of the first set")
+    parser.add_argument(
+        "--figures",
+        metavar="DIR",
+        help="confusion matrix and most wrong pictures of the first set, as PNG",
+    )
     parser.set_defaults(run=run, takes_overrides=True)
 
 
@@ -75,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
                 print(evaluator.agreement_table(weights, predicted, one), flush=True)
         if one is sets[0]:
             _write_csv(args, one, next(iter(predictions.values())))
+            if args.figures:
+                _draw(args, one, predictions)
     if args.json:
         path = storage.path(args.json)
         storage.write(path, json.dumps(evaluate.facts | {"results": found}, indent=2) + "\n")
@@ -110,7 +117,7 @@ def _open_sets(args: argparse.Namespace, config: Any, loaded: Any) -> list[Any]:
     from deit_jax.evaluation import datasets
 
     names = list(dict.fromkeys(n for text in args.data or ["val"] for n in text.split(",")))
-    if (args.confusion or args.per_class) and names[0] in datasets.LABEL_SETS:
+    if (args.confusion or args.per_class or args.figures) and names[0] in datasets.LABEL_SETS:
         raise ConfigError(f"confusions need one label per image: put another set before {names[0]}")
     # The order of the classes in files of others is ImageNet's, under any names.
     class_names = loaded.class_names if loaded.format == "deit_jax" else None
@@ -148,3 +155,19 @@ def _write_csv(args: argparse.Namespace, one: Any, predicted: Any) -> None:
         if path:
             write(storage.path(path), predicted, names)
             print(f"wrote {path}")
+
+
+def _draw(args: argparse.Namespace, one: Any, predictions: dict[str, Any]) -> None:
+    """The figures, of the raw weights unless --ema was given."""
+    from deit_jax import figures
+    from deit_jax.evaluation import rows
+
+    weights, predicted = next(iter(predictions.items()))
+    names = rows.class_names(one.data)
+    title = f"{one.name}, {weights}" if len(predictions) > 1 else one.name
+    found = predicted.rows()
+    for name, drawn in (
+        ("confusion", rows.confusion_figure(found, names, title)),
+        ("worst", rows.worst_figure(found, one.data.eval, names, title)),
+    ):
+        print(f"wrote {figures.save(drawn, storage.path(args.figures) / f'{name}.png')}")

@@ -44,7 +44,6 @@ def make_classifier(
     image_size = square_side(model)
     evaluation = Evaluation(image_size, crop_ratio=crop_ratio or loaded.image["crop_ratio"])
     transform = evaluation.make_transform(loaded.mean, loaded.std)
-    short = int(image_size / evaluation.crop_ratio)
 
     @jax.jit
     def forward(variables, batch):
@@ -53,18 +52,27 @@ def make_classifier(
     variables = jax.device_put(loaded.variables)
 
     def classify(path: storage.Path) -> dict[str, np.ndarray]:
-        try:
-            pixels = decode_image(read_file(path), exif_orientation=True)
-        except CorruptImage as error:
-            raise ConfigError(f"{path}: {error}") from None
-        if max(pixels.shape[:2]) > evaluation.canvas:
-            pixels = evaluation_square(pixels, short=short, image_size=image_size)
-        # Whole multiples of 256, so that photos of like size share one compiled program.
-        side = 256 * math.ceil(max(pixels.shape[:2]) / 256)
-        canvas = np.zeros((1, side, side, 3), np.uint8)
-        canvas[0, : pixels.shape[0], : pixels.shape[1]] = pixels
-        size = np.array([pixels.shape[:2]], np.int32)
-        outputs = jax.device_get(forward(variables, {"canvas": canvas, "size": size}))
+        outputs = jax.device_get(forward(variables, read_photo(path, evaluation)))
         return {head: np.exp(scores[0]) for head, scores in outputs.items()}
 
     return classify
+
+
+def read_photo(path: storage.Path, evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """A file as a batch of one for `evaluation.make_transform`, turned as its EXIF says.
+
+    Raises:
+      ConfigError: it cannot be read or decoded.
+    """
+    try:
+        pixels = decode_image(read_file(path), exif_orientation=True)
+    except CorruptImage as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if max(pixels.shape[:2]) > evaluation.canvas:
+        short = int(evaluation.image_size / evaluation.crop_ratio)
+        pixels = evaluation_square(pixels, short=short, image_size=evaluation.image_size)
+    # Whole multiples of 256, so that photos of like size share one compiled program.
+    side = 256 * math.ceil(max(pixels.shape[:2]) / 256)
+    canvas = np.zeros((1, side, side, 3), np.uint8)
+    canvas[0, : pixels.shape[0], : pixels.shape[1]] = pixels
+    return {"canvas": canvas, "size": np.array([pixels.shape[:2]], np.int32)}

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from deit_jax import augment, builders, data, models
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation import agreement
-from deit_jax.evaluation.heads import head_outputs
+from deit_jax.evaluation import rows as rows_lib
+from deit_jax.evaluation.heads import head_outputs, main_head
 
 PyTree = Any
 Statistics = tuple[float, float, float]
@@ -80,13 +81,14 @@ def make_eval_step(
     model: Any,
     transform: Callable[[PyTree], jax.Array],
     teacher_fn: Callable[[PyTree, jax.Array], jax.Array] | None = None,
-) -> Callable[[PyTree, PyTree, PyTree], dict[str, jax.Array]]:
-    """Builds `step(variables, teacher_variables, batch) -> sums`, ready for `jax.jit`.
+) -> Callable[[PyTree, PyTree, PyTree], tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+    """Builds `step(variables, teacher_variables, batch) -> (sums, rows)`, ready for `jax.jit`.
 
-    The batch holds `canvas, size, label, mask`; rows with a False mask weigh nothing.
+    The batch holds `canvas, size, label, index, mask`; rows with a False mask weigh nothing.
     Sums are f32 scalars: `count`, for each head output `HEAD/top1`, `HEAD/top5`, `HEAD/loss`,
     and `differ/A/B`, the images on which the first choices of A and B differ (paper, Table 4),
-    for each pair of head outputs, label and teacher.
+    for each pair of head outputs, label and teacher. `rows` is `rows.of_batch` of the
+    main head.
     """
 
     def step(variables: PyTree, teacher_variables: PyTree, batch: PyTree):
@@ -113,7 +115,8 @@ def make_eval_step(
         choice["label"] = label
         for a, b in itertools.combinations(choice, 2):
             sums[agreement.key(a, b)] = jnp.sum(weight * (choice[a] != choice[b]))
-        return sums
+        main = scores[main_head(scores)]
+        return sums, rows_lib.of_batch(main, batch)
 
     return step
 
@@ -129,32 +132,41 @@ def fetched(results: Iterable[PyTree]) -> Iterator[PyTree]:
 
 
 def evaluate(
-    eval_step: Callable[[PyTree, PyTree, PyTree], Mapping[str, jax.Array]],
+    eval_step: Callable[[PyTree, PyTree, PyTree], tuple[Mapping[str, jax.Array], PyTree]],
     candidates: Mapping[str, PyTree],
     teacher_variables: PyTree,
     batches: Iterable[PyTree],
+    rows: dict[str, rows_lib.Rows] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Runs every batch once through each candidate's variables (raw, EMA).
 
     `batches` are on the device already; at most two of them are in flight at a time.
-    Returns, for each candidate, `count` and the mean of every sum over the images.
+    Returns, for each candidate, `count` and the mean of every sum over the images; `rows`, if
+    given, is filled with the `Rows` of each.
 
     Raises:
       ConfigError: there was no image that can be decoded.
     """
     totals = {name: collections.defaultdict(float) for name in candidates}
 
-    def run(batch: PyTree) -> dict[str, Mapping[str, jax.Array]]:
+    parts: dict[str, list] = {name: [] for name in candidates}
+
+    def run(batch: PyTree) -> dict[str, tuple[Mapping[str, jax.Array], PyTree]]:
         return {
             name: eval_step(variables, teacher_variables, batch)
             for name, variables in candidates.items()
         }
 
     for results in fetched(map(run, batches)):
-        for name, sums in results.items():
+        for name, (sums, batch_rows) in results.items():
             for key, value in sums.items():
                 totals[name][key] += float(value)
-    return {name: _means(total) for name, total in totals.items()}
+            if rows is not None:
+                parts[name].append(batch_rows)
+    means = {name: _means(total) for name, total in totals.items()}
+    if rows is not None:
+        rows |= {name: rows_lib.gathered(of_batches) for name, of_batches in parts.items()}
+    return means
 
 
 def _means(total: Mapping[str, float]) -> dict[str, float]:

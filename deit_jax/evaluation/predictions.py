@@ -17,6 +17,7 @@ from deit_jax import models, storage
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation.evaluate import fetched
 from deit_jax.evaluation.heads import head_outputs, main_head
+from deit_jax.evaluation.rows import Rows, confusion
 
 PyTree = Any
 
@@ -33,12 +34,20 @@ class Predictions:
       choices: for each of `heads.head_outputs` int [N, 5], the most likely classes, best
         first, fewer of them with fewer classes; -1 where a score was not a number.
       loss: for each head float [N], cross-entropy with the label.
+      share: for each head float [N], probability of the most likely class.
     """
 
     index: np.ndarray
     label: np.ndarray
     choices: dict[str, np.ndarray]
     loss: dict[str, np.ndarray]
+    share: dict[str, np.ndarray]
+
+    def rows(self) -> Rows:
+        """The predictions of the main head."""
+        head = main_head(self.choices)
+        shares = np.exp(-self.loss[head]), self.share[head]
+        return Rows(self.index, self.label, self.choices[head][:, 0], *shares)
 
 
 def make_prediction_step(
@@ -49,15 +58,16 @@ def make_prediction_step(
     def step(variables: PyTree, batch: PyTree) -> dict[str, Any]:
         label = batch["label"]
         scores = head_outputs(models.apply(model, variables, transform(batch)))
-        choices, loss = {}, {}
+        choices, loss, share = {}, {}, {}
         for head, score in scores.items():
             # Ties go to the lower class; a NaN would win in top_k and is not a prediction.
-            _, best = jax.lax.top_k(score, min(TOP, score.shape[1]))
+            highest, best = jax.lax.top_k(score, min(TOP, score.shape[1]))
             sound = jnp.isfinite(score).all(axis=1)
             choices[head] = jnp.where(sound[:, None], best, -1)
             loss[head] = -jnp.take_along_axis(score, label[:, None], axis=1)[:, 0]
+            share[head] = jnp.exp(highest[:, 0])
         rows = {key: batch[key] for key in ("index", "label", "mask")}
-        return rows | {"choices": choices, "loss": loss}
+        return rows | {"choices": choices, "loss": loss, "share": share}
 
     return step
 
@@ -112,15 +122,6 @@ def real_accuracies(
     return results, int(labeled.sum())
 
 
-def confusion(predictions: Predictions, head: str, num_classes: int) -> np.ndarray:
-    """int64 [K, K]: images of class i (row) predicted as class j (column)."""
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    predicted = predictions.choices[head][:, 0]
-    sound = predicted >= 0
-    np.add.at(counts, (predictions.label[sound], predicted[sound]), 1)
-    return counts
-
-
 def per_class(
     predictions: Predictions, num_classes: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -136,7 +137,7 @@ def per_class(
 
 def write_confusion(path: storage.Path, predictions: Predictions, names: Sequence[str]) -> None:
     """A CSV file for the main head: a row for each true class, a column for each predicted one."""
-    counts = confusion(predictions, main_head(predictions.choices), len(names))
+    counts = confusion(predictions.rows(), len(names))
     rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
     _write_csv(path, [["true \\ predicted", *names], *rows])
 

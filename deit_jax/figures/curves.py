@@ -87,7 +87,7 @@ def _lines(panel: _Panel, runs: Mapping[str, Series]) -> list[Line]:
         names = list(dict.fromkeys(match["name"] for match in matches.values()))
         main = next((name for name in panel.first if name in names), "")
         # Without a teacher there is one term, which is the loss.
-        alone = len(runs) > 1 or names == ["loss", "label_loss"]
+        alone = len(runs) > 1 or set(names) == {"loss", "label_loss"}
         for metric, match in matches.items():
             name, ema = match["name"], match.groupdict().get("kind") == "eval_ema"
             if alone and name != main:
@@ -138,6 +138,9 @@ def _figure(drawn: Sequence[tuple[_Panel, list[Line]]], runs: Sequence[str]) -> 
         max([line.label_width for _, lines in drawn[column::2] for line in lines], default=0.2)
         for column in range(columns)
     ]
+    steps = [step for _, lines in drawn for line in lines for step in line.steps]
+    # The same in all panels.
+    span = (min(steps, default=0), max(steps, default=1))
     height = max(_HEIGHT, _LINE * max(len(lines) for _, lines in drawn))
     width = sum(_LEFT + _WIDTH + _LABEL_GAP + space for space in room) + _MARGIN
     total = _TOP + rows * (height + _TITLE + _BOTTOM)
@@ -147,7 +150,7 @@ def _figure(drawn: Sequence[tuple[_Panel, list[Line]]], runs: Sequence[str]) -> 
         left = _LEFT + column * (_LEFT + _WIDTH + _LABEL_GAP + room[0])
         top = total - _TOP - row * (height + _TITLE + _BOTTOM) - _TITLE
         place = (left / width, (top - height) / total, _WIDTH / width, height / total)
-        _draw(figure.add_axes(place), panel, lines, _LINE / height)
+        _draw(figure.add_axes(place), panel, lines, span, _LINE / height)
     _heading(figure, [line for _, lines in drawn for line in lines], runs)
     return figure
 
@@ -172,8 +175,10 @@ def _heading(figure: "Figure", lines: Sequence[Line], runs: Sequence[str]) -> No
         x -= 0.7 / width
 
 
-def _draw(axes: Any, panel: _Panel, lines: Sequence[Line], gap: float) -> None:
-    """One panel; `gap` is the distance of labels as a share of its height."""
+def _draw(
+    axes: Any, panel: _Panel, lines: Sequence[Line], span: tuple[float, float], gap: float
+) -> None:
+    """One panel; `span` are its steps, `gap` the distance of labels as a share of its height."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_title(f"{panel.title} ({panel.unit})" if panel.unit else panel.title)
@@ -191,8 +196,7 @@ def _draw(axes: Any, panel: _Panel, lines: Sequence[Line], gap: float) -> None:
     several = len({line.run for line in lines}) > 1
     for line in lines:
         draw_line(axes, line, several=several)
-    steps = np.concatenate([line.steps for line in lines])
-    low, high = steps.min(), steps.max()
+    low, high = span
     margin = 0.02 * (high - low or 1)
     axes.set_xlim(low - margin, high + margin)
     axes.margins(y=0.06)

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -16,7 +17,8 @@ from typing import Any, Protocol
 import jax
 
 from deit_jax import builders, storage
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, unknown
+from deit_jax.figures import AT_THE_END
 from deit_jax.tracking import live, services
 from deit_jax.tracking.jsonl import JsonlTracker
 
@@ -27,7 +29,8 @@ class Tracker(Protocol):
     """A destination for metrics, made as `Tracker(workdir, resume_step, config, **options)`.
 
     An OSError that it raises is logged and does not end the run. One that keeps in memory what
-    it was given also has `sync()`, after which a kill loses nothing.
+    it was given also has `sync()`, after which a kill loses nothing; one that shows pictures has
+    `image(step, name, png)`.
     """
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -73,6 +76,15 @@ class TensorBoardTracker:
         scalars = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step, summary=summary(value=scalars))
 
+    def image(self, step: int, name: str, png: bytes) -> None:
+        # Of a PNG the header has the sides.
+        width, height = struct.unpack(">II", png[16:24])
+        image = self._summary.Summary.Image(
+            height=height, width=width, colorspace=4, encoded_image_string=png
+        )
+        value = self._summary.Summary.Value(tag=name, image=image)
+        self._add(step, summary=self._summary.Summary(value=[value]))
+
     def sync(self) -> None:
         self._file.sync()
 
@@ -111,10 +123,11 @@ class MetricsWriter(contextlib.AbstractContextManager):
       resume_step: the step from which a run resumes, 0 for a new one.
       config: JSON values shown as the settings of the run.
       trackers: names in `TRACKERS`; the other options are theirs.
+      figures: names in `figures.AT_THE_END`, to be drawn at the end.
 
     Raises:
-      ConfigError: an unknown tracker, one whose package is missing, or files that cannot be
-        written.
+      ConfigError: an unknown tracker or figure, a tracker whose package is missing, or files that
+        cannot be written.
     """
 
     def __init__(
@@ -124,8 +137,13 @@ class MetricsWriter(contextlib.AbstractContextManager):
         config: Mapping[str, Any] | None = None,
         *,
         trackers: tuple[str, ...] = ("tensorboard",),
+        figures: tuple[str, ...] = AT_THE_END,
         **options: Any,
     ) -> None:
+        self.figures = figures
+        for name in figures:
+            if name not in AT_THE_END:
+                raise unknown("figure", name, AT_THE_END)
         classes = [builders.choose(TRACKERS, name, "tracker") for name in trackers]
         self._trackers: list[Tracker] = []
         if jax.process_index() == 0:
@@ -151,6 +169,10 @@ class MetricsWriter(contextlib.AbstractContextManager):
         scalars = jax.device_get(list(values.values()))
         plain = {name: float(value) for name, value in zip(values, scalars, strict=True)}
         self._each("write", int(step), plain)
+
+    def image(self, step: int, name: str, png: bytes) -> None:
+        """A picture, for the trackers that show some."""
+        self._each("image", step, name, png)
 
     def sync(self) -> None:
         """Returns once what was written is in the workdir, where that is a bucket."""

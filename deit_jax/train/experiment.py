@@ -13,7 +13,7 @@ from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError, Problems, unknown
 from deit_jax.evaluation import heads
 from deit_jax.evaluation.evaluate import Evaluation, make_eval_step
-from deit_jax.recipe import few_photos
+from deit_jax.recipe import few_photos, hardware
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Kind, LabeledBatches, Recorder, StoredLabels, Teacher
 from deit_jax.train import answers, loss_scale, nonfinite, teaching
@@ -62,6 +62,18 @@ class Experiment:
         """The teacher's variables, whole on every device; None for a run without one."""
         everywhere = sharding.replicated(self.mesh)
         return self.teacher and jax.device_put(self.teacher.variables, everywhere)
+
+    def ideal_step_seconds(self) -> float | None:
+        """See `hardware.ideal_step_seconds`; None where a part of the weights is trained."""
+        if self.recipe.config.optim.trainable != "all":
+            # The formula counts a whole backward pass.
+            return None
+        return hardware.ideal_step_seconds(
+            self.recipe.model,
+            batch_size=self.recipe.durations.batch_size,
+            teacher=self.teacher.model if self.teacher else None,
+            devices=list(self.mesh.devices.flat),
+        )
 
     @property
     def label_options(self) -> answers.Labels:

@@ -30,7 +30,7 @@ import ml_collections
 from deit_jax import checkpoint, data, distributed, storage
 from deit_jax.distributed import sharding
 from deit_jax.errors import RunStopped
-from deit_jax.evaluation import agreement, evaluate
+from deit_jax.evaluation import agreement, evaluate, rows
 from deit_jax.recipe import fit, hardware
 from deit_jax.tracking import averages, display, profiler, progress, startup, writers
 from deit_jax.train import dump, moved, nonfinite, pictures, preemption
@@ -120,7 +120,7 @@ class _Run:
             steps_per_epoch=self.durations.steps_per_epoch,
             batch_size=self.durations.batch_size,
             start_step=start,
-            ideal_step_seconds=_ideal_step_seconds(experiment),
+            ideal_step_seconds=experiment.ideal_step_seconds(),
         )
         self.display = display.make_display(self.durations.total_steps, start)
         self.profiler = profiler.Profiler(
@@ -129,7 +129,11 @@ class _Run:
         self.teacher = experiment.place_teacher()
         self.recorder = experiment.start_recorder(self.display.say)
         self.train_step = step_lib.jit(experiment.make_train_step(), self.batch_sharding)
-        self.eval_step = jax.jit(sharding.on_rows(experiment.make_eval_step(), self.batch_sharding))
+        # What it says of each image, too, is then known to every process.
+        self.eval_step = jax.jit(
+            sharding.on_rows(experiment.make_eval_step(), self.batch_sharding),
+            out_shardings=sharding.replicated(experiment.mesh),
+        )
         # (step, its metrics, not waited for)
         self.pending: collections.deque = collections.deque()
         self.averages = averages.MetricAverages()
@@ -137,6 +141,8 @@ class _Run:
         self.noted_epoch = -1
         self.start_times: dict[str, float] = {}
         self.results: dict[str, float] = {}
+        # Of the last evaluation, image by image.
+        self.rows: dict[str, rows.Rows] = {}
         if jax.process_index() == 0:
             # Only now: a start that is refused must not change the config of the run.
             workdir_lib.store_config(workdir, experiment.recipe.config)
@@ -177,10 +183,12 @@ class _Run:
                         self._between_steps(self.profiler.stop)
                     self._drain(in_flight=IN_FLIGHT)
                     self._end_of_step(step)
+                if jax.process_index() == 0:
+                    finished = pictures.Finished(self.experiment, self.workdir, self.rows)
+                    pictures.draw(finished, stop, self.writer, self.display.say)
         finally:
             self.profiler.stop()
         if jax.process_index() == 0:
-            pictures.draw(self.workdir, self.display.say)
             self.display.say(f"done: checkpoints, metrics.jsonl and figures in {self.workdir}")
         return self.results
 
@@ -315,7 +323,9 @@ class _Run:
         if self.state.ema_params is not None:
             candidates["eval_ema"] = self.state.variables(ema=True)
         with self._prefetch(self.experiment.eval_batches()) as batches:
-            results = evaluate.evaluate(self.eval_step, candidates, self.teacher, batches)
+            results = evaluate.evaluate(
+                self.eval_step, candidates, self.teacher, batches, self.rows
+            )
         self.results = {
             f"{name}/{key}": value for name, sums in results.items() for key, value in sums.items()
         }
@@ -334,16 +344,3 @@ def _health_notes(health: data.Health) -> list[str]:
     if health.corrupt:
         notes.append(f"{health.corrupt} corrupt images replaced")
     return notes
-
-
-def _ideal_step_seconds(experiment: Experiment) -> float | None:
-    recipe = experiment.recipe
-    if recipe.config.optim.trainable != "all":
-        # The formula counts a whole backward pass.
-        return None
-    return hardware.ideal_step_seconds(
-        recipe.model,
-        batch_size=recipe.durations.batch_size,
-        teacher=experiment.teacher.model if experiment.teacher else None,
-        devices=list(experiment.mesh.devices.flat),
-    )

@@ -31,6 +31,7 @@ def batches(logits, labels, size):
         yield {
             "canvas": jnp.asarray(np.pad(logits[rows], ((0, pad), (0, 0), (0, 0)))),
             "label": jnp.asarray(np.pad(labels[rows], (0, pad))),
+            "index": jnp.asarray(np.pad(np.arange(len(labels))[rows], (0, pad))),
             "mask": jnp.asarray(np.arange(size) < size - pad),
         }
 

@@ -64,6 +64,7 @@ def test_real_follows_the_record_number():
         predicted.label[order],
         {k: v[order] for k, v in predicted.choices.items()},
         {k: v[order] for k, v in predicted.loss.items()},
+        {k: v[order] for k, v in predicted.share.items()},
     )
     sets = [np.array([label]) for label in LABELS]
     assert predictions.real_accuracies(moved, sets) == predictions.real_accuracies(predicted, sets)
@@ -71,7 +72,7 @@ def test_real_follows_the_record_number():
 
 def test_confusion_and_classes():
     predicted = predictions_for(LOGITS, LABELS)
-    counts = predictions.confusion(predicted, "class", 4)
+    counts = predictions.confusion(predicted.rows(), 4)
     # Row: the label; the score that is not a number is nowhere.
     assert counts.tolist() == [[1, 0, 0, 0], [1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     images, top1 = predictions.per_class(predicted, 4)

@@ -1,0 +1,150 @@
+"""What the tokens of a transformer look at in a photo."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deit_jax.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Inches.
+_TILE, _GAP, _CAPTION = 1.5, 0.1, 0.2
+_MARGIN, _NAME, _TOP = 0.2, 0.68, 0.72
+# As wide as the photo and all maps of a row, as far as there are so many heads.
+_MOST_HEADS = 16
+
+
+@style.styled
+def attention(
+    photo: np.ndarray,
+    maps: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    heads: np.ndarray | None = None,
+    head_rows: Sequence[str] = (),
+    head_title: str = "",
+    title: str = "",
+    subtitle: str = "",
+) -> "Figure":
+    """Maps over a photo: a row for each block, a column for each kind; and single heads below.
+
+    Each map is brightest at its strongest patch; below it are that patch's share and the share
+    of all patches, the rest of 1 being that of the tokens.
+
+    Args:
+      photo: uint8 [h, w, 3].
+      maps: [R, C, y, x], shares of the patches, 0..1.
+      rows, columns: R and C names.
+      heads: [S, H, y, x] of one block, or None.
+      head_rows, head_title: S names, and one above them.
+      title, subtitle: what the photo is, and what the model says of it.
+
+    Raises:
+      ValueError: not one name for each row or column.
+      ConfigError: matplotlib is missing.
+    """
+    maps = np.asarray(maps)
+    if (len(rows), len(columns)) != maps.shape[:2]:
+        raise ValueError(f"{len(rows)} rows, {len(columns)} columns for maps {maps.shape}")
+    if heads is not None and len(head_rows) != len(heads):
+        raise ValueError(f"{len(head_rows)} names for heads {heads.shape}")
+    row_height = _TILE + _CAPTION + _GAP
+    left = _MARGIN + _TILE + 0.3 + _NAME
+    width = left + len(columns) * (_TILE + _GAP) - _GAP + _MARGIN
+    heads = None if heads is None else np.asarray(heads)[:, :_MOST_HEADS]
+    small, below = _small_tiles(heads, width)
+    height = _TOP + 0.25 + len(rows) * row_height + below + 0.1
+    figure = style.new_figure(width, height)
+    room = width - 2 * _MARGIN
+    _write(
+        figure,
+        _MARGIN,
+        0.24,
+        style.fitted(_one(title), room, style.TITLE, "bold"),
+        size=style.TITLE,
+        weight="bold",
+    )
+    _write(figure, _MARGIN, 0.47, style.fitted(_one(subtitle), room, style.TEXT), color=style.MUTED)
+    top = _TOP + 0.25
+    _tile(figure, (_MARGIN, top, _TILE), photo, None)
+    _write(figure, _MARGIN + _TILE / 2, top - 0.1, "what the model saw", ha="center")
+    for c, name in enumerate(style.drawable(columns)):
+        x = left + c * (_TILE + _GAP)
+        _write(figure, x + _TILE / 2, top - 0.1, name, ha="center")
+        for r, row in enumerate(style.drawable(rows)):
+            y = top + r * row_height
+            if not c:
+                _write(figure, left - 0.1, y + _TILE / 2, row, ha="right")
+            _tile(figure, (x, y, _TILE), photo, maps[r, c])
+            strongest, all_of_them = 100 * maps[r, c].max(), 100 * maps[r, c].sum()
+            text = f"strongest {strongest:.1f} %, all {all_of_them:.0f} %"
+            _write(figure, x, y + _TILE + 0.1, text, size=style.SMALL - 1, color=style.MUTED)
+    if heads is not None:
+        y = top + len(rows) * row_height + 0.5
+        _write(figure, _MARGIN, y - 0.36, head_title, weight="bold")
+        _heads(figure, photo, heads, [*style.drawable(head_rows)], y, small)
+    return figure
+
+
+def _one(text: str) -> str:
+    return style.drawable([text], "photo")[0]
+
+
+def _small_tiles(heads: np.ndarray | None, width: float) -> tuple[float, float]:
+    """Side of the tiles of single heads, and the height of all of them, in inches."""
+    if heads is None:
+        return 0.0, 0.0
+    side = (width - 2 * _MARGIN - _NAME - 0.3) / heads.shape[1] - 0.06
+    side = min(side, _TILE)
+    return side, 0.55 + len(heads) * (side + 0.06)
+
+
+def _heads(
+    figure: "Figure",
+    photo: np.ndarray,
+    heads: np.ndarray,
+    names: Sequence[str],
+    top: float,
+    side: float,
+) -> None:
+    left = _MARGIN + _NAME + 0.3
+    for h in range(heads.shape[1]):
+        x = left + h * (side + 0.06)
+        _write(figure, x + side / 2, top - 0.1, f"head {h + 1}", ha="center", size=style.SMALL)
+        for s, name in enumerate(names):
+            y = top + s * (side + 0.06)
+            _tile(figure, (x, y, side), photo, heads[s, h])
+            if not h:
+                _write(figure, left - 0.1, y + side / 2, name, ha="right", size=style.SMALL)
+
+
+def _tile(
+    figure: "Figure", place: tuple[float, float, float], photo: np.ndarray, shares: Any
+) -> None:
+    """The photo, or one map over it, in a square; `place` is left, top and side in inches."""
+    width, height = figure.get_size_inches()
+    x, y, side = place
+    axes = figure.add_axes((x / width, 1 - (y + side) / height, side / width, side / height))
+    axes.set_axis_off()
+    extent = (0, photo.shape[1], photo.shape[0], 0)
+    smooth = "nearest" if max(photo.shape[:2]) < 100 else "antialiased"
+    if shares is None:
+        axes.imshow(photo, extent=extent, interpolation=smooth)
+        return
+    gray = photo @ np.array([0.299, 0.587, 0.114])
+    # Dimmed, so that the brightest is the map's.
+    axes.imshow(gray, cmap="gray", vmin=0, vmax=480, extent=extent, interpolation=smooth)
+    strength = np.asarray(shares, np.float64) / max(float(np.max(shares)), 1e-12)
+    heat = style.colormap(style.HEAT)(0.15 + 0.85 * strength)
+    heat[..., 3] = 0.9 * strength**0.7
+    axes.imshow(heat, extent=extent, interpolation="bicubic")
+
+
+def _write(figure: "Figure", x: float, y: float, text: str, **options: Any) -> None:
+    """Text at inches from the left and from the top."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, 1 - y / height, text, **({"va": "center", "size": style.TEXT} | options))
