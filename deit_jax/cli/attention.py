@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [path for path in args.images if not storage.path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")
+    folder = storage.writable(args.output, "--output")
     loaded = pretrained.load_checkpoint(args.checkpoint, **checkpoint_arguments.options(args))
     sizes = {"image_size": args.image_size, "crop_ratio": args.crop_ratio}
     maps_of = attention.make_attention(loaded, **sizes)
@@ -55,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
     names = classify.readable_names(loaded)
     for line in filter(None, (loaded.selection, loaded.assumed)):
         print(line)
-    folder = storage.path(args.output)
     for image, sheet in zip(args.images, _sheet_names(args.images), strict=True):
         maps = maps_of(storage.path(image))
         drawn = _draw(maps, blocks, title=storage.path(image).name, subtitle=_said(maps, names))

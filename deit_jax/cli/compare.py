@@ -17,6 +17,8 @@ def run(args: argparse.Namespace) -> int:
     from deit_jax.evaluation import results
     from deit_jax.tracking import series, starts
 
+    if args.png:
+        storage.writable_file(args.png, "--png")
     runs = {}
     for text in args.runs:
         label, equals, workdir = text.rpartition("=")

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("json", "confusion", "per_class"):
         if file := getattr(args, flag):
             storage.writable_file(file, f"--{flag.replace('_', '-')}")
+    if args.figures:
+        storage.writable(args.figures, "--figures")
     candidates = evaluator.load_candidates(args.checkpoint, **checkpoint_arguments.options(args))
     loaded = next(iter(candidates.values()))
     config = _config(args, loaded)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,7 +102,7 @@ def make_attention(
     *,
     image_size: int | None = None,
     crop_ratio: float | None = None,
-):
+) -> Callable[[str | os.PathLike | storage.Path], Maps]:
     """Builds `maps(path) -> Maps` of a photo, prepared as in evaluation.
 
     Args:
@@ -126,7 +128,7 @@ def make_attention(
         output, weights = attention_weights(model, variables, image)
         return image[0], head_outputs(output), weights[:, 0]
 
-    def maps(path: storage.Path) -> Maps:
+    def maps(path: str | os.PathLike | storage.Path) -> Maps:
         image, scores, weights = jax.device_get(forward(variables, read_photo(path, evaluation)))
         levels = image * np.array(loaded.std) + np.array(loaded.mean)
         to_patches = functools.partial(_to_patches, model)

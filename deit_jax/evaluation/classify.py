@@ -1,6 +1,7 @@
 """The most likely classes of single image files."""
 
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -58,7 +59,9 @@ def make_classifier(
     return classify
 
 
-def read_photo(path: storage.Path, evaluation: Evaluation) -> dict[str, np.ndarray]:
+def read_photo(
+    path: str | os.PathLike | storage.Path, evaluation: Evaluation
+) -> dict[str, np.ndarray]:
     """A file as a batch of one for `evaluation.make_transform`, turned as its EXIF says.
 
     Raises:
