@@ -131,7 +131,6 @@ def compare(name: str, folder: pathlib.Path, targets: dict, args: argparse.Names
         path = folder / target
         if path.suffix:
             export.export(loaded, path)
-            path.with_suffix(".json").unlink()
         else:
             publish.publish(loaded, path, to=target)
         command = [python, "-c", code, *map(str, (path, folder / "image.npy", folder / "out.npz"))]

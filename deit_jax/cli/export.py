@@ -5,7 +5,7 @@ import argparse
 from deit_jax.cli import checkpoint_arguments, values
 
 DESCRIPTION = """\
-Writes FILE with the weights inside and, beside it, a .json with the preparation of images, the
+Writes FILE with the weights inside and, beside it, FILE.json with the preparation of images, the
 outputs and the class names. FILE.jax needs jax alone, on CPU, CUDA and TPU:
 
     model = jax.export.deserialize(bytearray(open("FILE.jax", "rb").read()))
@@ -43,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
     if loaded.assumed:
         print(loaded.assumed)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB, {found['format']})")
-    print(f"wrote {path.with_suffix('.json')}: preparation, outputs, class names")
+    print(f"wrote {export.description_path(path)}: preparation, outputs, class names")
     print(f"image: f32 [{', '.join(map(str, size))}]; outputs: {', '.join(found['outputs'])}")
     return 0

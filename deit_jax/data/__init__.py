@@ -6,8 +6,8 @@
                       the formats; tfds reads files through readers.py (FILE_FORMATS: TFRecord,
                       ArrayRecord) and their records through example.py
     order.py          which record goes to which row at which step
-    photo_files.py  splits.py  repeated.py
-                      own photos: folders and archives, their splits, few of them
+    photo_files.py  splits.py  repeated.py  all_photos.py
+                      own photos: folders and archives, their splits, few of them; all as one
     obtain.py         own photos on this machine, from wherever a notebook's reader has them
     shards.py  local_files.py
                       files of a split; bytes at a position, and indexes that are made once

@@ -81,6 +81,11 @@ def plant(where: str, names: Sequence[str], folders: Sequence[str]) -> Tree:
     return tree
 
 
+def is_split(folder: str) -> bool:
+    """Whether a folder of this name is a split and not a class."""
+    return folder.lower() in _SPLIT_NAMES
+
+
 def by_folder(tree: Tree, train_split: str, eval_split: str) -> tuple[Split, Split, list[str]]:
     """Splits in folders of their own: (train, eval, names of the classes, those of train).
 

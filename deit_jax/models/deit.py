@@ -193,6 +193,13 @@ class VisionTransformer(Model, kw_only=True):
         note = f"position embedding {old.grid} -> {self.grid}" if old.grid != self.grid else ""
         return np.concatenate([rows, patches], axis=1), note
 
+    def embeddings(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """See `Model.embeddings`; after the last LayerNorm."""
+        tokens = features["norm"].astype(jnp.float32)
+        names = ("class_token", "distillation_token")[: self.prefix_tokens]
+        found = {name: tokens[:, i] for i, name in enumerate(names)}
+        return found | {"patch_mean": tokens[:, self.prefix_tokens :].mean(1)}
+
     def drop_rates(self) -> list[float]:
         """Stochastic depth of each block."""
         if self.drop_path_schedule == "constant":

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deit_jax.errors import ConfigError
 from deit_jax.models.count import Size, trace
 
 # The output of a layer is saved before and after its normalization and after the activation.
@@ -125,6 +126,14 @@ class Model(nn.Module, kw_only=True):
         `fresh` is this model's own initial value, None without one.
         """
         return value, ""
+
+    def embeddings(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """f32 [B, D] by name from the intermediates of a forward pass: the input of the heads.
+
+        Raises:
+          ConfigError: the family has none.
+        """
+        raise ConfigError(f"{type(self).__name__} has no embeddings (Model.embeddings)")
 
     def without_batch_norm(self) -> "Model":
         """The model that `fold_batch_norm` returns."""

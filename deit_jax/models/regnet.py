@@ -237,6 +237,11 @@ class RegNet(Model, kw_only=True):
         params = fold(variables["params"], variables["batch_stats"])
         return self.without_batch_norm(), {"params": params}
 
+    def embeddings(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """See `Model.embeddings`; the mean over all positions, which the head takes."""
+        last = features[f"s{len(self.depths)}_b{self.depths[-1]}"]
+        return {"patch_mean": last.astype(jnp.float32).mean((1, 2))}
+
     @nn.compact
     def __call__(
         self,

@@ -72,8 +72,11 @@ def fetch(text: str) -> pathlib.Path:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         _fetch_files(text, repository, partial)
-        if not folder.is_dir():  # another process may have been faster
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # put there by a faster process
+                raise
     except urllib.error.HTTPError as error:
         raise ConfigError(f"{text}: {_refusal(repository, error)}") from None
     except (OSError, http.client.HTTPException) as error:

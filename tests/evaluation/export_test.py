@@ -59,7 +59,7 @@ def test_a_file_needs_jax_alone(tmp_path, capsys, monkeypatch):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-6 * np.abs(value).max())
         np.testing.assert_allclose(found[f"one_{name}"], found[name][:1], rtol=1e-5)
-    description = json.loads((tmp_path / "model.json").read_text())
+    description = json.loads((tmp_path / "model.jax.json").read_text())
     assert description["class_names"] == ["cat", "dog", "emu"]
     assert description["input"]["shape"] == ["batch", 16, 16, 3]
 
@@ -81,13 +81,15 @@ def test_onnx_computes_the_model(tmp_path, capsys, monkeypatch, key):
             scale = np.abs(expected[name]).max()
             np.testing.assert_allclose(np.asarray(value), expected[name], rtol=0, atol=1e-5 * scale)
     inside = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
-    assert json.loads(inside["description"]) == json.loads((tmp_path / "model.json").read_text())
+    assert json.loads(inside["description"]) == json.loads(
+        (tmp_path / "model.onnx.json").read_text()
+    )
 
 
 def test_the_description_prepares_a_photo_as_predict_does(tmp_path, capsys):
     source = make_source(tmp_path, "plain")
     assert run(capsys, "export", "--checkpoint", source, tmp_path / "model.jax")[0] == 0
-    description = json.loads((tmp_path / "model.json").read_text())
+    description = json.loads((tmp_path / "model.jax.json").read_text())
     steps = description["preprocessing"]
     photo = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 60, 3), np.uint8))
     photo.save(tmp_path / "photo.png")
@@ -122,9 +124,10 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, monkeypatch):
         return error
 
     assert "unknown format 'pb'; known: jax, onnx" in refusal(tmp_path / "model.pb")
-    (tmp_path / "model.json").touch()
-    assert "model.json exists" in refusal(file)
-    (tmp_path / "model.json").unlink()
+    beside = tmp_path / "model.onnx.json"
+    beside.touch()
+    assert "model.onnx.json exists" in refusal(file)
+    beside.unlink()
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "need the package onnx: pip install 'deit_jax[onnx]'" in refusal(file)
     assert not file.exists()
@@ -133,5 +136,5 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, monkeypatch):
 def test_into_a_bucket(tmp_path, capsys, bucket, gcs):
     source = make_source(tmp_path, "plain")
     code, out, _ = run(capsys, "export", "--checkpoint", source, f"gs://{bucket}/out/model.jax")
-    assert code == 0 and f"wrote gs://{bucket}/out/model.json" in out
-    assert {"out/model.jax", "out/model.json"} <= set(gcs.buckets[bucket])
+    assert code == 0 and f"wrote gs://{bucket}/out/model.jax.json" in out
+    assert {"out/model.jax", "out/model.jax.json"} <= set(gcs.buckets[bucket])

@@ -6,6 +6,6 @@ variables, description) to the bytes of the file, and a line in `FORMATS`. A new
 exported to jax as it is; for ONNX it needs a function and a line in `onnx_models.GRAPHS`.
 """
 
-from deit_jax.evaluation.export.artifact import FORMATS, describe, export
+from deit_jax.evaluation.export.artifact import FORMATS, describe, description_path, export
 
-__all__ = ["FORMATS", "describe", "export"]
+__all__ = ["FORMATS", "describe", "description_path", "export"]

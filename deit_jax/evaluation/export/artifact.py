@@ -48,7 +48,7 @@ def export(
     to: str | None = None,
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """Writes `path`, and its description beside it with the suffix `.json`.
+    """Writes `path`, and its description beside it, see `description_path`.
 
     The weights are in the file, in f32; the number of images is free.
 
@@ -64,7 +64,7 @@ def export(
     """
     path = storage.path(path)
     write = builders.choose(FORMATS, to or path.suffix.removeprefix("."), "format")
-    beside = path.with_suffix(".json")
+    beside = description_path(path)
     if existing := [file for file in (path, beside) if file.exists()]:
         raise ConfigError(f"{existing[0]} exists; remove it or choose another name")
     attributes: dict[str, Any] = {"image_size": image_size} if image_size else {}
@@ -83,6 +83,11 @@ def export(
     storage.write(path, write(model, variables, description))
     storage.write(beside, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return description
+
+
+def description_path(path: storage.Path) -> storage.Path:
+    """Where the description of an exported file is: `mine.onnx.json`."""
+    return path.with_name(f"{path.name}.json")
 
 
 def describe(info: CheckpointInfo, model: models.Model, to: str) -> dict[str, Any]:

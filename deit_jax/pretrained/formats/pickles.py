@@ -70,13 +70,18 @@ _PARAMETER = "torch._utils._rebuild_parameter"
 # history of metrics, which has numpy arrays and methods.
 _INERT = {"argparse.Namespace", "mmengine.logging.history_buffer.HistoryBuffer"}
 _INERT_CALLS = {
+    # In the command line.
+    *(f"pathlib.{part}{kind}Path" for part in ("", "_local.") for kind in ("Posix", "Windows")),
+    *("torch.device", "torch.Size"),
     "__builtin__.getattr",
     "_codecs.encode",
     "numpy.dtype",
     *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
     *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
 }
-_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_INERT, *_INERT_CALLS, "numpy.ndarray", *_DTYPES}
+_TORCH_DTYPES = {f"torch.{kind}" for kind in ("float16", "bfloat16", "float32", "float64")}
+_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_INERT, *_INERT_CALLS, "numpy.ndarray"}
+_KNOWN |= {*_DTYPES, *_TORCH_DTYPES}
 # Those of state dicts and of optimizers; the hash of nested tuples may take for ever.
 _KEYS = (str, int, float, bool, type(None))
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
