@@ -4,6 +4,7 @@
         --config.data.data_dir=DIR
     python benchmarks/stored_labels.py --reading
     python benchmarks/stored_labels.py --kept
+    python benchmarks/stored_labels.py --steps
 
 Trains two teachers, then per seed a student with a distillation token: `live` with the first
 teacher, which records its labels; `stored` with these; `epochs 1` and `epochs 2` with the images
@@ -13,7 +14,8 @@ by `deit-jax labels`. Finished runs are skipped and interrupted ones resumed. Fu
 the test images, mean of both heads, whether `stored` ended with the bits of `live`, and minutes.
 
 `--reading` measures how fast labels of ImageNet's size are read and written on this machine;
-`--kept` what is lost where only the k largest of 1,000 logits are stored.
+`--kept` what is lost where only the k largest of 1,000 logits are stored; `--steps` the CPU time
+of a small step with stored labels, and of one that records, beside those without.
 """
 
 import argparse
@@ -46,12 +48,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--reading", action="store_true", help="measure reading and writing alone")
     parser.add_argument("--kept", action="store_true", help="measure what the k largest keep")
+    parser.add_argument("--steps", action="store_true", help="measure the CPU time of steps")
     args, overrides = parser.parse_known_args(argv)
     wrong = [text for text in overrides if not text.startswith("--config.")]
-    if wrong or (args.runs is not None) + args.reading + args.kept != 1:
-        parser.error(f"unknown {', '.join(wrong)}" if wrong else "give --runs, --reading or --kept")
-    if args.runs is None:
-        print(json.dumps(reading() if args.reading else kept(), indent=2))
+    measured = [what for what in (reading, kept, steps) if getattr(args, what.__name__)]
+    if wrong or (args.runs is not None) + len(measured) != 1:
+        problem = f"unknown {', '.join(wrong)}" if wrong else "give --runs or one of the others"
+        parser.error(problem)
+    if measured:
+        print(json.dumps(measured[0](), indent=2))
         return 0
     suffix = "_short" if args.form == "short" else ""
     teachers = [args.runs / f"teacher_{number}" for number in (0, 1)]
@@ -225,6 +230,84 @@ def kept(images: int = 5000, classes: int = 1000) -> dict:
                 distances[k] = round(float(jnp.abs(stored - exact).sum(-1).mean()) / 2, 5)
             found[f"{name}, first {first}, tau {tau}"] = distances
     return found
+
+
+def steps(rounds: int = 24, each: int = 8) -> dict:
+    """CPU time of this process per step, in rounds of `each` steps of every kind in turn.
+
+    A small DeiT (128 wide, 4 deep, 17 tokens, 128 images) on the digits, without RandAugment: its
+    own teacher recorded and replayed. The steps read and write their labels as in a run. Medians,
+    and of the ratio within a round the median and the quartiles.
+    """
+    import jax
+    import numpy as np
+
+    jax.config.update("jax_num_cpu_devices", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = _steps_of(pathlib.Path(folder), rounds * each)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(rounds):
+            names = list(runs)[:: 1 - 2 * (number % 2)]
+            for name in names:
+                begun = time.process_time()
+                for _ in range(each):
+                    ended = runs[name]()
+                jax.block_until_ready(ended)
+                times[name].append((time.process_time() - begun) / each * 1e3)
+    found: dict = {f"{name}, ms": round(float(np.median(t)), 2) for name, t in times.items()}
+    for one, other in (("stored", "no teacher"), ("recorded", "live")):
+        ratio = np.percentile(np.divide(times[one], times[other]), [25, 50, 75])
+        found[f"{one} / {other}, quartiles"] = [round(float(r), 4) for r in ratio]
+    return found
+
+
+def _steps_of(folder: pathlib.Path, count: int) -> dict:
+    """Kind of run -> a function that makes its next step, compiled already."""
+    from deit_jax.train import labels, loop, schema
+
+    load = lambda spec, *more: schema.load(str(table3.ROOT / "configs" / spec), more)
+    loop.train(load("quickstart.py:teacher,tiny"), workdir=str(folder / "teacher"))
+    small = ("data.source=digits", "model.embed_dim=128", "model.depth=4", "model.image_size=64")
+    small += ("train.batch_size=128", f"train.total_steps={count + 2}", "augment.auto_augment=")
+    distilled = lambda *more: load("deit_distilled.py:ti,tiny", *small, "teacher.name=", *more)
+    live = f"teacher.init={folder / 'teacher'}"
+    record = f"teacher.record={folder / 'labels'}"
+    labels.make_labels(distilled(live, record), epochs=None)
+    configs = {
+        "no teacher": distilled("loss.distillation=none"),
+        "stored": distilled(f"teacher.labels={folder / 'labels'}"),
+        "live": distilled(live),
+        "recorded": distilled(live, f"teacher.record={folder / 'again'}"),
+    }
+    return {name: _stepper(config) for name, config in configs.items()}
+
+
+def _stepper(config):
+    """A function that makes the next step of a run and returns its metrics, unfinished."""
+    from deit_jax import checkpoint
+    from deit_jax.distributed import sharding
+    from deit_jax.train import experiment as experiment_lib
+    from deit_jax.train import init
+    from deit_jax.train import step as step_lib
+
+    experiment = experiment_lib.build(config)
+    with tempfile.TemporaryDirectory() as empty, checkpoint.Checkpointer(empty) as none:
+        state = init.first_state(experiment, none)
+    train_step = step_lib.jit(experiment.make_train_step(), experiment.batch_sharding)
+    teacher, recorder = experiment.place_teacher(), experiment.start_recorder(print)
+    batches, number = iter(experiment.train_batches()), itertools.count()
+
+    def step():
+        nonlocal state
+        batch = sharding.to_global(experiment.batch_sharding, next(batches))
+        state, metrics = train_step(state, teacher, batch)
+        if (rows := metrics.pop("labels", None)) is not None and recorder:
+            recorder.add(next(number), rows)
+        return metrics
+
+    for _ in range(2):
+        step()
+    return step
 
 
 def _first(logits) -> float:

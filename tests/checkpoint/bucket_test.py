@@ -1,6 +1,5 @@
 """Checkpoints in a bucket: commits, retention, every object damaged in turn, copied runs."""
 
-import gc
 import logging
 
 import jax
@@ -19,14 +18,10 @@ from deit_jax.checkpoint import (
 from deit_jax.storage import lease, process
 from deit_jax.train_state import TrainState
 
-# Reads that orbax dropped may end after the test that damaged their files.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def dropped_reads_end_here():
-    yield
-    gc.collect()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("dropped_reads_end_here"),
+]
 
 
 def state_of(seed):

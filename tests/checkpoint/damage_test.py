@@ -1,6 +1,5 @@
 """Every file of a checkpoint cut, changed or removed in turn; digests; nothing good left."""
 
-import gc
 import logging
 import pathlib
 import shutil
@@ -21,14 +20,10 @@ from deit_jax.checkpoint.digest import digest_array, digest_tree
 from deit_jax.distributed import sharding
 from deit_jax.train_state import TrainState
 
-# Reads that orbax dropped may end after the test that damaged their files.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def dropped_reads_end_here():
-    yield
-    gc.collect()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("dropped_reads_end_here"),
+]
 
 
 def _state(seed):

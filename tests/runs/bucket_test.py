@@ -18,6 +18,7 @@ from deit_jax import storage
 from deit_jax.checkpoint import layout, read_variables
 from deit_jax.errors import ConfigError
 from deit_jax.storage import lease, process
+from deit_jax.train import loop, replay
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,33 @@ def test_what_a_recipe_names_in_such_a_bucket_ends_the_start_too(gcs, tmp_path, 
         with pytest.raises(ConfigError, match=f"gs://{name}/it.*({words})|({words}).*gs://{name}"):
             tiny_runs.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists() and len(gcs.requests) - before < 40
+
+
+@pytest.mark.long
+def test_everything_that_a_recipe_names_may_be_in_the_bucket(
+    gcs, bucket, tiny_teacher, compilation_cache, monkeypatch
+):
+    """Teacher, labels, compiled programs, weights to start from, and the dump of a bad step."""
+    tiny_runs.make_cheap(monkeypatch)
+    url = f"gs://{bucket}"
+    for name in storage.names_under(tiny_teacher):
+        gcs.put(bucket, f"teacher/{name}", (tiny_teacher / name).read_bytes())
+    cache = f"compilation_cache={url}/cache"
+    student = lambda *more: tiny_runs.tiny("quickstart.py:student", "eval.agreement=false", *more)
+    plain = lambda *more: tiny_runs.tiny("quickstart.py:plain", *more)
+    live = student(cache, f"teacher.init={url}/teacher", f"teacher.record={url}/labels")
+    tiny_runs.train(live, f"{url}/live")
+    assert gcs.names(bucket, "cache/") and gcs.names(bucket, "labels/epoch-00000")
+    tiny_runs.train(student(cache, f"teacher.labels={url}/labels"), f"{url}/stored")
+    losses = [[line["train/loss"] for line in lines(f"{url}/{run}")] for run in ("live", "stored")]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    tiny_runs.train(plain(compilation_cache, f"init={url}/stored"), f"{url}/tuned")
+    bad = plain(compilation_cache, "schedule.base_lr=1e25")
+    with pytest.raises(loop.NonFiniteError):
+        tiny_runs.train(bad, f"{url}/bad")
+    (dump,) = {name.split("/")[1] for name in gcs.names(bucket, "bad/nonfinite-step-")}
+    finite, _ = replay.replay(storage.path(f"{url}/bad/{dump}"))
+    assert not finite and not list(child_runs.ROOT.glob("gs:*"))
 
 
 @pytest.mark.long
