@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import inspect
 import logging
 import os
 import random
@@ -41,16 +42,30 @@ def filesystem(scheme: str) -> Any:
     """
     if scheme == "gs":
         return _google()
+    refused = ConfigError(f"{scheme}:// is not supported; supported: {_SUPPORTED}")
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ValueError:
-        raise ConfigError(f"{scheme}:// is not supported; supported: {_SUPPORTED}") from None
+        kind = fsspec.get_filesystem_class(scheme)
+        if _needs_arguments(kind):
+            # ftp and others, whose URLs say more than a bucket and a name.
+            raise refused
+        return kind(use_listings_cache=False)
     except ImportError as error:
         raise ConfigError(
             f"{scheme}:// needs its fsspec driver ({error}); supported: {_SUPPORTED}"
         ) from None
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001 - a driver that cannot do without more raises anything
+        raise refused from None
+
+
+def _needs_arguments(kind: type) -> bool:
+    # Not of the class, whose metaclass takes anything.
+    _, *named = inspect.signature(kind.__init__).parameters.values()
+    of_a_call = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in of_a_call for p in named)
 
 
 def _google() -> Any:

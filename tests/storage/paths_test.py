@@ -45,6 +45,9 @@ def test_parts_of_a_url(bucket):
     [
         ("zz://bucket/x", ["zz://", "not supported", "gs://", "s3://"]),
         ("s3://bucket/x", ["s3fs", "gs://"]),
+        ("ftp://host/x", ["ftp://", "not supported", "gs://"]),
+        ("github://name/x", ["github://", "not supported", "gs://"]),
+        ("zip://x", ["zip://", "not supported", "gs://"]),
         ("gs:///x", ["gs://bucket/folder"]),
         ("gs://", ["gs://bucket/folder"]),
         ("gs:/bucket/x", ["lacks a slash", "gs://bucket/x"]),
