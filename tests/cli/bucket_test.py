@@ -67,7 +67,9 @@ def test_images_are_classified_and_results_written(gcs, run, bucket, capsys):
     results = storage.path(f"gs://{bucket}/out/results.json")
     table = storage.path(f"gs://{bucket}/out/classes.csv")
     command = ["evaluate", f"--checkpoint={run}", f"--json={results}", f"--per-class={table}"]
-    assert main(command) == 0
+    assert main([*command, f"--figures=gs://{bucket}/figures"]) == 0
+    for name in ("confusion", "worst"):
+        assert storage.path(f"gs://{bucket}/figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads(results.read_text())["results"]["val"]
     assert table.read_text().startswith("class,name,images")
 
