@@ -32,6 +32,8 @@ def attention(
 ) -> "Figure":
     """Maps over a photo: a row for each block, a column for each kind; and single heads below.
 
+    The maps of the columns are means over the heads.
+
     Each map is brightest at its strongest patch; below it are that patch's share and the share
     of all patches, the rest of 1 being that of the tokens.
 
@@ -72,6 +74,11 @@ def attention(
     top = _TOP + 0.25
     _tile(figure, (_MARGIN, top, _TILE), photo, None)
     _write(figure, _MARGIN + _TILE / 2, top - 0.1, "what the model saw", ha="center")
+    for line, text in enumerate(
+        ("means over the heads; a map is", "brightest at its strongest patch")
+    ):
+        y = top + _TILE + 0.1 + 0.12 * line
+        _write(figure, _MARGIN, y, text, size=style.SMALL - 1, color=style.MUTED)
     for c, name in enumerate(style.drawable(columns)):
         x = left + c * (_TILE + _GAP)
         _write(figure, x + _TILE / 2, top - 0.1, name, ha="center")
@@ -139,8 +146,8 @@ def _tile(
     # Dimmed, so that the brightest is the map's.
     axes.imshow(gray, cmap="gray", vmin=0, vmax=480, extent=extent, interpolation=smooth)
     strength = np.asarray(shares, np.float64) / max(float(np.max(shares)), 1e-12)
-    heat = style.colormap(style.HEAT)(0.15 + 0.85 * strength)
-    heat[..., 3] = 0.9 * strength**0.7
+    heat = style.colormap(style.HEAT)(0.1 + 0.9 * strength)
+    heat[..., 3] = 0.25 + 0.65 * strength
     axes.imshow(heat, extent=extent, interpolation="bicubic")
 
 

@@ -138,9 +138,11 @@ def _figure(drawn: Sequence[tuple[_Panel, list[Line]]], runs: Sequence[str]) -> 
         max([line.label_width for _, lines in drawn[column::2] for line in lines], default=0.2)
         for column in range(columns)
     ]
-    steps = [step for _, lines in drawn for line in lines for step in line.steps]
     # The same in all panels.
-    span = (min(steps, default=0), max(steps, default=1))
+    span = (
+        0,
+        max((step for _, lines in drawn for line in lines for step in line.steps), default=1),
+    )
     height = max(_HEIGHT, _LINE * max(len(lines) for _, lines in drawn))
     width = sum(_LEFT + _WIDTH + _LABEL_GAP + space for space in room) + _MARGIN
     total = _TOP + rows * (height + _TITLE + _BOTTOM)
