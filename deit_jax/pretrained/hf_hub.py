@@ -114,7 +114,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+def _lower(headers: http.client.HTTPMessage) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
