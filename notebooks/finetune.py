@@ -239,7 +239,7 @@ Image(f"attention/distilled/{os.path.splitext(os.path.basename(NEW_PHOTO))[0]}.p
 # %% [markdown]
 # ## Take it with you
 #
-# `model.jax` has the weights inside and needs jax alone, on a CPU, a GPU or a TPU; `model.json` says how
+# `model.jax` has the weights inside and needs jax alone, on a CPU, a GPU or a TPU; `model.jax.json` says how
 # photos are prepared and what the classes are called. (`model.onnx`, with `pip install onnx`, is for
 # other runtimes; `deit-jax publish` makes a model folder for timm or transformers.)
 
@@ -273,7 +273,7 @@ if "google.colab" in sys.modules:
     from google.colab import files
 
     files.download("model.jax")
-    files.download("model.json")
+    files.download("model.jax.json")
 
 # %% [markdown]
 # ## After a disconnect, and longer

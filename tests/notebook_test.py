@@ -114,6 +114,8 @@ def test_it_runs_on_the_sample(notebook, tmp_path, monkeypatch):
     assert "resuming after step" in trained[-1][1]
     (difference,) = [t for t in said.values() if "largest difference of a logit" in t]
     assert float(difference.split(":")[1]) < 1e-4
-    assert (tmp_path / "model.jax").stat().st_size > 10_000 and (tmp_path / "model.json").exists()
+    assert (tmp_path / "model.jax").stat().st_size > 10_000 and (
+        tmp_path / "model.jax.json"
+    ).exists()
     # On two cores that have nothing else to do this is less than three minutes.
     assert usage.ru_utime + usage.ru_stime < 300
