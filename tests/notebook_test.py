@@ -117,5 +117,5 @@ def test_it_runs_on_the_sample(notebook, tmp_path, monkeypatch):
     assert (tmp_path / "model.jax").stat().st_size > 10_000 and (
         tmp_path / "model.jax.json"
     ).exists()
-    # On two cores that have nothing else to do this is less than three minutes.
-    assert usage.ru_utime + usage.ru_stime < 300
+    # Three minutes of two cores; the time on the wall depends on what else runs.
+    assert usage.ru_utime + usage.ru_stime < 360
