@@ -2,7 +2,7 @@
 
 gradients    sums over the devices: gradients, statistics of BatchNorm, metrics
 parameters   leaves that mesh.fsdp cuts, whole for the product that needs them
-canvases     with repeated augmentation, all canvases of the batch on every device
+crops        with repeated augmentation, all crops of the batch on every device
 mix          images and targets of the partners in mixup and CutMix
 small        at most 2^16 numbers
 """
@@ -33,9 +33,9 @@ def part_of_design(e: experiment_lib.Experiment, collective: hlo.Collective) -> 
     given = e.recipe.config.input
     n = data.canvas_count(e.recipe.config.train.batch_size, given.repeats, e.mesh.size)
     if collective.op in ("all-gather", "all-reduce") and dtypes <= {"u8", "u32"}:
-        # As bytes or four at a time; a sum of one canvas and zeros is a gather as well.
-        repeated = given.repeats > 1 and collective.nbytes <= n * given.canvas**2 * 3
-        return "canvases" if repeated else None
+        # As bytes or four at a time; a sum of one crop and zeros is a gather as well.
+        repeated = given.repeats > 1 and collective.nbytes <= given.repeats * n * image
+        return "crops" if repeated else None
     if collective.op in ("all-reduce", "reduce-scatter") and floats:
         # All leaves may be in one sum, padded to whole tiles.
         return "gradients" if collective.elements <= 1.1 * sum(leaves) + SMALL else None

@@ -24,7 +24,7 @@ import program_targets
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 # The first that is found in an operation's scope; `student` are the modules of the model.
 _PARTS = (
-    (r"\baugment/.*\b(crop|color|normalize|lighting|erasing|target|mix|canvases)\b", "augment {}"),
+    (r"\baugment/.*\b(crop|color|normalize|lighting|erasing|target|mix|exchange)\b", "augment {}"),
     (r"\baugment\b", "augment other"),
     (r"\bteacher\b", "teacher"),
     (r"\bpatch_embed\b", "patch embedding"),

@@ -171,7 +171,7 @@ def test_a_step_gathers_only_what_the_design_says(load, exchange):
     text = compiled(load, e)
     found = exchange.exchanged(e, exchange.hlo.collectives(text))
     assert found["not_in_the_design"] == []
-    assert {"gradients", "parameters", "canvases", "mix"} <= found["bytes_per_step"]["ici"].keys()
+    assert {"gradients", "parameters", "crops", "mix"} <= found["bytes_per_step"]["ici"].keys()
     images = exchange.hlo.Collective("all-gather", (("f32", (32, 32, 32, 3)),), "ici", False)
     assert exchange.part_of_design(e, images) is None
     parts = {"qkv", "projection", "attention", "mlp fc1", "mlp fc2", "heads", "patch embedding"}

@@ -170,14 +170,16 @@ def make_crop(
       matmul: how the crop multiplies, see `resolve_matmul`.
 
     Returns:
-      (draw, canvas uint8 [n, C, C, 3], size int32 [n, 2]) -> uint8 [n, s, s, 3].
+      (draw, canvas uint8 [n / r, C, C, 3], size int32 [n / r, 2]) -> uint8 [n, s, s, 3], r
+      neighboring rows of each canvas.
     """
     axes_of = builders.choose(CROPS, crop, "crop")(supplied.image_size, **options)
     check_share(hflip=hflip, vflip=vflip)
     matmul = resolve_matmul(matmul)
 
     def cropped(draw: Draw, canvas: jax.Array, size: jax.Array) -> jax.Array:
-        axes = axes_of(draw("crop"), size)
+        keys = draw("crop")
+        axes = axes_of(keys, jnp.repeat(size, len(keys) // len(size), axis=0))
         if hflip > 0 or vflip > 0:
             coins = random_bits.words(draw("flip"), 2)[:, ::-1]
             axes = flipped(axes, random_bits.chance(coins, jnp.array([[vflip, hflip]])))

@@ -46,7 +46,8 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
       (key, batch) -> image float32 [B, image_size, image_size, 3], target float32
       [B, num_classes] (smoothed and mixed) and label int32 [B], from a batch with canvas uint8
       [n, C, C, 3], size int32 [n, 2], label int32 [n] and, with repeated augmentation,
-      canvas_index int32 [B], the canvas of each row. What row i draws depends on (key, i) alone.
+      canvas_index int32 [B], the canvas of each row, of at most `supplied.repeats` rows each. What
+      row i draws depends on (key, i) alone.
 
     Raises:
       ConfigError: an option is out of range or unknown.
@@ -54,11 +55,14 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
     pixels, images, batches = _make_stages(supplied, options)
     row_stages = pixels | images
     crop = row_stages.pop("crop")
+    copies = supplied.repeats
 
-    def image_rows(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
-        draw = functools.partial(random_bits.named, keys)
+    def crops(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
         with jax.named_scope("crop"):
-            image = crop(draw, canvas, size)
+            return crop(functools.partial(random_bits.named, keys), canvas, size)
+
+    def image_rows(keys: jax.Array, image: jax.Array) -> jax.Array:
+        draw = functools.partial(random_bits.named, keys)
         for name, stage in row_stages.items():
             with jax.named_scope(name):
                 image = stage(draw, image)
@@ -66,19 +70,27 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
 
     if supplied.mesh is not None:
         spec = jax.sharding.PartitionSpec(supplied.mesh.axis_names)
-        image_rows = jax.shard_map(
-            image_rows, mesh=supplied.mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
+        by_rows = {"mesh": supplied.mesh, "in_specs": spec, "out_specs": spec, "check_vma": False}
+        crops, image_rows = (jax.shard_map(f, **by_rows) for f in (crops, image_rows))
 
     # Names of stages are what profiles and `benchmarks/programs.py` know a program's parts by.
     @jax.named_scope("augment")
     def augment(key: jax.Array, batch: Batch) -> Batch:
         canvas, size, label = batch["canvas"], batch["size"], batch["label"]
-        if "canvas_index" in batch:
-            with jax.named_scope("canvases"):
-                canvas, size, label = (x[batch["canvas_index"]] for x in (canvas, size, label))
         rows_key, batch_key = jax.random.split(key)
-        image = image_rows(row_keys(rows_key, len(label)), canvas, size)
+        if "canvas_index" not in batch:
+            keys = row_keys(rows_key, len(label))
+            image = crops(keys, canvas, size)
+        else:
+            # Crops are made where their canvas is, and they travel: a tenth of its size.
+            label = label[batch["canvas_index"]]
+            keys = row_keys(rows_key, len(label))
+            place = _places(batch["canvas_index"], copies)
+            row = jnp.zeros(copies * len(canvas), jnp.int32).at[place].set(jnp.arange(len(label)))
+            image = crops(keys[row], canvas, size)
+            with jax.named_scope("exchange"):
+                image = image[place]
+        image = image_rows(keys, image)
         target = label
         for name, stage in batches.items():
             draw = functools.partial(random_bits.named, batch_key)
@@ -87,6 +99,12 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
         return {"image": image, "target": target, "label": label}
 
     return augment
+
+
+def _places(canvas_index: jax.Array, copies: int) -> jax.Array:
+    """Of each row the place of its crop among `copies` of every canvas, int32 [B]."""
+    same = canvas_index[:, None] == canvas_index[None]
+    return copies * canvas_index + jnp.tril(same, -1).sum(1, dtype=jnp.int32)
 
 
 def _make_stages(supplied: Supplied, options: Mapping[str, Any]) -> list[dict[str, Callable]]:

@@ -110,7 +110,9 @@ def _weighted_levels(weights: jax.Array, pixels: jax.Array, matmul: str) -> jax.
 
 
 def resample(canvas: jax.Array, axes: Axes, *, matmul: str) -> jax.Array:
-    """Resized images uint8 [n, out rows, out columns, 3] of canvases uint8 [n, h, w, 3].
+    """Resized images uint8 [n, out rows, out columns, 3] of canvases uint8 [n / r, h, w, 3].
+
+    Of each canvas r neighboring images, for which it is read once.
 
     Pillow < 13's integer arithmetic; a weight may differ by 2^-22, since it is
     computed in float32. Both contractions run over the last axis of both operands, and
@@ -118,4 +120,6 @@ def resample(canvas: jax.Array, axes: Axes, *, matmul: str) -> jax.Array:
     """
     down, across = (axis_weights(axes, i, canvas.shape[1 + i]) for i in range(2))
     planes = jnp.transpose(canvas, (0, 3, 1, 2))
-    return _weighted_levels(down, _weighted_levels(across, planes, matmul), matmul)
+    copies = across.reshape(len(canvas), -1, across.shape[-1])
+    narrow = _weighted_levels(copies, planes, matmul)
+    return _weighted_levels(down, narrow.reshape(across.shape[:2] + narrow.shape[2:]), matmul)

@@ -41,7 +41,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         dim = x.shape[-1]
-        x = nn.gelu(layers.Dense(self.hidden, self.dtype, name="fc1")(x), approximate=False)
+        x = layers.gelu(layers.Dense(self.hidden, self.dtype, name="fc1")(x))
         x = layers.dropout(x, layers.fold_keys(keys, _HIDDEN_DROP), self.dropout_rate)
         return layers.Dense(dim, self.dtype, name="fc2")(x)
 

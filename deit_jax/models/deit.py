@@ -32,7 +32,7 @@ DROP_PATH_SCHEDULES = ("linear", "constant")
 
 # Values per token and unit of width that one block saves for the backward pass, in f32 and
 # in half precision (whose LayerNorms save f32, counted double): residuals of `jax.vjp`.
-_SAVED_PER_BLOCK = {"none": (28.0, 34.0), "dots": (9.0, 9.0), "full": (1.0, 1.0)}
+_SAVED_PER_BLOCK = {"none": (20.0, 26.0), "dots": (9.0, 9.0), "full": (1.0, 1.0)}
 
 
 class VisionTransformer(Model, kw_only=True):

@@ -33,7 +33,7 @@ def draws(
     """
     images = len(batch["label"])
     options = dict(options) | {"mix_group": images}
-    supplied = Supplied(size, num_classes, batch_size=images * count)
+    supplied = Supplied(size, num_classes, batch_size=images * count, repeats=count)
     augment = jax.jit(make_augment(supplied, **options))
     arrays = {name: batch[name] for name in ("canvas", "size", "label")}
     canvas_index = np.tile(np.arange(images, dtype=np.int32), count)

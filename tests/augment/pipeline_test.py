@@ -39,15 +39,16 @@ def make_batch(rows, side=40):
 
 
 @functools.cache
-def compiled(rows, mesh, options):
+def compiled(rows, repeats, mesh, options):
     """One jitted function per set of options: compiling is what these tests spend."""
-    supplied = Supplied(image_size=SIDE, num_classes=CLASSES, batch_size=rows, mesh=mesh)
+    supplied = Supplied(SIDE, CLASSES, batch_size=rows, repeats=repeats, mesh=mesh)
     return jax.jit(make_augment(supplied, **dict(options)))
 
 
 def run(batch, key=0, mesh=None, **options):
     rows = len(batch.get("canvas_index", batch["label"]))
-    augment = compiled(rows, mesh, tuple(sorted(options.items())))
+    repeats = np.bincount(batch["canvas_index"]).max() if "canvas_index" in batch else 1
+    augment = compiled(rows, int(repeats), mesh, tuple(sorted(options.items())))
     return jax.tree.map(np.asarray, augment(jax.random.key(key), batch))
 
 
