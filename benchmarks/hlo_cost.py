@@ -7,7 +7,7 @@ runs. A TPU's compiler writes beside an operation how many cycles it takes it fo
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import hlo
@@ -281,6 +281,3 @@ def _window(attributes: str) -> str:
 
 def _padding(text: str, axes: int) -> list[int]:
     return [int(pair.split("_")[0]) for pair in text.split("x")] if text else [0] * axes
-
-
-Part = Callable[[Operation], str]

@@ -117,6 +117,11 @@ def lines(result: dict[str, Any], before: dict[str, Any]) -> list[str]:
     of_formula = f", {formula} by the formula" if formula else ""
     explained = result.get("hbm_explain_gib")
     of_explain = f" (`deit-jax explain`: {explained})" if explained else ""
+    products = sum(
+        cost["gflop"]
+        for part, cost in result["an_image"].items()
+        if part != "all" and not part.startswith("augment")
+    )
     exchanged = [
         f"{network} {part}: {sum(c['bytes'] for c in ops.values()) / 1e6:.1f} MB a step"
         for network, by_part in result["bytes_per_step"].items()
@@ -127,7 +132,7 @@ def lines(result: dict[str, Any], before: dict[str, Any]) -> list[str]:
         f"{result['rows_per_device']:g} images a device, attention {result['attention']}; "
         f"an image ({WHAT}):",
         parts,
-        f"GFLOP an image in products: {result['an_image']['all']['gflop']}{of_formula}",
+        f"GFLOP an image in products, without augmentation's: {products:.3f}{of_formula}",
         f"memory of one device: {result['hbm_plan_gib']} GiB{of_explain}",
         f"compiled in {result['compile_s']} s",
         *exchanged,
