@@ -68,10 +68,7 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
                 image = stage(draw, image)
         return image
 
-    if supplied.mesh is not None:
-        spec = jax.sharding.PartitionSpec(supplied.mesh.axis_names)
-        by_rows = {"mesh": supplied.mesh, "in_specs": spec, "out_specs": spec, "check_vma": False}
-        crops, image_rows = (jax.shard_map(f, **by_rows) for f in (crops, image_rows))
+    crops_by_rows, images_by_rows = (_by_rows(f, supplied.mesh) for f in (crops, image_rows))
 
     # Names of stages are what profiles and `benchmarks/programs.py` know a program's parts by.
     @jax.named_scope("augment")
@@ -80,17 +77,19 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
         rows_key, batch_key = jax.random.split(key)
         if "canvas_index" not in batch:
             keys = row_keys(rows_key, len(label))
-            image = crops(keys, canvas, size)
+            image = crops_by_rows(keys, canvas, size)
         else:
-            # Crops are made where their canvas is, and they travel: a tenth of its size.
+            # Crops are made where their canvas is, and they travel: a fifth of its size.
             label = label[batch["canvas_index"]]
+            if copies * len(canvas) < len(label):
+                raise ValueError(f"{len(label)} rows of {len(canvas)} canvases, repeats={copies}")
             keys = row_keys(rows_key, len(label))
             place = _places(batch["canvas_index"], copies)
             row = jnp.zeros(copies * len(canvas), jnp.int32).at[place].set(jnp.arange(len(label)))
-            image = crops(keys[row], canvas, size)
+            image = crops_by_rows(keys[row], canvas, size)
             with jax.named_scope("exchange"):
                 image = image[place]
-        image = image_rows(keys, image)
+        image = images_by_rows(keys, image)
         target = label
         for name, stage in batches.items():
             draw = functools.partial(random_bits.named, batch_key)
@@ -99,6 +98,14 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
         return {"image": image, "target": target, "label": label}
 
     return augment
+
+
+def _by_rows(function: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
+    """`function` of arrays whose rows stay on their device."""
+    if mesh is None:
+        return function
+    spec = jax.sharding.PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def _places(canvas_index: jax.Array, copies: int) -> jax.Array:
