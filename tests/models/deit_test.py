@@ -57,40 +57,6 @@ def test_logits_and_every_block_equal_timm(vectors, key, name):
     assert_same_answers(model, reference_variables(model), expected, random_image(48, 48))
 
 
-def test_gelu_is_the_exact_one():
-    x = jnp.linspace(-6, 6, 2001)
-    with_gradient = lambda f: jax.vmap(jax.value_and_grad(lambda x: f(x).astype(jnp.float32)))
-    exact = lambda x: jax.nn.gelu(x, approximate=False)
-    for dtype, error in ((jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)):
-        ours = with_gradient(layers.gelu)(x.astype(dtype))
-        # Of the same rounded numbers, computed in f32.
-        reference = with_gradient(exact)(x.astype(dtype).astype(jnp.float32))
-        assert ours[1].dtype == dtype
-        for value, expected in zip(ours, reference, strict=True):
-            np.testing.assert_allclose(value, expected, rtol=error, atol=1e-6)
-    # Nothing but x: not its erf, of four times the width.
-    saved = jax.eval_shape(lambda x: jax.vjp(layers.gelu, x)[1], x)
-    assert [leaf.shape for leaf in jax.tree.leaves(saved)] == [x.shape]
-
-
-def test_patches_are_the_same_where_they_are_a_convolution(monkeypatch):
-    keys = jax.random.split(jax.random.key(0), 3)
-    image, kernel = (
-        jax.random.normal(keys[0], (2, 16, 24, 3)),
-        jax.random.normal(keys[1], (8, 8, 3, 5)),
-    )
-    above = jax.random.normal(keys[2], (2, 6, 5))
-    found = {}
-    for backend in ("gpu", "tpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        out, pullback = jax.vjp(layers.patch_product, image, kernel)
-        found[backend] = out, *pullback(above)
-    program = jax.make_jaxpr(lambda *x: layers.patch_product(*x))(image, kernel)
-    assert "conv_general_dilated" in str(program)
-    for ours, reference in zip(found["tpu"], found["gpu"], strict=True):
-        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"])
 def test_whole_models_equal_timm(vectors, name):
     expected = under(np.load(vectors / "models_timm.npz"), name)
