@@ -26,7 +26,7 @@ def test_the_pair_agrees(notebook):
 
     cells = lambda found: [(cell.cell_type, cell.source) for cell in found.cells]
     assert cells(jupytext.read(PAIR)) == cells(notebook), (
-        "after a change: jupytext --to ipynb notebooks/finetune.py"
+        "after a change: jupytext --update --to ipynb notebooks/finetune.py"
     )
     assert notebook.metadata.kernelspec.name == "python3"
 

@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     for label, workdir in runs.items():
         print(f"goodput of {label}: {starts.goodput(workdir) or 'not recorded'}")
     for label, workdir in runs.items():
-        print(f"TensorBoard of {label}: {workdir / 'tensorboard'}")
+        if (workdir / "tensorboard").is_dir():
+            print(f"TensorBoard of {label}: {workdir / 'tensorboard'}")
     if args.png:
         drawn = figures.curves({k: series.read_series(w) for k, w in runs.items()})
         print(f"curves: {figures.save(drawn, args.png)}")
