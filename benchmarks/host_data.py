@@ -18,7 +18,9 @@ start: seconds from opening a data set of ImageNet's shape (1,281,167 records in
 images, written to a temporary folder) to the first batch, with no index of the files and with one;
 imports are not included.
 
-Each measurement runs in a separate process. Results are written to --output as JSON.
+Each measurement runs in a separate process. Results are written to --output as JSON; with --add
+the rounds are added to those that the file has, so that they can be spread over hours and kept
+to the minutes in which the machine is quiet.
 """
 
 import argparse
@@ -242,13 +244,24 @@ def cost(
                 answer = run_process([timm_python, script, folder, str(samples)], core)
                 rows["timm"].append(round(answer.pop("cpu_ms_per_sample"), 3))
                 versions = answer
-    result = {"cpu_ms_per_sample": rows, "reference": versions, "photos": len(photos)}
-    if timm_python:
-        timm = statistics.median(rows["timm"])
-        for repeats in (3, 1):
-            ours = statistics.median(rows[f"ours repeats {repeats}"])
-            result[f"times_cheaper_at_repeats_{repeats}"] = round(timm / ours, 2)
-    return result
+    return {"cpu_ms_per_sample": rows, "reference": versions, "photos": len(photos)}
+
+
+def with_ratios(cost: dict) -> dict:
+    """The result of `cost` with how many times cheaper the medians are than timm's."""
+    medians = {name: statistics.median(ms) for name, ms in cost["cpu_ms_per_sample"].items() if ms}
+    for repeats in (3, 1) if "timm" in medians else ():
+        ratio = medians["timm"] / medians[f"ours repeats {repeats}"]
+        cost[f"times_cheaper_at_repeats_{repeats}"] = round(ratio, 2)
+    return cost
+
+
+def added(old: Any, new: Any) -> Any:
+    """Two results as one: of rounds all, of anything else the new one."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: added(old.get(key), value) for key, value in new.items()}
+    numbers = lambda x: isinstance(x, list) and all(isinstance(n, float) for n in x)
+    return old + new if numbers(old) and numbers(new) else new
 
 
 def sequence(data_dir: str, steps: int) -> dict:
@@ -290,6 +303,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--add", action="store_true", help="to the rounds that the file has")
     flags = parser.parse_args()
     if flags.child:
         name, *call = json.loads(flags.child)
@@ -313,7 +327,12 @@ def main() -> None:
     if "start" in flags.what:
         result["start"] = start(flags.data_dir, flags.rounds)
     # Last, because jax starts threads, and a process with threads should not fork.
-    common.report({"environment": common.environment()} | result, flags.output)
+    result = {"environment": common.environment()} | result
+    if flags.add and os.path.exists(flags.output):
+        result = added(json.loads(pathlib.Path(flags.output).read_text()), result)
+    if "cost" in result:
+        with_ratios(result["cost"])
+    common.report(result, flags.output)
 
 
 if __name__ == "__main__":
