@@ -79,7 +79,7 @@ def resolve(
         try:
             known = _choose(config[name], section, name, given)
         except errors.ConfigError as error:
-            problems.add(f"config.{name}: {error}")
+            problems.add(problems.located(name, str(error)))
             given = {k: v for k, v in given.items() if not k.startswith(f"{name}.")}
             continue
         _complete_options(config[name], known, name, problems, where)
@@ -273,14 +273,14 @@ def converted(value: Any, annotation: Any) -> Any:
     """`value` as the annotation says; an int serves as a float, a list as a tuple.
 
     Raises:
-      TypeError: it is of another type.
+      TypeError: it is of another type, a float that is not finite, or an int beyond 64 bits.
     """
     kinds = _alternatives(annotation)
     for kind in kinds:
         if _is_a(value, kind):
             return value
     for kind in kinds:
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and _is_a(value, int):
             return float(value)
         if _is_sequence(kind) and isinstance(value, tuple | list):
             items = typing.get_args(kind)
@@ -309,7 +309,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, float) and math.isfinite(value)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(kind, type) and not _is_sequence(kind) and isinstance(value, kind)
 
 

@@ -57,6 +57,18 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {what} {repr(name)[:100]}; known: {near}")
 
 
+def check_at_most(most: float, **values: Any) -> None:
+    """Raises ConfigError unless every number, and every number of a tuple, is at most `most`.
+
+    What is larger by far than anything that could be meant is a slip of the hand, and would
+    overflow 32 bits or take for ever.
+    """
+    for name, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(number is not None and number > most for number in numbers):
+            raise ConfigError(f"{name} must be at most {most:,}, not {value}")
+
+
 class Problems:
     """Collects what is wrong with a config, so that all mistakes are reported together.
 
@@ -74,11 +86,11 @@ class Problems:
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Keeps a ConfigError, or that a file cannot be reached, with `config.NAME` in front."""
+        """Keeps a ConfigError, or what a file answers, with `config.NAME` in front."""
         try:
             yield
-        except (ConfigError, FileNotFoundError, PermissionError, TimeoutError) as error:
-            self.add(self._located(name, str(error)))
+        except (ConfigError, OSError) as error:
+            self.add(self.located(name, str(error)))
 
     def add(self, message: str) -> None:
         """Notes a message once."""
@@ -90,10 +102,19 @@ class Problems:
         if self.messages:
             raise ConfigError("\n".join(self.messages))
 
-    def _located(self, section: str, message: str) -> str:
+    def located(self, section: str, message: str) -> str:
+        """A message with the option that it is about in front, or else with the section."""
         if not section or re.match(r"(config\.|--)", message):
             return message
-        first = re.split(r"\W", message, maxsplit=1)[0]
+        first, second = (*re.split(r"\W", message, maxsplit=2), "")[:2]
         values: Any = self._config.get(section)
-        is_option = hasattr(values, "keys") and first in values
-        return f"config.{section}.{message}" if is_option else f"config.{section}: {message}"
+        if not hasattr(values, "keys"):
+            return f"config.{section}: {message}"
+        if first in values:
+            return f"config.{section}.{message}"
+        # "unknown operation 'x'" is about `operations`, "unknown model 'x'" about `name`.
+        named = [second, f"{second}s", *(["name"] if second == "model" else [])]
+        for key in named if first == "unknown" else ():
+            if key in values:
+                return f"config.{section}.{key}: {message}"
+        return f"config.{section}: {message}"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax import builders
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -57,6 +57,7 @@ def soft_distillation(
     """
     if not tau > 0.0:
         raise ConfigError(f"tau must be above 0, not {tau}")
+    check_at_most(1000, tau=tau)
     divisors = {"numel": logits.size, "batch": logits.shape[0]}
     divisor = builders.choose(divisors, reduction, "reduction")
     log_p = jax.nn.log_softmax(_f32(logits) / tau)

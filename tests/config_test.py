@@ -162,7 +162,9 @@ def test_options_are_those_of_the_chosen_entry(load):
         ConfigError, match=r"optim.beta .an option of optim.kind=adam.; known: optim.clip"
     ):
         load(":small", "optim.beta=0.5")
-    with pytest.raises(ConfigError, match=r"config.optim: unknown kind 'adm'; known: adam, sgd"):
+    with pytest.raises(
+        ConfigError, match=r"config.optim.kind: unknown kind 'adm'; known: adam, sgd"
+    ):
         load(":small", "optim.kind=adm", "optim.momentum=1")
 
 

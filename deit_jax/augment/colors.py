@@ -10,7 +10,7 @@ from deit_jax.augment import three_augment as without_policy
 from deit_jax.augment.normalize import IMAGENET_MEAN, fill_color
 from deit_jax.augment.operations import apply_layers
 from deit_jax.augment.stage import Draw, PixelStage, Supplied, noted
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 
 @builders.chooses(auto_augment=policies.chosen)
@@ -36,6 +36,7 @@ def make_color(
     """
     if color_jitter < 0:
         raise ConfigError(f"color_jitter must be at least 0 (off), not {color_jitter}")
+    check_at_most(100, color_jitter=color_jitter)
     if auto_augment and three_augment:
         raise ConfigError(
             f"three_augment takes the place of RandAugment: with auto_augment={auto_augment!r} "

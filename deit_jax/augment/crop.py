@@ -107,7 +107,8 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Crop:
     """RandomResizedCrop: a random share (scale) of the area at a random aspect (ratio)."""
-    check_range(scale=scale, ratio=ratio)
+    check_range(1, scale=scale)
+    check_range(1000, ratio=ratio)
     box = lambda word, size: random_resized_box(word, size, scale, ratio)
 
     def axes(keys: jax.Array, size: jax.Array) -> Axes:

@@ -9,7 +9,7 @@ from deit_jax import builders
 from deit_jax.augment import random_bits
 from deit_jax.augment.crop import CROP_TRIES, area_boxes
 from deit_jax.augment.stage import Draw, PixelStage, Supplied, check_share
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 AREA_RANGE = (0.02, 1 / 3)
 ASPECT_RANGE = (0.3, 1 / 0.3)
@@ -98,6 +98,7 @@ def make_erasing(
         raise ConfigError(
             f"erasing_count must be at least 1 (erasing_prob=0 is off), not {erasing_count}"
         )
+    check_at_most(100, erasing_count=erasing_count)
     fill = builders.choose(ERASING_MODES, erasing_mode, "erasing_mode")
     if erasing_prob == 0:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 from deit_jax.augment import random_bits
 from deit_jax.augment.normalize import IMAGENET_STD
 from deit_jax.augment.stage import Draw, PixelStage, Supplied
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 # Principal components of ImageNet's RGB values in [0, 1] (the columns) and their deviations, as
 # in fb.resnet.torch and pycls.
@@ -35,6 +35,7 @@ def make_lighting(
     """
     if not pca_std >= 0:
         raise ConfigError(f"pca_std must be at least 0 (off), not {pca_std}")
+    check_at_most(100, pca_std=pca_std)
     if pca_std == 0:
         return None
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from deit_jax import builders
 from deit_jax.augment import random_bits
 from deit_jax.augment.stage import BatchStage, Draw, Supplied, check_range, check_share, noted
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 
 def resolve_mix_group(
@@ -234,8 +234,9 @@ def make_mix(
     check_share(mix_prob=mix_prob, switch_prob=switch_prob)
     if mixup < 0 or cutmix < 0:
         raise ConfigError(f"mixup and cutmix must be at least 0 (off), not {mixup} and {cutmix}")
+    check_at_most(1000, mixup=mixup, cutmix=cutmix)
     if cutmix_minmax is not None:
-        check_range(cutmix_minmax=cutmix_minmax)
+        check_range(1, cutmix_minmax=cutmix_minmax)
         cutmix = 1.0  # As in timm: the alpha does not matter, but CutMix is on.
     kinds = {"mixup": mixup, "cutmix": cutmix, "cutmix_minmax": cutmix_minmax, "mix_prob": mix_prob}
     groups = {"mix_group": mix_group, "mix_group_limit": mix_group_limit}

@@ -29,6 +29,8 @@ def make_normalize(
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> PixelStage:
     """Levels from 0 to 1, minus the mean, divided by the deviation."""
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ConfigError(f"std must be 3 numbers above 0 and mean 3 numbers, not {std}, {mean}")
+    if not 0 <= min(mean) <= max(mean) <= 1:
+        raise ConfigError(f"mean must be 3 numbers from 0 to 1, of levels from 0 to 1, not {mean}")
+    if not 0 < min(std) <= max(std) <= 1:
+        raise ConfigError(f"std must be 3 numbers above 0, at most 1, not {std}")
     return lambda draw, pixels: normalize(pixels, mean, std)

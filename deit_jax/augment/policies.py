@@ -22,7 +22,7 @@ from deit_jax.augment.operations import (
     argument,
 )
 from deit_jax.builders import choose
-from deit_jax.errors import ConfigError, unknown
+from deit_jax.errors import ConfigError, check_at_most, unknown
 
 # timm's `tweights`: drawn without replacement.
 WEIGHTS = {"Rotate": 3.0, "ShearX": 2.0, "ShearY": 2.0, "TranslateXRel": 1.0, "TranslateYRel": 1.0}
@@ -208,6 +208,7 @@ def rand_augment(
     """
     fields: dict[str, Any] = dict(_section(part) for part in config.split("-")[1:])
     policy = RandAugment(operations=tuple(operations), **fields)
+    check_at_most(100, **{f"auto_augment {config!r}: n": policy.layers})
     for name in policy.operations:
         choose(OPERATIONS, name, "operation")
         if policy.weighted and name not in WEIGHTS:
@@ -230,7 +231,7 @@ def _section(section: str) -> tuple[str, int | float | bool]:
     """Field of `RandAugment` and value of one section of the string."""
     if section == "tweights":
         return "weighted", True
-    match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?|inf)", section)
+    match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d{1,9}(?:\.\d+)?|inf)", section)
     if match is None:
         known = ["m9", "n2", "p0.5", "mstd0.5", "mmax10", "inc1", "tweights"]
         raise unknown("RandAugment section", section, known)
@@ -264,7 +265,7 @@ def auto_augment(sub_policies: str, posterize: str, config: str) -> AutoAugment:
     """
     std = 0.0
     for section in config.split("-")[1:]:
-        match = re.fullmatch(r"mstd(\d+(?:\.\d+)?)", section)
+        match = re.fullmatch(r"mstd(\d{1,9}(?:\.\d+)?)", section)
         if match is None:
             raise unknown(f"AutoAugment section of {config!r}:", section, ["mstd0.5"])
         std = float(match[1])

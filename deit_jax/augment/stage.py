@@ -36,10 +36,10 @@ def check_share(**shares: float) -> None:
             raise ConfigError(f"{name} must be between 0 and 1, not {value}")
 
 
-def check_range(**ranges: tuple[float, float]) -> None:
-    """Raises ConfigError unless every value is (low, high) with 0 < low <= high."""
+def check_range(most: float, **ranges: tuple[float, float]) -> None:
+    """Raises ConfigError unless every value is (low, high) with 0 < low <= high <= most."""
     for name, bounds in ranges.items():
-        if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1]:
+        if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1] <= most:
             raise ConfigError(
-                f"{name} must be (low, high) with 0 < low <= high, not {tuple(bounds)}"
+                f"{name} must be (low, high) with 0 < low <= high <= {most:g}, not {tuple(bounds)}"
             )

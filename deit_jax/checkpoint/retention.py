@@ -33,7 +33,7 @@ class Retention:
         for name, value, least in (
             ("keep_latest", self.keep_latest, 1),
             ("keep_best", self.keep_best, 0),
-            ("keep_every_steps", self.keep_every_steps or 1, 1),
+            ("keep_every_steps", 1 if self.keep_every_steps is None else self.keep_every_steps, 1),
         ):
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")

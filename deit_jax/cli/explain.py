@@ -101,10 +101,11 @@ def describe_recipe(args: argparse.Namespace) -> str:
     import jax
 
     from deit_jax import config
+    from deit_jax.errors import Problems
     from deit_jax.recipe import checks, few_photos, summary
     from deit_jax.recipe.devices import find_device
     from deit_jax.recipe.recipe import make_recipe
-    from deit_jax.train import schema
+    from deit_jax.train import experiment, schema
 
     device = find_device(args.device) if args.device else None
     resolved = schema.load(args.config, config.split_overrides(args.overrides))
@@ -112,9 +113,11 @@ def describe_recipe(args: argparse.Namespace) -> str:
     count = args.devices or (1 if device else jax.device_count())
     fit = few_photos.fit(resolved, train=records, evaluation=evaluation, device_count=count)
     records *= fit.times
-    recipe: Any = make_recipe(
-        fit.config, records=records, num_classes=classes, device_count=count, device=device
-    )
+    problems = Problems(fit.config)
+    sizes = {"records": records, "num_classes": classes, "device_count": count}
+    recipe: Any = make_recipe(fit.config, **sizes, device=device, problems=problems)
+    experiment.check_sections(fit.config, recipe, problems)
+    problems.raise_any()
     lines = [summary.describe(recipe, images_per_second=args.images_per_second), source]
     lines += [f"note: {text}" for text in fit.notes]
     warnings = checks.recipe_warnings(recipe)
@@ -130,6 +133,7 @@ def _sizes(config, args: argparse.Namespace) -> tuple[int, int | None, int, str]
     if args.records and args.classes:
         return args.records, None, args.classes, "\nsizes of the data as given"
     evaluation = None
+    data.check_window(config.data.get("window_shards"))
     try:
         opened = data.open_data(**config.data)
     except ConfigError as error:

@@ -38,9 +38,9 @@ from deit_jax.data.decode import decode_image
 from deit_jax.data.obtain import obtain_photos
 from deit_jax.data.open import SOURCES, open_data
 from deit_jax.data.order import canvas_count, distinct_images_per_epoch, steps_per_epoch
-from deit_jax.data.pipeline import eval_batches, train_batches
+from deit_jax.data.pipeline import MOST_CANVAS, check_reading, eval_batches, train_batches
 from deit_jax.data.repeated import Repeated
-from deit_jax.data.source import CorruptImage, Data, Source, check_labels
+from deit_jax.data.source import CorruptImage, Data, Source, check_labels, check_window
 from deit_jax.data.transfer import prefetch_to_device
 
 __all__ = [
@@ -49,11 +49,14 @@ __all__ = [
     "CorruptShareExceeded",
     "Data",
     "Health",
+    "MOST_CANVAS",
     "Repeated",
     "SOURCES",
     "Source",
     "canvas_count",
     "check_labels",
+    "check_reading",
+    "check_window",
     "decode_image",
     "distinct_images_per_epoch",
     "eval_batches",

@@ -11,7 +11,7 @@ import numpy as np
 from deit_jax.data.canvases import Batch, Chunk, Job, Plan, Reader
 from deit_jax.data.decode import MAX_PIXELS
 from deit_jax.data.feed import CHUNK, Feed
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class Loading:
             raise ConfigError(
                 f"threads must be at least 1, or None for one per core, not {self.threads}"
             )
+        check_at_most(4096, threads=self.threads)
+        check_at_most(1000, prefetch=self.prefetch)
         if self.prefetch < 0:
             raise ConfigError(f"prefetch must be at least 0, not {self.prefetch}")
         if not 0 <= self.max_corrupt_share <= 1:

@@ -19,7 +19,7 @@ from deit_jax import storage
 from deit_jax.data import readers, shards
 from deit_jax.data._tensorflow import require_tensorflow
 from deit_jax.data.local_files import index_once
-from deit_jax.data.source import CorruptImage, Data, Record, Source
+from deit_jax.data.source import CorruptImage, Data, Record, Source, check_num_classes, check_window
 from deit_jax.errors import ConfigError, unknown
 
 # Bytes of row groups in memory without windows.
@@ -130,8 +130,8 @@ def open_parquet(
     """
     require_tensorflow()
     _parquet()
-    if window_shards is not None and window_shards < 1:
-        raise ConfigError(f"window_shards must be at least 1, or None, not {window_shards}")
+    check_window(window_shards)
+    check_num_classes(num_classes)
     found = shards.find_splits(path, train_split, eval_split, ".parquet")
     keys = image_key, label_key
     names = _class_names(found[0][0], label_key)

@@ -16,7 +16,10 @@ from deit_jax.data.canvases import Batch, CanvasMemory, Job, Reader
 from deit_jax.data.order import TrainOrder
 from deit_jax.data.resize import evaluation_square, fit_within
 from deit_jax.data.source import Source
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
+
+# Pixels; the crop multiplies by a matrix of this many columns.
+MOST_CANVAS = 2**14
 
 
 @builders.composes({"loading": Loading})
@@ -57,9 +60,7 @@ def train_batches(
         ConfigError: sizes that are not compatible (immediately), more corrupt records than
             `max_corrupt_share` allows (from `next`).
     """
-    if canvas < 1:
-        raise ConfigError(f"canvas must be at least 1 pixel, not {canvas}")
-    loading = Loading(**options)
+    loading = check_reading(canvas=canvas, repeats=repeats, **options)
     order = TrainOrder(
         n_records=len(source),
         batch_size=batch_size,
@@ -84,6 +85,17 @@ def train_batches(
     )
     hints = _hints(source, order, start_step + loading.prefetch + 1)
     return BatchIterator(jobs, len(local), reader, loading, hints)
+
+
+def check_reading(*, canvas: int, repeats: int, **options) -> Loading:
+    """The options of `Loading`, or a ConfigError; `train_batches` takes the same options."""
+    if canvas < 1:
+        raise ConfigError(f"canvas must be at least 1 pixel, not {canvas}")
+    check_at_most(MOST_CANVAS, canvas=canvas)
+    if repeats < 1:
+        raise ConfigError(f"repeats must be at least 1, not {repeats}")
+    check_at_most(1000, repeats=repeats)
+    return Loading(**options)
 
 
 def _train_jobs(order: TrainOrder, canvas: int, rows: np.ndarray, start_step: int) -> Iterator[Job]:

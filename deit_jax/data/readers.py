@@ -30,8 +30,6 @@ def open_files(file_format: str, paths: list[str], window_shards: int | None):
             f"files of format {file_format!r} cannot be read (known: {', '.join(FILE_FORMATS)}); "
             "prepare the data set as tfrecord: tfds build NAME --file_format=tfrecord"
         )
-    if window_shards is not None and window_shards < 1:
-        raise ConfigError(f"window_shards must be at least 1, or None, not {window_shards}")
     files = FILE_FORMATS[file_format]
     if window_shards is not None:
         # Two windows: the one in use and the one that is read ahead.

@@ -70,6 +70,18 @@ class Data:
     notes: tuple[str, ...] = ()
 
 
+def check_window(window_shards: int | None) -> None:
+    """Raises ConfigError unless it is None or the number of files of a window."""
+    if window_shards is not None and window_shards < 1:
+        raise ConfigError(f"window_shards must be at least 1, or None, not {window_shards}")
+
+
+def check_num_classes(num_classes: int | None) -> None:
+    """Raises ConfigError unless it is None or a number of classes."""
+    if num_classes is not None and not 1 <= num_classes <= 2**24:
+        raise ConfigError(f"num_classes must be 1 to {2**24:,}, or None, not {num_classes}")
+
+
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     """Raise ConfigError when a label is outside 0..num_classes-1, naming the first such.
 

@@ -16,7 +16,7 @@ from deit_jax import storage
 from deit_jax.data import formats, shards
 from deit_jax.data._tensorflow import require_tensorflow
 from deit_jax.data.local_files import index_once, open_files
-from deit_jax.data.source import CorruptImage, Data, Record, Source
+from deit_jax.data.source import CorruptImage, Data, Record, Source, check_num_classes
 from deit_jax.errors import ConfigError
 
 _HEADER_BYTES = 512
@@ -108,6 +108,7 @@ def open_tar(
         ConfigError: a split without shards, a shard that is damaged.
     """
     require_tensorflow()
+    check_num_classes(num_classes)
     found = shards.find_splits(path, train_split, eval_split, ".tar")
     train, evaluation = (TarSource(paths, exif_orientation) for paths in found)
     names = _class_names(path, classes)

@@ -11,7 +11,7 @@ import numpy as np
 from deit_jax import storage
 from deit_jax.data import example, readers
 from deit_jax.data._tensorflow import require_tensorflow
-from deit_jax.data.source import CorruptImage, Data, Record, Source
+from deit_jax.data.source import CorruptImage, Data, Record, Source, check_window
 from deit_jax.errors import ConfigError, close_matches, unknown
 
 
@@ -121,6 +121,7 @@ def open_tfds(
         ConfigError: an unknown name, split or feature, damaged metadata, files that are
             missing or of a format that is not in `FILE_FORMATS`.
     """
+    check_window(window_shards)
     require_tensorflow("tensorflow_datasets")
     if not name:
         raise ConfigError("source 'tfds' needs the name of a data set, such as 'imagenet2012'")

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 PyTree = Any
 
@@ -41,11 +41,7 @@ def make_mesh(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int
     """
     devices = jax.devices() if devices is None else list(devices)
     count, slices = len(devices), slice_count(devices)
-    if fsdp < 1 or (data < 1 and data != -1):
-        raise ConfigError(
-            f"config.mesh: data={data}, fsdp={fsdp}; both must be at least 1, "
-            "or data=-1 for all devices that fsdp leaves"
-        )
+    check_sizes(data=data, fsdp=fsdp)
     if count // slices % fsdp or (data != -1 and data * fsdp != count):
         sizes = [n for n in range(1, count + 1) if count // slices % n == 0]
         choices = [f"data={count // n}, fsdp={n}" for n in sizes]
@@ -59,6 +55,16 @@ def make_mesh(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int
     over = ((slices, 1),) if slices > 1 else ()
     placed = grid(shape, *over, devices=devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_sizes(*, data: int, fsdp: int) -> None:
+    """Raises ConfigError for sizes that are those of no mesh, whatever the devices."""
+    if fsdp < 1 or (data < 1 and data != -1):
+        raise ConfigError(
+            f"config.mesh: data={data}, fsdp={fsdp}; both must be at least 1, "
+            "or data=-1 for all devices that fsdp leaves"
+        )
+    check_at_most(2**20, data=data, fsdp=fsdp)
 
 
 def slice_count(devices: Iterable[Any]) -> int:

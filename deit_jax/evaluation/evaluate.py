@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax import augment, builders, data, models
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 from deit_jax.evaluation import agreement
 from deit_jax.evaluation import rows as rows_lib
 from deit_jax.evaluation.heads import head_outputs, main_head
@@ -59,6 +59,7 @@ class Evaluation:
             raise ConfigError(
                 f"canvas must be at least the model's {self.image_size} pixels, not {canvas}"
             )
+        check_at_most(data.MOST_CANVAS, canvas=canvas)
         needed = math.ceil(self.image_size / self.crop_ratio)
         object.__setattr__(self, "canvas", max(canvas, needed))
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.errors import ConfigError, unknown
+from deit_jax.errors import ConfigError, check_at_most, unknown
 from deit_jax.models import attention, initializers, layers
 from deit_jax.models.block import Block
 from deit_jax.models.count import Size, trace
@@ -86,6 +86,13 @@ class VisionTransformer(Model, kw_only=True):
             raise ConfigError(
                 f"epsilon must be above 0 and below 1, not {self.epsilon}; mlp_ratio above 0, "
                 f"not {self.mlp_ratio}"
+            )
+        check_at_most(1000, mlp_ratio=self.mlp_ratio)
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ConfigError(f"mlp_ratio {self.mlp_ratio} leaves no hidden units")
+        if self.layer_scale_init is not None and not 0 <= self.layer_scale_init <= 100:
+            raise ConfigError(
+                f"layer_scale_init must be 0 to 100, or None, not {self.layer_scale_init}"
             )
         if self.remat not in REMAT:
             raise unknown("remat", self.remat, REMAT)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 from deit_jax.models import initializers
 
 
@@ -57,10 +57,12 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
 
 def check_values(model: Any, *, sizes: tuple[str, ...]) -> None:
     """Raises ConfigError unless the attributes `sizes` are positive and rates in [0, 1)."""
-    for name in sizes:
+    for name in ("image_size", *sizes):
         values = getattr(model, name)
         if min(values if isinstance(values, tuple) else (values,), default=1) < 1:
             raise ConfigError(f"{name} must be at least 1, not {values}")
+        # Blocks are traced one by one.
+        check_at_most(1000 if name in ("depth", "depths") else 2**16, **{name: values})
     for name in ("drop_path_rate", "dropout_rate"):
         if not 0 <= getattr(model, name, 0.0) < 1:
             raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(model, name)}")

@@ -118,7 +118,7 @@ def create_model(
     if extra := sorted(attributes.keys() - set(known)):
         raise TypeError(f"model {name} takes no {', '.join(extra)}; known: {', '.join(known)}")
     given = published | attributes | {"num_classes": num_classes}
-    size = image_size or given["image_size"]
+    size = given["image_size"] if image_size is None else image_size
     given["image_size"] = (size, size) if isinstance(size, int) else size
     given["dtype"] = accelerator.resolve_dtype(given.get("dtype", "float32"), device)
     model = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})

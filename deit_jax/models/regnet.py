@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.errors import ConfigError, unknown
+from deit_jax.errors import ConfigError, check_at_most, unknown
 from deit_jax.models import initializers, layers
 from deit_jax.models.model import Model, Output
 
@@ -194,6 +194,7 @@ class RegNet(Model, kw_only=True):
                 f"widths, depths, group_sizes and strides need one entry per stage, not {lengths}"
             )
         layers.check_values(self, sizes=("stem_width", "stem_stride", *lengths))
+        check_at_most(100, se_ratio=self.se_ratio)
         if round(min((self.stem_width, *self.widths)) * self.se_ratio) < 1:
             raise ConfigError(f"se_ratio {self.se_ratio} leaves no channels")
         for width, group in zip(self.widths, self.group_sizes, strict=True):

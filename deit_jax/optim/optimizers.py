@@ -163,6 +163,7 @@ def clip(option: str, norm: float | None) -> optax.GradientTransformation:
 def _adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
     _check_unit("beta1", beta1)
     _check_unit("beta2", beta2)
+    _check_unit("eps", eps)
     return optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
 
 

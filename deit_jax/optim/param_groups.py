@@ -5,7 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from deit_jax import trees
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 from deit_jax.models import Model
 from deit_jax.tracking import text
 
@@ -66,6 +66,7 @@ def make_rules(
     """The rule of each of `params`; arguments and errors as `make_optimizer`."""
     if not weight_decay >= 0:
         raise ConfigError(f"weight_decay must be at least 0, not {weight_decay}")
+    check_at_most(1000, weight_decay=weight_decay)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ConfigError(f"layer_decay must be above 0 and at most 1, or None, not {layer_decay}")
     paths = list(trees.named_leaves(params))

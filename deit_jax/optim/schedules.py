@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax import builders
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 Rate = Callable[[jax.Array], jax.Array]
 
@@ -179,12 +179,13 @@ def make_schedule(
     """
     sizes = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
     sizes |= {"total_steps": total_steps, "scale_by_batch": scale_by_batch}
+    check_at_most(2**31 - 1, scale_by_batch=scale_by_batch)
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise ConfigError(f"{name} must be at least 1, not {size}")
-    rates = {"base_lr": base_lr, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr}
-    for name, rate in rates.items():
-        _check_rate(name, rate)
+    _check_rate("base_lr", base_lr)
+    _check_rate("warmup_epochs", warmup_epochs, most=10**6)
+    _check_rate("warmup_lr", warmup_lr)
     peak = base_lr if scale_by_batch is None else base_lr * batch_size / scale_by_batch
     run = Run(peak, warmup_lr, warmup_epochs * steps_per_epoch, steps_per_epoch, total_steps)
     curve = builders.choose(SCHEDULES, kind, "schedule")(run, **options)
@@ -213,6 +214,8 @@ def after_warmup(run: Run, rate: Rate) -> Rate:
     return warmed_up
 
 
-def _check_rate(name: str, value: float) -> None:
+def _check_rate(name: str, value: float, most: float = 3e38) -> None:
     if not 0 <= value < math.inf:
         raise ConfigError(f"{name} must be a finite number, at least 0, not {value}")
+    # By default what float32 holds: a rate that diverges is for the check of the loss to end.
+    check_at_most(most, **{name: value})

@@ -7,6 +7,9 @@ import math
 from deit_jax.data.order import steps_per_epoch
 from deit_jax.errors import ConfigError
 
+# The step of a state is an int32.
+MOST_STEPS = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
@@ -67,6 +70,10 @@ def make_durations(
     length = resolve("total", total_epochs, total_steps)
     if not length:
         raise ConfigError("total_epochs (or total_steps) must be above 0")
+    if length > MOST_STEPS:
+        raise ConfigError(
+            f"total_epochs (or total_steps) must be at most {MOST_STEPS:,} steps, not {length:,}"
+        )
     if stop_at_step is not None:
         _check_at_least_one("stop_at_step", stop_at_step)
     _check_at_least_one("log_every_steps", log_every_steps)
@@ -86,12 +93,12 @@ def make_durations(
 
 def _steps(per_epoch: int, name: str, epochs: float, steps: int | None) -> int:
     """Of a duration in epochs or, where given, in steps."""
+    if not 0 <= epochs < math.inf:
+        raise ConfigError(f"{name}_epochs must be a finite number, at least 0, not {epochs}")
     if steps is not None:
         if steps < 0:
             raise ConfigError(f"{name}_steps must be at least 0, not {steps}")
         return steps
-    if not 0 <= epochs < math.inf:
-        raise ConfigError(f"{name}_epochs must be a finite number, at least 0, not {epochs}")
     return max(1, round(epochs * per_epoch)) if epochs else 0
 
 

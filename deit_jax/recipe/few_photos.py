@@ -38,7 +38,9 @@ def fit(
     usable = lambda n: n // 256 * 256 if config.input.repeats > 1 and n >= 256 else n
     times, batch = 1, config.train.batch_size
     if 0 < usable(train) < batch:
-        smallest = math.lcm(2, device_count * max(config.step.accum_steps, 1))
+        # An odd number of micro-batches, or one beyond any batch, is refused later on.
+        micro_batches = min(max(config.step.accum_steps, 1), batch)
+        smallest = math.lcm(2, device_count * micro_batches)
         while usable(train * times) < smallest:
             times += 1
         config.train.batch_size = usable(train * times) // smallest * smallest

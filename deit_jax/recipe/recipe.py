@@ -122,9 +122,10 @@ def make_recipe(
                 **config.schedule,
             )
     with problems.section("augment"):
-        parts["mix_group"] = find_mix_group(config)
         side = model.image_size[0] if model else 224
-        augment.make_augment(_supplied(config, side, num_classes), **config.augment)
+        if config.train.batch_size > 0:
+            parts["mix_group"] = find_mix_group(config)
+            augment.make_augment(_supplied(config, side, num_classes), **config.augment)
     if model:
         parts |= _parts_for(model, config, parts.get("schedule"), device, problems)
     _check_values(config, problems)
@@ -204,5 +205,12 @@ def _check_values(config: ml_collections.ConfigDict, problems: Problems) -> None
         )
     if config.step.accum_steps < 1:
         problems.add(f"config.step.accum_steps must be at least 1, not {config.step.accum_steps}")
+    if config.step.accum_steps > config.train.batch_size > 0:
+        problems.add(
+            f"config.step.accum_steps must be at most {config.train.batch_size}, the size of the "
+            f"batch, not {config.step.accum_steps}"
+        )
     if not 0 <= config.seed < 2**32:
         problems.add(f"config.seed must be 0 to {2**32 - 1}, not {config.seed}")
+    if config.init_which not in ("latest", "best") and not config.init_which.isdecimal():
+        problems.add(f"config.init_which must be latest, best or a step, not {config.init_which!r}")

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from deit_jax import models, pretrained, storage
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 from deit_jax.models import accelerator, registry
 from deit_jax.models.count import Size
 from deit_jax.teacher import manifest
@@ -54,15 +54,16 @@ def find_teacher_model(
       ConfigError: an unknown name, a checkpoint that cannot be read, or one of another number
         of classes.
     """
+    section = config.teacher
+    check_numbers(section)
+    first = asked(section.get("name", ""), section.get("num_heads"))
+    dtype = accelerator.resolve_dtype(section.get("dtype", "auto"), device)
     if config.loss.distillation == "none":
         return None
-    section = config.teacher
     if section.labels:
         folder = storage.path(section.labels)
         stored = manifest.read(folder)
         return TeacherModel(None, manifest.describe(folder, stored), stored)
-    first = asked(section.name, section.num_heads)
-    dtype = accelerator.resolve_dtype(section.dtype, device)
     found = [_find_one(section, section.init, student, dtype, section.name, first)]
     found += [_find_one(section, other, student, dtype, "", {}) for other in section.ensemble]
     if len(found) == 1:
@@ -70,6 +71,18 @@ def find_teacher_model(
     members = tuple(one.model for one in found)
     model = None if None in members else Ensemble(members)
     return TeacherModel(model, describe_mean([one.description for one in found]))
+
+
+def check_numbers(section: Any) -> None:
+    """Raises ConfigError for values of a `teacher` section that no teacher could have."""
+    for name, most in (("label_epochs", 10**6), ("num_heads", 2**16), ("input_size", 2**16)):
+        value = section.get(name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, or None, not {value}")
+        check_at_most(most, **{name: value})
+    which = section.get("which", "latest")
+    if which not in ("latest", "best") and not which.isdecimal():
+        raise ConfigError(f"which must be latest, best or a step, not {which!r}")
 
 
 def _find_one(

@@ -1,6 +1,7 @@
 """From a resolved config to everything a run needs, with all mistakes reported together."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from deit_jax.evaluation.evaluate import Evaluation, make_eval_step
 from deit_jax.recipe import few_photos, hardware
 from deit_jax.recipe.recipe import Recipe, make_recipe
 from deit_jax.teacher import Kind, LabeledBatches, Recorder, StoredLabels, Teacher
+from deit_jax.tracking import profiler
 from deit_jax.train import answers, loss_scale, nonfinite, teaching
 from deit_jax.train import step as step_lib
 
@@ -39,6 +41,7 @@ class Experiment:
       evaluation: see `Evaluation`.
       checkpointing: the options of `checkpoint.Checkpointer`.
       max_nonfinite: see `nonfinite.make_limit`.
+      span: steps to profile; None for none.
     """
 
     recipe: Recipe
@@ -52,6 +55,7 @@ class Experiment:
     evaluation: Evaluation
     checkpointing: dict[str, Any]
     max_nonfinite: int
+    span: profiler.Span | None
 
     @property
     def batch_sharding(self) -> jax.sharding.NamedSharding:
@@ -159,13 +163,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         device_count=mesh.size if mesh else jax.device_count(),
         problems=problems,
     )
-    with problems.section("eval"):
-        side = recipe.image_size if recipe else 1  # larger than no canvas
-        parts["evaluation"] = Evaluation(side, **config.eval)
-    with problems.section("step"):
-        loss_scale.make_rule(recipe.model.dtype if recipe else "float32", config.step)
-    with problems.section("nonfinite"):
-        parts["max_nonfinite"] = nonfinite.make_limit(**config.nonfinite)
+    parts |= check_sections(config, recipe, problems)
     if mesh:
         _check_divisible(problems, config, mesh)
     if recipe:
@@ -173,18 +171,44 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
             parts |= teaching.open_teacher(recipe, opened.train)
         with problems.section("init"):
             parts["start"] = _start_weights(recipe)
-        with problems.section("checkpoint"):
-            parts["checkpointing"] = _checkpointing(recipe)
     problems.raise_any()
     augment_fn = augment.make_augment(recipe.supplied(mesh), **config.augment)
     experiment = Experiment(recipe=recipe, data=opened, mesh=mesh, augment_fn=augment_fn, **parts)
-    # Both check their options when made, and read nothing before the first batch is taken.
+    # They check their options when made, and read nothing before the first batch is taken.
     with problems.section("input"):
         experiment.train_batches().close()
-    with problems.section("eval"):
         experiment.eval_batches().close()
     problems.raise_any()
     return experiment
+
+
+def check_sections(
+    config: ml_collections.ConfigDict, recipe: Recipe | None, problems: Problems
+) -> dict[str, Any]:
+    """Attributes of an `Experiment` that need no data, weights or devices; what is wrong is noted.
+
+    Args:
+      recipe: of the config; None where that has mistakes of its own.
+    """
+    parts: dict[str, Any] = {}
+    with problems.section("input"):
+        data.check_reading(**config.input)
+    with problems.section("eval"):
+        side = recipe.image_size if recipe else 1  # larger than no canvas
+        parts["evaluation"] = Evaluation(side, **config.eval)
+    with problems.section("step"):
+        loss_scale.make_rule(recipe.model.dtype if recipe else "float32", config.step)
+    with problems.section("nonfinite"):
+        parts["max_nonfinite"] = nonfinite.make_limit(**config.nonfinite)
+    with problems.section("mesh"):
+        sharding.check_sizes(**config.mesh)
+    with problems.section("profile"):
+        steps = recipe.durations.total_steps if recipe else sys.maxsize
+        parts["span"] = profiler.parse_span(config.profile, total_steps=steps)
+    if recipe:
+        with problems.section("checkpoint"):
+            parts["checkpointing"] = _checkpointing(recipe)
+    return parts
 
 
 def _fitted(
@@ -239,6 +263,8 @@ def _checkpointing(recipe: Recipe) -> dict[str, Any]:
             f"{metric!r}, or the worst checkpoint would be kept"
         )
     builders.bind(checkpoint.Retention, options)()
+    if options["max_failures"] < 1:
+        raise ConfigError(f"max_failures must be at least 1, not {options['max_failures']}")
     return options
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax import builders
-from deit_jax.errors import ConfigError
+from deit_jax.errors import ConfigError, check_at_most
 
 # `{'scale': f32, 'finite_steps', 'overflowed_steps', 'overflowed_in_a_row': int32}`, scalars:
 # finite steps since the scale changed or a step overflowed, and overflowed ones of the run.
@@ -70,6 +70,8 @@ def static(dtype: str, *, scale: float = 1024.0, max_overflows: int = 10) -> Rul
             f"scale must be at least 1, not {scale:g}; max_overflows at least 0, not "
             f"{max_overflows}"
         )
+    check_at_most(2**24, scale=scale)
+    check_at_most(2**31 - 1, max_overflows=max_overflows)
     return Rule(
         initial=scale,
         tolerates=lambda state: state["overflowed_in_a_row"] < max_overflows,
@@ -88,6 +90,7 @@ def dynamic(dtype: str, *, initial_scale: float = 65536.0, growth_interval: int 
             f"initial_scale must be 1 to {2**24}, not {initial_scale:g}; growth_interval at least "
             f"1, not {growth_interval}"
         )
+    check_at_most(2**31 - 1, growth_interval=growth_interval)
     grow = lambda scale: jnp.minimum(2.0 * scale, 2.0**24)
     return Rule(
         initial=initial_scale,

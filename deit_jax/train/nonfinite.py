@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deit_jax import builders
-from deit_jax.errors import ConfigError, RunStopped
+from deit_jax.errors import ConfigError, RunStopped, check_at_most
 
 
 class NonFiniteError(RunStopped):
@@ -33,6 +33,7 @@ def skip(*, max_in_a_row: int = 10) -> int:
     """
     if max_in_a_row < 1:
         raise ConfigError(f"max_in_a_row must be at least 1, not {max_in_a_row}")
+    check_at_most(2**31 - 1, max_in_a_row=max_in_a_row)
     return max_in_a_row
 
 

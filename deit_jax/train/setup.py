@@ -1,7 +1,6 @@
 """Everything that is checked and printed before a run starts."""
 
 import hashlib
-import sys
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -49,12 +48,10 @@ def prepare(
     flags = {"--workdir": workdir, "--force_resume": force_resume}
     processes.agree("config", flags | _shared_options(config))
     problems = Problems(config)
-    experiment = span = opened = None
+    experiment: Any = None
+    opened: Any = None
     with problems.section(""):
         experiment = experiment_lib.build(config)
-    with problems.section("profile"):
-        steps = experiment.recipe.durations.total_steps if experiment else sys.maxsize
-        span = profiler.parse_span(config.profile, total_steps=steps)
     with problems.section(""):
         # The config as it is stored: with batches that fit the data.
         config = experiment.recipe.config if experiment else config
@@ -71,7 +68,7 @@ def prepare(
         notices += moved.notices(folder, experiment.recipe)
         print(*_describe(experiment), *notices, sep="\n", flush=True)
     startup.use_compilation_cache(config.compilation_cache, workdir=folder)
-    return experiment, folder, span
+    return experiment, folder, experiment.span
 
 
 def _shared_options(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -155,7 +155,10 @@ def test_mistake_is_named_with_its_cure(spec, overrides, expected):
         ),
         (
             ["best_metric=eval/mean/top1"],
-            ["config.checkpoint: unknown best_metric 'eval/mean/top1'", "eval_ema/class/top1"],
+            [
+                "config.checkpoint.best_metric: unknown best_metric 'eval/mean/top1'",
+                "eval_ema/class/top1",
+            ],
         ),
     ],
 )
