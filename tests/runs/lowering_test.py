@@ -13,6 +13,7 @@ import pytest
 import tiny_runs
 
 from deit_jax.distributed import sharding
+from deit_jax.models import attention
 from deit_jax.recipe import devices as devices_lib
 
 TPU = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite", num_cores=1)
@@ -43,6 +44,8 @@ def lower(monkeypatch):
     def lowered(spec, device, step, *overrides):
         monkeypatch.setattr(jax, "devices", lambda *_: [device] * mesh.size)
         monkeypatch.setattr(jax, "default_backend", lambda: device.platform)
+        # cuDNN is asked for its version, which needs it; XLA's attention does not.
+        monkeypatch.delitem(attention.ATTENTION, "cudnn", raising=False)
         shallow = [f"train.batch_size={ROWS}", *overrides]
         if tiny_runs.load(spec).model.name.startswith("deit"):
             shallow.append("model.depth=1")
@@ -79,8 +82,7 @@ def test_a_kernel_of_every_size_is_made_for_its_own_rows(lower):
 
 
 def test_a_step_is_made_for_a_gpu(lower):
-    # cuDNN is asked for its version, which needs it; XLA's attention does not.
-    text, e = lower("deit.py:ti", GPU, "train", "model.attention=xla")
+    text, e = lower("deit.py:ti", GPU, "train")
     assert e.recipe.model.dtype == "bfloat16" and not kernels(text)
     assert "dot_general" in text
 
@@ -93,7 +95,7 @@ def test_every_step_of_every_recipe_is_made_for_every_accelerator(spec, lower):
         model = e.recipe.model
         if hasattr(model, "attention") and model.embed_dim == 64 * model.num_heads:
             check_kernels(text, e, step)
-    lower(spec, GPU, "train", *(["model.attention=xla"] if hasattr(model, "attention") else []))
+    lower(spec, GPU, "train")
 
 
 def test_the_stand_ins_are_devices_of_the_table():
