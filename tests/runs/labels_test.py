@@ -210,3 +210,29 @@ def test_labels_are_made_again_by_two_processes_and_after_a_kill(arguments, reco
     first = epochs_of(recorded[1])["epoch-00000.labels"]
     assert len(found) == 40 and found["epoch-00000.labels"] == first
     assert len({len(data) for data in found.values()}) == 1
+
+
+@pytest.mark.long
+def test_two_processes_make_labels_in_a_bucket_after_a_kill(gcs, bucket, tiny_teacher, tmp_path):
+    """Each its share of the rows; the store does not answer for a while besides."""
+    options = [f"teacher.init={tiny_teacher}", "train.batch_size=256"]
+    options.append(f"compilation_cache={tmp_path / 'cache'}")
+    command = ["labels", "--config=configs/quickstart.py:student,tiny", "--epochs=0:19"]
+    command += [f"--output=gs://{bucket}/labels", *(f"--config.{text}" for text in options)]
+    files = lambda: [name for name in gcs.names(bucket) if name.endswith(".labels")]
+    processes = start_two(*command)
+    while not files() and all(process.poll() is None for process in processes):
+        time.sleep(0.01)
+    processes[0].kill()
+    finish(processes[0], status=-signal.SIGKILL)
+    finish(processes[1], status=EXIT_RESTART)
+    known = {name: gcs.content(bucket, name) for name in files()}
+    assert 0 < len(known) < 20
+    processes = start_two(*command)
+    while len(files()) < len(known) + 3 and processes[0].poll() is None:
+        time.sleep(0.01)
+    with gcs.outage(3):
+        pass
+    finish(*processes)
+    assert len(files()) == 20 and len({len(gcs.content(bucket, name)) for name in files()}) == 1
+    assert all(gcs.content(bucket, name).startswith(data) for name, data in known.items())
