@@ -269,15 +269,15 @@ def _steps_of(folder: pathlib.Path, count: int) -> dict:
     loop.train(load("quickstart.py:teacher,tiny"), workdir=str(folder / "teacher"))
     small = ("data.source=digits", "model.embed_dim=64", "train.batch_size=64")
     small += (f"train.total_steps={count + 2}", "augment.auto_augment=", "log.trackers=")
-    distilled = lambda *more: load("deit_distilled.py:ti,tiny", *small, "teacher.name=", *more)
-    live = f"teacher.init={folder / 'teacher'}"
+    distilled = lambda *more: load("deit_distilled.py:ti,tiny", *small, *more)
+    live = "teacher.name=", f"teacher.init={folder / 'teacher'}"
     record = f"teacher.record={folder / 'labels'}"
-    labels.make_labels(distilled(live, record), epochs=None)
+    labels.make_labels(distilled(*live, record), epochs=None)
     configs = {
         "no teacher": distilled("loss.distillation=none"),
         "stored": distilled(f"teacher.labels={folder / 'labels'}"),
-        "live": distilled(live),
-        "recorded": distilled(live, f"teacher.record={folder / 'again'}"),
+        "live": distilled(*live),
+        "recorded": distilled(*live, f"teacher.record={folder / 'again'}"),
     }
     return {name: _stepper(config) for name, config in configs.items()}
 
