@@ -53,6 +53,7 @@ def experiment(resolved: Any, device: Any, mesh: jax.sharding.Mesh) -> experimen
         evaluation=Evaluation(recipe.image_size, **resolved.eval),
         checkpointing={},
         max_nonfinite=1,
+        span=None,
     )
 
 

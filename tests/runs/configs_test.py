@@ -185,6 +185,7 @@ def test_quickstart_runs_and_resumes_on_eight_devices(
     assert err == "", "nothing but the run's own lines on the terminal"
 
 
+@pytest.mark.long
 def test_going_on_equals_not_stopping(tmp_path, compilation_cache, monkeypatch):
     """Bit for bit, on the same devices."""
     tiny_runs.make_cheap(monkeypatch)

@@ -54,6 +54,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(unbroken, tmp_pa
     assert len({step for step in died_at if 0 < step < STEPS}) >= min(3, wanted - 1), died_at
 
 
+@pytest.mark.long
 def test_goodput_has_each_step_once_and_all_else_as_lost(unbroken, tmp_path, capsys):
     """Killed after a line that the checkpoints do not have yet, and resumed a second later."""
     workdir = tmp_path / "run"

@@ -51,6 +51,7 @@ def test_folder_trains_and_predicts(photos, tmp_path, compilation_cache, capsys,
     assert str(photo) in out and all(name in out for name in CLASSES)
 
 
+@pytest.mark.long
 def test_weights_of_another_task_start_it(photos, tmp_path, compilation_cache, capsys, monkeypatch):
     """Ten classes of digits, another resolution: the head is initialized on request only."""
     tiny_runs.make_cheap(monkeypatch)
