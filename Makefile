@@ -10,7 +10,8 @@ READY := $(VENV)/.ready
 help:
 	@echo "make quickstart   train a convnet teacher, distil a small DeiT from it, compare (minutes, CPU)"
 	@echo "make test         run the tests"
-	@echo "make test-long    run those that take long: whole runs in several processes, every shipped recipe"
+	@echo "make test-long    run those that take long (half an hour): whole runs in several processes, every recipe;"
+	@echo "                  TESTS='tests/data tests/launch' runs some of them"
 	@echo "make programs     compile training steps for accelerators that need not be here, and what each part costs"
 	@echo "make matrix       run the tests with Colab's versions, the oldest and the newest (half an hour)"
 	@echo "make lint         check format, rules, types, shell scripts and the Dockerfile"
@@ -42,7 +43,7 @@ test: $(READY)
 	@$(PYTEST) -m 'not long'
 
 test-long: $(READY)
-	@$(PYTEST) -m long
+	@$(PYTEST) -m long $(TESTS)
 
 # Environments of their own, in .matrix/, made by uv: that of the path, else one in $(VENV).
 matrix: $(READY)
