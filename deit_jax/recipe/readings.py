@@ -24,6 +24,7 @@ _TOOLBOX = "NVIDIA JAX-Toolbox, T5X ViT on 8 GPUs, 2023"
 _SUBQUADRATIC = "NVIDIA nvSubquadratic, a torch.compile step alone, 2026"
 _TIMM = "timm's results/benchmark-train-amp, a step alone with SGD, torch 1.12"
 _COMPILER = "an estimate of the TPU compiler with attention=xla, 2026-11, not a reading"
+_PALLAS = "an estimate of the TPU compiler with attention=pallas, 2026-11, not a reading"
 _MODEL = "a ceiling from arithmetic and memory traffic, 2026-11, not a reading"
 
 _TI, _S, _B = 192, 384, 768
@@ -44,7 +45,7 @@ READINGS = (
     Reading("v4", _TI, 1251, _DEIT3_JAX),
     Reading("v4", _S, 1228, _DEIT3_JAX),
     Reading("v4", _B, 715, _DEIT3_JAX),
-    Reading("v5e", _TI, 1e6 / 429, _COMPILER),
+    Reading("v5e", _TI, 1e6 / 232, _PALLAS),
     Reading("v5e", _S, 1e6 / 947, _COMPILER),
     Reading("v5e", _B, 1e6 / 2299, _COMPILER),
 )
