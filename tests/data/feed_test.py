@@ -126,12 +126,9 @@ assert not [name for name in sys.modules if name.startswith("tensorflow.")]
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("end", "status"),
-    [
-        ("signal.raise_signal(signal.SIGINT)", -2),
-        pytest.param("raise SystemExit(3)", 3, marks=pytest.mark.long),
-    ],
+    ("end", "status"), [("signal.raise_signal(signal.SIGINT)", -2), ("raise SystemExit(3)", 3)]
 )
 def test_a_process_ends_with_its_threads_at_work(tmp_path, end, status):
     with io.BytesIO() as file:

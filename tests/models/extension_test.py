@@ -89,6 +89,7 @@ def test_its_options_are_its_attributes(mixer, spec):
         models.create_model(NAME, attention="xla")
 
 
+@pytest.mark.long
 def test_it_is_explained_trained_evaluated_saved_and_resumed(
     mixer, spec, tmp_path, compilation_cache, monkeypatch, capsys
 ):

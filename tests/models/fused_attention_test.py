@@ -45,7 +45,7 @@ def test_values_and_gradients_equal_plain_attention(rows, tokens, heads):
         np.testing.assert_allclose(value, reference, rtol=1e-5, atol=4e-6)
 
 
-@pytest.mark.parametrize(("rows", "tokens", "heads"), [(2, 197, 2), (1, 197, 3)])
+@pytest.mark.parametrize(("rows", "tokens", "heads"), [(1, 197, 3)])
 def test_bfloat16_is_as_near_to_f32_as_plain_attention_is(rows, tokens, heads):
     qkv, above = _arrays(rows, tokens, heads)
     half = qkv.astype(jnp.bfloat16)
@@ -79,6 +79,7 @@ def test_each_device_attends_to_its_own_rows():
         np.testing.assert_allclose(sharded, whole, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_model_may_use_it(monkeypatch):
     """Logits and gradients of a model whose attention is fused, against the same with XLA's."""
     usable = attention.Implementation(lambda qkv, heads: _fused(qkv), lambda *_: None)

@@ -1,5 +1,7 @@
 """Parameters and multiply-accumulates of every registered model, and their names."""
 
+import pytest
+
 from deit_jax import models
 
 # name -> (parameters, multiply-accumulates of one image). Published: parameters of DeiT and
@@ -42,6 +44,7 @@ SIZES = {
 }
 
 
+@pytest.mark.long
 def test_sizes_of_all_registered_models():
     assert set(SIZES) == set(models.list_models()), "every registered model has its line in SIZES"
     found = {name: tuple(models.create_model(name).count()) for name in SIZES}

@@ -244,6 +244,7 @@ def test_workdir_that_cannot_be_written(tmp_path, capsys):
     assert "cannot be written" in str(caught.value) and "num_heads" in str(caught.value)
 
 
+@pytest.mark.long
 def test_workdir_of_another_run(tmp_path, compilation_cache, capsys, monkeypatch):
     tiny_runs.make_cheap(monkeypatch)
     tiny_runs.train(tiny_runs.tiny("quickstart.py:plain", compilation_cache), tmp_path)

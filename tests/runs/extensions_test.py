@@ -226,6 +226,7 @@ def test_additions_are_explained_trained_resumed_and_evaluated(
     assert "class" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_another_process_finds_the_additions_through_the_config(tmp_path, monkeypatch):
     """A command that reads the run knows the model once it has loaded the config file."""
     additions, config, _ = RUNS["model, optimizer and data format"]
