@@ -76,6 +76,7 @@ def test_no_duration_without_hardware_and_date(notebook):
 
 
 @pytest.mark.long
+@pytest.mark.versions
 def test_it_runs_on_the_sample(notebook, tmp_path, monkeypatch):
     """As in Colab, from the first cell to the last: figures, no errors, an exported file."""
     import nbclient

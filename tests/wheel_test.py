@@ -74,6 +74,7 @@ def get_config():
 
 
 @pytest.mark.long
+@pytest.mark.versions
 def test_it_trains_in_an_empty_folder(wheel, tmp_path):
     """A shipped recipe by name and a file of one's own, where TensorFlow cannot be imported."""
     site, here = tmp_path / "site", tmp_path / "empty"
