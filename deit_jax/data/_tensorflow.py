@@ -9,6 +9,8 @@ import tempfile
 import types
 from collections.abc import Iterator
 
+from absl import logging as absl_logging
+
 from deit_jax.errors import ConfigError
 
 _MISSING = (
@@ -16,8 +18,11 @@ _MISSING = (
     "'deit_jax[data]'`; data of uint8 arrays (source 'digits' or 'arrays') needs none"
 )
 
-# `I0000 00:00:1795298260.942085   21231 cudart_stub.cc:31] Could not find cuda drivers ...`
-_LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl")
+# `I0000 00:00:1795298260.942085   21231 cudart_stub.cc:31] Could not find cuda drivers ...`, and
+# `2026-11-22 01:37:16.300244: E external/local_xla/...] failed call to cuInit ...` before 2.21.
+_LOG_LINE = re.compile(
+    rb"[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d [\d:.]+: [IWE] |WARNING: All log messages before absl"
+)
 
 
 def require_tensorflow(*others: str) -> None:
@@ -48,6 +53,35 @@ def tensorflow() -> types.ModuleType:
             # Already initialized by the caller's program, with the devices it chose.
             pass
     return tf
+
+
+@functools.cache
+def tensorflow_datasets() -> types.ModuleType:
+    """The tensorflow_datasets module; where it does not work a ConfigError with the reason.
+
+    It logs what goes wrong while it is imported, such as a protobuf that is too old for it, and
+    is then a module without contents.
+    """
+    logged = []
+    logger = absl_logging.get_absl_logger()
+    # Appends, and keeps the record from being written.
+    logger.addFilter(logged.append)  # pyright: ignore[reportArgumentType]
+    try:
+        import tensorflow_datasets as tfds
+    except Exception as error:  # noqa: BLE001 - as TensorFlow
+        raise _unusable(error) from error
+    finally:
+        logger.removeFilter(logged.append)  # pyright: ignore[reportArgumentType]
+    if not hasattr(tfds, "core"):
+        raise _unusable(next((r.exc_info[1] for r in logged if r.exc_info), "it is empty"))
+    return tfds
+
+
+def _unusable(error: object) -> ConfigError:
+    reason = " ".join(str(error).split())[:240]
+    old = "; with protobuf 5: `pip install 'tensorflow-metadata<1.18'`"
+    hint = old if "protobuf" in reason.lower() else ""
+    return ConfigError(f"tensorflow_datasets cannot be imported ({reason}){hint}")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from deit_jax import storage
 from deit_jax.data import example, readers
-from deit_jax.data._tensorflow import require_tensorflow
+from deit_jax.data._tensorflow import require_tensorflow, tensorflow_datasets
 from deit_jax.data.source import CorruptImage, Data, Record, Source, check_window
 from deit_jax.errors import ConfigError, close_matches, unknown
 
@@ -161,7 +161,7 @@ def _damaged(path: Any, error: object, prepare: str) -> ConfigError:
 
 def _open_builder(folder: str, prepare: str) -> Any:
     """tfds's builder of a prepared set, whose metadata are checked first."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     for name in ("dataset_info.json", "features.json"):
         path = storage.path(folder) / name
@@ -222,7 +222,7 @@ def find_prepared(name: str, data_dir: str | None) -> str:
         ConfigError: no such data_dir, set, config or version; names what there is and the
             command that prepares the set.
     """
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = storage.path(data_dir or default).expanduser()
@@ -256,7 +256,7 @@ def find_prepared(name: str, data_dir: str | None) -> str:
 
 def _how_to_get(name: str, data_dir: str | None) -> str:
     """The command that prepares a set, or near names when tfds has no set of that name."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     base = re.split("[/:]", name)[0]
     known = tfds.list_builders(with_community_datasets=False)
@@ -268,7 +268,7 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
 
 def _label_feature(builder, image_key: str, label_key: str) -> Any:
     """The ClassLabel feature; errors that name the features there are."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     features = builder.info.features
     for key in (image_key, label_key):

@@ -296,5 +296,6 @@ def test_tensorflow_prints_nothing():
 def test_only_log_lines_are_dropped(capfd):
     with _tensorflow._without_log_lines():
         os.write(2, b"I0000 00:00:1.2 3 cudart_stub.cc:31] Could not find cuda drivers\nkept\n")
+        os.write(2, b"2026-11-22 01:37:16.300244: E external/xla/cuda_platform.cc:51] no cuInit\n")
     os.write(2, b"E0000 00:00:1.2 3 after\n")
     assert capfd.readouterr().err == "kept\nE0000 00:00:1.2 3 after\n"

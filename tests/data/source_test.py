@@ -1,6 +1,7 @@
 """Sources: tfds, arrays, digits, and the errors when one is missing."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -287,3 +288,28 @@ refuses("pip install 'deit_jax[quickstart]'", data.open_data, source="digits")
 """
     root = pathlib.Path(data.__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root, timeout=60)
+
+
+def test_tensorflow_datasets_that_does_not_load_is_one_line(tmp_path):
+    """It logs the traceback of what it lacks and is then a module without contents."""
+    (tmp_path / "tensorflow_datasets.py").write_text("""
+from absl import logging
+try:
+    raise TypeError("gencode 6.31.1\\nruntime 5.29.6 of Protobuf")
+except Exception as error:
+    logging.exception(error)
+""")
+    program = "from deit_jax import data; data.open_data(source='tfds', name='imagenet2012')"
+    root = pathlib.Path(data.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "deit_jax.errors.ConfigError: tensorflow_datasets cannot be imported (gencode 6.31.1 "
+        "runtime 5.29.6 of Protobuf); with protobuf 5: `pip install 'tensorflow-metadata<1.18'`"
+    )
+    assert "TypeError" not in done.stderr
