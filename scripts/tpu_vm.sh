@@ -137,7 +137,7 @@ renew() { # replaces a TPU VM that is gone
 watch() {
     local now last=''
     [ -e "$dir/arguments" ] || fail "nothing to run on $name yet: scripts/tpu_vm.sh run $name --config=FILE ..."
-    trap 'fail "no longer watching; the run goes on; again: scripts/tpu_vm.sh watch $name" 130' INT
+    trap 'fail "no longer watching; the run continues; to watch it again: scripts/tpu_vm.sh watch $name" 130' INT
     while :; do
         now=$(state)
         [ "$now" = "$last" ] || say "$name is $now"

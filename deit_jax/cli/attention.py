@@ -21,10 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "attention", help="attention maps and rollout over photos", description=DESCRIPTION
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="JPEG, PNG, BMP or WebP files")
-    parser.add_argument(
-        "--checkpoint", required=True, help="file, folder, workdir, or name of a published model"
-    )
-    checkpoint_arguments.add_arguments(parser)
+    checkpoint_arguments.add_checkpoint(parser)
     parser.add_argument(
         "--blocks",
         metavar="N,...|all",
@@ -34,22 +31,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--image-size", type=values.positive, help="side in pixels; default: the checkpoint's"
     )
-    parser.add_argument("--crop-ratio", type=float, help="default: the checkpoint's")
+    parser.add_argument("--crop-ratio", type=values.crop_ratio, help="default: the checkpoint's")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import figures, pretrained, storage
-    from deit_jax.errors import ConfigError
+    from deit_jax import figures, storage
     from deit_jax.evaluation import attention, classify
 
-    if args.crop_ratio is not None and not 0.1 <= args.crop_ratio <= 1:
-        raise ConfigError(f"--crop-ratio must be from 0.1 to 1, not {args.crop_ratio}")
     missing = [path for path in args.images if not storage.path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")
     folder = storage.writable(args.output, "--output")
-    loaded = pretrained.load_checkpoint(args.checkpoint, **checkpoint_arguments.options(args))
+    loaded = checkpoint_arguments.load(args)
     sizes = {"image_size": args.image_size, "crop_ratio": args.crop_ratio}
     maps_of = attention.make_attention(loaded, **sizes)
     blocks = _blocks(args.blocks, loaded.create_model().depth)

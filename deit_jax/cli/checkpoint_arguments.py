@@ -2,7 +2,18 @@
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deit_jax.pretrained.checkpoint import LoadedCheckpoint
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint`, and how to read it."""
+    parser.add_argument(
+        "--checkpoint", required=True, help="workdir, file, folder, or name of a published model"
+    )
+    add_arguments(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_attributes,
         default={},
         metavar="JSON",
-        help='attributes that the file does not tell, e.g. {"num_heads": 3}',
+        help='attributes that the file does not record, e.g. {"num_heads": 3}',
     )
     add_config(parser)
 
@@ -28,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `pretrained.load_checkpoint`."""
     return {key: getattr(args, key) for key in ("which", "ema", "model", "model_kwargs")}
+
+
+def load(args: argparse.Namespace) -> "LoadedCheckpoint":
+    """The weights that the arguments of `add_checkpoint` name."""
+    from deit_jax import pretrained
+
+    return pretrained.load_checkpoint(args.checkpoint, **options(args))
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -28,19 +28,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "[--config.key=value ...]",
         description=DESCRIPTION,
     )
-    parser.add_argument(
-        "--checkpoint", required=True, help="file, folder, workdir, or name of a published model"
-    )
-    checkpoint_arguments.add_arguments(parser)
+    checkpoint_arguments.add_checkpoint(parser)
     parser.add_argument(
         "--data", action="append", metavar="SET,...", help="val, v2, real; default: val"
     )
     parser.add_argument(
         "--image-size", type=values.positive, help="side in pixels; default: the checkpoint's"
     )
-    parser.add_argument(
-        "--crop-ratio", type=values.positive_float, help="default: the checkpoint's"
-    )
+    parser.add_argument("--crop-ratio", type=values.crop_ratio, help="default: the checkpoint's")
     parser.add_argument("--dtype", default="float32", help="to compute in; default: float32")
     parser.add_argument("--json", metavar="FILE", help="write the results")
     parser.add_argument("--confusion", metavar="FILE.csv", help="of the first set")

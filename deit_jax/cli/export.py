@@ -21,22 +21,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "export", help="a model as one file: jax.export, ONNX", description=DESCRIPTION
     )
     parser.add_argument("file", metavar="FILE", help="FILE.jax or FILE.onnx to create")
-    parser.add_argument(
-        "--checkpoint", required=True, help="file, folder, workdir, or name of a published model"
-    )
+    checkpoint_arguments.add_checkpoint(parser)
     parser.add_argument("--to", metavar="FORMAT", help="jax or onnx; default: by FILE's suffix")
     parser.add_argument(
         "--image-size", type=values.positive, help="side in pixels; default: the checkpoint's"
     )
-    checkpoint_arguments.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import pretrained, storage
+    from deit_jax import storage
     from deit_jax.evaluation import export
 
-    loaded = pretrained.load_checkpoint(args.checkpoint, **checkpoint_arguments.options(args))
+    loaded = checkpoint_arguments.load(args)
     found = export.export(loaded, args.file, to=args.to, image_size=args.image_size)
     path, size = storage.path(args.file), found["input"]["shape"]
     print(f"read {loaded.label}: {found['model']}, {found['parameters']:,} parameters")

@@ -21,21 +21,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "photos", metavar="PHOTOS", help="folder or .zip of JPEG, PNG, BMP, WebP files"
     )
     parser.add_argument("file", metavar="OUT.npz", help="file to write")
-    parser.add_argument(
-        "--checkpoint", required=True, help="file, folder, workdir, or name of a published model"
-    )
-    checkpoint_arguments.add_arguments(parser)
+    checkpoint_arguments.add_checkpoint(parser)
     parser.add_argument(
         "--batch-size", type=values.positive, default=64, help="photos at a time; default: 64"
     )
-    parser.add_argument(
-        "--crop-ratio", type=values.positive_float, help="default: the checkpoint's"
-    )
+    parser.add_argument("--crop-ratio", type=values.crop_ratio, help="default: the checkpoint's")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import pretrained, storage
+    from deit_jax import storage
     from deit_jax.data import all_photos
     from deit_jax.errors import ConfigError, printable
     from deit_jax.evaluation import features
@@ -44,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if path.suffix != ".npz":
         raise ConfigError(f"{path}: the file must be called *.npz")
     photos = all_photos.open_all_photos(args.photos)
-    loaded = pretrained.load_checkpoint(args.checkpoint, **checkpoint_arguments.options(args))
+    loaded = checkpoint_arguments.load(args)
     found = features.compute(loaded, photos, batch_size=args.batch_size, crop_ratio=args.crop_ratio)
     features.write(path, found, photos)
     print(f"read {loaded.label}: {loaded.model}")

@@ -8,7 +8,8 @@ DESCRIPTION = """\
 Writes FOLDER with model.safetensors, config.json and preprocessor_config.json, which timm
 ("local-dir:FOLDER") or transformers (FOLDER) and this library (--config.init=FOLDER) load, and
 README.md, whose numbers are those that the run stored with the checkpoint: accuracy, epochs, data,
-recipe, versions. What the checkpoint does not tell is left out. To put it on the Hugging Face hub:
+recipe, versions. What the checkpoint does not record is left out. To put it on the Hugging Face
+hub:
 
     hf upload OWNER/NAME FOLDER
 """
@@ -21,23 +22,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description=DESCRIPTION,
     )
     parser.add_argument("folder", metavar="FOLDER", help="to create; its name is the card's title")
-    parser.add_argument(
-        "--checkpoint", required=True, help="workdir, file, folder, or name of a published model"
-    )
+    checkpoint_arguments.add_checkpoint(parser)
     parser.add_argument(
         "--to",
         metavar="FORMAT",
         help="timm or hf; default: timm, or hf where timm has no such model",
     )
-    checkpoint_arguments.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from deit_jax import pretrained
     from deit_jax.evaluation import publish
 
-    loaded = pretrained.load_checkpoint(args.checkpoint, **checkpoint_arguments.options(args))
+    loaded = checkpoint_arguments.load(args)
     weights = "EMA" if args.ema else "raw"
     target = publish.publish(loaded, args.folder, to=args.to, weights=weights)
     print(f"read {loaded.label}: {loaded.model}")

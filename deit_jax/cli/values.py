@@ -23,6 +23,11 @@ def positive_float(text: str) -> float:
     return _between(float, text, "a number above 0", math.ulp(0.0))
 
 
+def crop_ratio(text: str) -> float:
+    """A number from 0.1 to 1: what the center crop keeps of the short side."""
+    return _between(float, text, "a number from 0.1 to 1", 0.1, 1)
+
+
 def _between(kind: Callable, text: str, words: str, least: float, most: int = _MOST) -> Any:
     try:
         value = kind(text)

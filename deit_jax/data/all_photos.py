@@ -29,7 +29,7 @@ class AllPhotos(NamedTuple):
 
 
 def open_all_photos(path: str) -> AllPhotos:
-    """All photos, in the order of their names; splits are not told apart.
+    """All photos, in the order of their names; splits are not distinguished.
 
     The class of a photo is the first folder of its name that is not a split (train, val, ...)
     or a single folder around all.

@@ -1,4 +1,4 @@
-"""ArrayRecord files by record number; the format's own checksums tell damage."""
+"""ArrayRecord files by record number; the format's own checksums detect damage."""
 
 import contextlib
 import importlib

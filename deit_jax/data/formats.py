@@ -42,7 +42,7 @@ def remedy(extension: str) -> str:
 
 
 def ignored(extensions: Iterable[str]) -> str:
-    """`3 files ignored: 2 .gif, 1 .txt; convert GIF ...`: files that are no image, by extension.
+    """`3 files ignored: 2 .gif, 1 .txt; convert GIF ...`: files that are not images, by extension.
 
     Empty for none.
     """

@@ -183,7 +183,7 @@ def _metadata(path: str, mtime: float) -> Any:
             return _parquet().read_metadata(file)
     except (ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{path} is damaged or no parquet file: {reason}") from error
+        raise ConfigError(f"{path} is damaged or not a parquet file: {reason}") from error
 
 
 def _footer(path: str) -> Any:

@@ -33,7 +33,7 @@ def find_splits(
         )
     root = str(storage.path(path).expanduser()) if path else ""
     if path is not None and not storage.path(root).is_dir():
-        raise ConfigError(f"path={path} is no folder; it should hold *{suffix} files")
+        raise ConfigError(f"path={path} is not a folder; it should hold *{suffix} files")
     train = _files(root, train_split or "train", suffix)
     for name in [eval_split] if eval_split else EVAL_NAMES:
         if files := _files(root, name, suffix, required=bool(eval_split)):

@@ -1,6 +1,6 @@
 """The card of a published model: what its checkpoint says of the run, and nothing else.
 
-Whatever a checkpoint does not tell is left out; no number is computed but shares and epochs.
+What a checkpoint does not record is left out; no number is computed but shares and epochs.
 """
 
 import json
@@ -47,7 +47,7 @@ def write_card(info: CheckpointInfo, title: str, target: str, weights: str) -> s
     Args:
       title: name of the folder.
       target: `timm` or `hf`, which library the folder is for.
-      weights: `raw` or `EMA`, whose accuracy is told.
+      weights: `raw` or `EMA`, whose accuracy the card states.
     """
     use = _USE[target].replace("FOLDER", title)
     sections = {
@@ -102,7 +102,7 @@ def accuracy(metadata: Mapping[str, Any], weights: str) -> str:
 
 
 def training_facts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Data, length and origin of the run, those that the checkpoint tells."""
+    """Data, length and origin of the run, as far as the checkpoint records them."""
     config, counts = metadata.get("config", {}), metadata.get("data", {})
     provenance = metadata.get("provenance", {})
     facts = {"data": _data(config.get("data", {}))}

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # Inches.
 _TILE, _GAP, _CAPTION = 1.5, 0.1, 0.2
-_MARGIN, _NAME, _TOP = 0.2, 0.68, 0.72
+_MARGIN, _NAME, _TOP = 0.2, 0.68, 0.97
+_ROW = _TILE + _CAPTION + _GAP
 # As wide as the photo and all maps of a row, as far as there are so many heads.
 _MOST_HEADS = 16
 
@@ -54,47 +55,60 @@ def attention(
         raise ValueError(f"{len(rows)} rows, {len(columns)} columns for maps {maps.shape}")
     if heads is not None and len(head_rows) != len(heads):
         raise ValueError(f"{len(head_rows)} names for heads {heads.shape}")
-    row_height = _TILE + _CAPTION + _GAP
     left = _MARGIN + _TILE + 0.3 + _NAME
     width = left + len(columns) * (_TILE + _GAP) - _GAP + _MARGIN
     heads = None if heads is None else np.asarray(heads)[:, :_MOST_HEADS]
-    small, below = _small_tiles(heads, width)
-    height = _TOP + 0.25 + len(rows) * row_height + below + 0.1
+    side, below = _small_tiles(heads, width)
+    height = _TOP + len(rows) * _ROW + below + 0.1
     figure = style.new_figure(width, height)
-    room = width - 2 * _MARGIN
-    _write(
-        figure,
-        _MARGIN,
-        0.24,
-        style.fitted(_one(title), room, style.TITLE, "bold"),
-        size=style.TITLE,
-        weight="bold",
-    )
-    _write(figure, _MARGIN, 0.47, style.fitted(_one(subtitle), room, style.TEXT), color=style.MUTED)
-    top = _TOP + 0.25
-    _tile(figure, (_MARGIN, top, _TILE), photo, None)
-    _write(figure, _MARGIN + _TILE / 2, top - 0.1, "what the model saw", ha="center")
-    for line, text in enumerate(
-        ("means over the heads; a map is", "brightest at its strongest patch")
-    ):
-        y = top + _TILE + 0.1 + 0.12 * line
-        _write(figure, _MARGIN, y, text, size=style.SMALL - 1, color=style.MUTED)
-    for c, name in enumerate(style.drawable(columns)):
-        x = left + c * (_TILE + _GAP)
-        _write(figure, x + _TILE / 2, top - 0.1, name, ha="center")
-        for r, row in enumerate(style.drawable(rows)):
-            y = top + r * row_height
-            if not c:
-                _write(figure, left - 0.1, y + _TILE / 2, row, ha="right")
-            _tile(figure, (x, y, _TILE), photo, maps[r, c])
-            strongest, all_of_them = 100 * maps[r, c].max(), 100 * maps[r, c].sum()
-            text = f"strongest {strongest:.1f} %, all {all_of_them:.0f} %"
-            _write(figure, x, y + _TILE + 0.1, text, size=style.SMALL - 1, color=style.MUTED)
+    _header(figure, title, subtitle)
+    _photo(figure, photo)
+    _grid(figure, photo, maps, (rows, columns), left)
     if heads is not None:
-        y = top + len(rows) * row_height + 0.5
+        y = _TOP + len(rows) * _ROW + 0.5
         _write(figure, _MARGIN, y - 0.36, head_title, weight="bold")
-        _heads(figure, photo, heads, [*style.drawable(head_rows)], y, small)
+        _heads(figure, photo, heads, style.drawable(head_rows), y, side)
     return figure
+
+
+def _header(figure: "Figure", title: str, subtitle: str) -> None:
+    room = figure.get_size_inches()[0] - 2 * _MARGIN
+    title = style.fitted(_one(title), room, style.TITLE, "bold")
+    _write(figure, _MARGIN, 0.24, title, size=style.TITLE, weight="bold")
+    subtitle = style.fitted(_one(subtitle), room, style.TEXT)
+    _write(figure, _MARGIN, 0.47, subtitle, color=style.MUTED)
+
+
+def _photo(figure: "Figure", photo: np.ndarray) -> None:
+    """The photo, left of the first row of maps, and below it how to read them."""
+    _tile(figure, (_MARGIN, _TOP, _TILE), photo, None)
+    _write(figure, _MARGIN + _TILE / 2, _TOP - 0.1, "what the model saw", ha="center")
+    lines = ("means over the heads; a map is", "brightest at its strongest patch")
+    for number, text in enumerate(lines):
+        y = _TOP + _TILE + 0.1 + 0.12 * number
+        _write(figure, _MARGIN, y, text, size=style.SMALL - 1, color=style.MUTED)
+
+
+def _grid(
+    figure: "Figure",
+    photo: np.ndarray,
+    maps: np.ndarray,
+    names: tuple[Sequence[str], Sequence[str]],
+    left: float,
+) -> None:
+    """Maps [R, C, y, x], named by row and column."""
+    rows, columns = map(style.drawable, names)
+    for c, name in enumerate(columns):
+        x = left + c * (_TILE + _GAP)
+        _write(figure, x + _TILE / 2, _TOP - 0.1, name, ha="center")
+        for r in range(len(rows)):
+            y = _TOP + r * _ROW
+            _tile(figure, (x, y, _TILE), photo, maps[r, c])
+            strongest, total = 100 * maps[r, c].max(), 100 * maps[r, c].sum()
+            text = f"strongest {strongest:.1f} %, all {total:.0f} %"
+            _write(figure, x, y + _TILE + 0.1, text, size=style.SMALL - 1, color=style.MUTED)
+    for r, name in enumerate(rows):
+        _write(figure, left - 0.1, _TOP + r * _ROW + _TILE / 2, name, ha="right")
 
 
 def _one(text: str) -> str:

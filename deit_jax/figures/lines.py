@@ -55,7 +55,7 @@ class Line:
 
     @property
     def marks(self) -> dict[str, Any]:
-        """Markers, hollow for the EMA: they tell lines apart where colors do not."""
+        """Markers, hollow for the EMA: they distinguish lines where colors do not."""
         return {
             "marker": style.MARKERS[self.marker % len(style.MARKERS)],
             "markersize": 3.8 if self.main else 3.2,

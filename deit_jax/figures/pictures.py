@@ -44,19 +44,23 @@ def worst(
     """
     labels, predicted = style.drawable(labels, "name"), style.drawable(predicted, "name")
     notes = style.drawable(notes, "picture") if notes else [""] * len(images)
-    told = list(zip(images, labels, label_shares, predicted, predicted_shares, notes, strict=True))
-    columns = max(min(columns, len(told)), 1)
-    rows = -(-len(told) // columns)
+    pictures = list(
+        zip(images, labels, label_shares, predicted, predicted_shares, notes, strict=True)
+    )
+    columns = max(min(columns, len(pictures)), 1)
+    rows = -(-len(pictures) // columns)
     row_height = _TILE + (3 if any(notes) else 2) * _LINE + 0.25
     width = max(columns * (_TILE + _GAP) + _GAP, 3.4)
     height = 0.72 + rows * row_height
     figure = style.new_figure(width, height)
     title = style.fitted(title, width - 2 * _GAP, style.TITLE, "bold")
-    below = "true class, → predicted class, and their probabilities" if told else "none is wrong"
+    below = (
+        "true class, → predicted class, and their probabilities" if pictures else "none is wrong"
+    )
     x = _GAP / width
     figure.text(x, 1 - 0.24 / height, title, size=style.TITLE, weight="bold", va="center")
     figure.text(x, 1 - 0.46 / height, below, size=style.SMALL, color=style.MUTED, va="center")
-    for number, (image, name, share, guess, guess_share, note) in enumerate(told):
+    for number, (image, name, share, guess, guess_share, note) in enumerate(pictures):
         row, column = divmod(number, columns)
         left, bottom = _GAP + column * (_TILE + _GAP), height - 0.66 - _TILE - row * row_height
         place = (left / width, bottom / height, _TILE / width, _TILE / height)

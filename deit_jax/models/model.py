@@ -48,7 +48,7 @@ class Model(nn.Module, kw_only=True):
       no_weight_decay: last names of own parameters without weight decay, besides biases,
         scales and tokens.
       undetermined: attributes that change the outputs and not the shapes of the parameters, so
-        that a file of weights alone does not tell them.
+        that a file of weights alone does not determine them.
       num_layers: number of the head's layer, the last, see `layer_of`; 0 without numbers.
       recomputed_passes: forward passes (0 or 1) that are repeated in the backward pass.
     """

@@ -21,7 +21,7 @@ class CheckpointInfo:
       metadata: what else a checkpoint of ours holds.
       selection: what `which` and `ema` selected of a source with several weights, for the
         screen; "" where there was nothing to select, or the latest raw weights of a run.
-      assumed: what the file does not tell and was assumed, for the screen; "" for nothing.
+      assumed: what the file does not record and was assumed, for the screen; "" for nothing.
     """
 
     model: str

@@ -141,18 +141,18 @@ def _download(
         raise
     with answer, open(folder / name, "wb") as file:
         shutil.copyfileobj(answer, file, 1 << 20)
-    told = _lower(answer.headers) | redirects.headers
-    if problem := _problem(folder / name, told):
+    headers = _lower(answer.headers) | redirects.headers
+    if problem := _problem(folder / name, headers):
         raise ConfigError(f"{text}: {name} {problem}; start again")
-    return repository._replace(revision=told.get("x-repo-commit", repository.revision))
+    return repository._replace(revision=headers.get("x-repo-commit", repository.revision))
 
 
-def _problem(file: pathlib.Path, told: Mapping[str, str]) -> str:
+def _problem(file: pathlib.Path, headers: Mapping[str, str]) -> str:
     """What is wrong where a file has another size or digest than the hub states; ""."""
-    size = told.get("x-linked-size") or told.get("content-length", "")
+    size = headers.get("x-linked-size") or headers.get("content-length", "")
     if size.isdecimal() and file.stat().st_size != int(size):
         return f"was cut after {file.stat().st_size:,} of {int(size):,} bytes"
-    digest = told.get("x-linked-etag", "").strip('"')
+    digest = headers.get("x-linked-etag", "").strip('"')
     if _SHA256.fullmatch(digest):
         try:
             hub.check_digest(file, digest)

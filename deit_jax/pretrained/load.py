@@ -51,7 +51,7 @@ def load_checkpoint(
       which: of a run of ours, `latest`, `best` (by the metric that it selects by) or a step.
       model: registered name, when the shapes do not determine it.
       model_kwargs: arguments of `create_model`, likewise (num_heads, image_size, ...).
-      like: a model whose `undetermined` attributes hold where nothing else tells them: the one
+      like: a model whose `undetermined` attributes hold where nothing else says them: the one
         that the weights are for.
 
     Raises:
@@ -141,13 +141,13 @@ def _refuse_selection(source: str, which: str) -> None:
         raise ConfigError(f"{source}: which={which!r} selects a step of a run; this is not a run")
 
 
-def _refuse_contradiction(source: str, told: dict[str, Any], asked: _Asked) -> None:
-    """Raises ConfigError for another model than asked for; `told` are arguments known of it."""
+def _refuse_contradiction(source: str, known: dict[str, Any], asked: _Asked) -> None:
+    """Raises ConfigError for another model than asked for; `known` are arguments known of it."""
     given = {"name": asked.model} | asked.model_kwargs
-    for key in [key for key in given if given[key] is not None and key in told]:
-        if told[key] != given[key]:
+    for key in [key for key in given if given[key] is not None and key in known]:
+        if known[key] != given[key]:
             form = "a {}" if key == "name" else f"{key}={{}}"
-            there, asked_for = form.format(told[key]), form.format(given[key])
+            there, asked_for = form.format(known[key]), form.format(given[key])
             raise ConfigError(f"{source} holds {there}, not {asked_for}")
 
 
@@ -183,22 +183,22 @@ def _read_state_dict(
     shapes = {name: array.shape for name, array in tensors.items()}
     naming = detect.naming_of(set(tensors))
     config = huggingface.read_config(file.parent) if naming.startswith("hf") else {}
-    told, image = huggingface.model_hints(config), huggingface.read_image(file.parent)
+    known, image = huggingface.model_hints(config), huggingface.read_image(file.parent)
     if not config:
-        told, image = huggingface.read_timm(file.parent)
-        if told and not notes.get("class_names"):
+        known, image = huggingface.read_timm(file.parent)
+        if known and not notes.get("class_names"):
             notes = notes | {"class_names": huggingface.timm_class_names(file.parent)}
     published = hub.published_model(file)
     if published:
         family, attributes = ARCHITECTURES[published]
-        told = {key: attributes[key] for key in family.undetermined} | told
+        known = {key: attributes[key] for key in family.undetermined} | known
     if notes.get("model"):
-        told = notes_lib.check_model(notes["model"])
-    _refuse_contradiction(source, told, asked)
-    hints = told | asked.model_kwargs
-    untold = [key for key in getattr(asked.like, "undetermined", ()) if key not in hints]
-    hints |= {key: getattr(asked.like, key) for key in untold}
-    if "name" in told:
+        known = notes_lib.check_model(notes["model"])
+    _refuse_contradiction(source, known, asked)
+    hints = known | asked.model_kwargs
+    undetermined = [key for key in getattr(asked.like, "undetermined", ()) if key not in hints]
+    hints |= {key: getattr(asked.like, key) for key in undetermined}
+    if "name" in known:
         name, arguments = hints.pop("name"), hints
     elif asked.model is not None:
         num_classes = detect.num_classes(shapes, default=1000)
@@ -213,8 +213,8 @@ def _read_state_dict(
     notes = dict[str, Any]({"image": image} | notes)
     info = _info(name, arguments, notes, source=source, format=naming)
     info["selection"] = selection
-    if "name" not in told and not published:
-        info["assumed"] = _assumptions(info, told | asked.model_kwargs, notes["image"], asked)
+    if "name" not in known and not published:
+        info["assumed"] = _assumptions(info, known | asked.model_kwargs, notes["image"], asked)
     if arrays:
         table = names.entries(create_model(name, **info["model_kwargs"]), naming)
         info["variables"] = names.read(table, tensors)
@@ -224,7 +224,7 @@ def _read_state_dict(
 def _assumptions(
     info: dict[str, Any], known: dict[str, Any], image: dict[str, Any], asked: _Asked
 ) -> str:
-    """What neither the file nor a config beside it tells, for the screen; "" for nothing."""
+    """What neither the file nor a config beside it says, for the screen; "" for nothing."""
     model = create_model(info["model"], **info["model_kwargs"])
     origin = "as the model to start has" if asked.like else f"as {info['model']} has"
     assumed = [

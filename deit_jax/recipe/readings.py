@@ -1,8 +1,8 @@
 """How fast others, and models on paper, trained a ViT of 16 x 16 patches at 224 pixels.
 
-Not readings of this library: of an accelerator, those are still to be made. They tell hours from
-days before anything is rented. Without a teacher, which costs more (`explain` counts it), and all
-in half precision.
+Not readings of this library: of an accelerator, those are still to be made. They distinguish
+hours from days before anything is rented. Without a teacher, which costs more (`explain` counts
+it), and all in half precision.
 """
 
 from typing import NamedTuple

@@ -205,7 +205,7 @@ def writable(value: str | os.PathLike | StorePath, what: str) -> Path:
 
     Raises:
       ConfigError: that failed, or no folder is named; the message names `what`, and a bucket
-        that is missing or not ours is told at the first answer.
+        that is missing or not ours is reported at the first answer.
     """
     if not str(value):
         raise ConfigError(f"{what} is empty; name a folder, or '.' for this one")

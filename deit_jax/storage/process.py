@@ -1,4 +1,4 @@
-"""Which process this is, told so that another one can see whether it still runs."""
+"""Which process this is, recorded so that another one can see whether it still runs."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ class Process:
     Attributes:
       text: for messages.
       machine: start of the system and space of process numbers that `pid` belongs to; "" where
-        the system does not tell.
+        the system does not say.
       pid: its number there.
       started: when it started, in ticks since the system did; numbers are used again.
     """

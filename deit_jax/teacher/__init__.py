@@ -1,7 +1,7 @@
 """The frozen teacher of a distilled run: live, recorded, or replaced by stored labels.
 
     options.py   the `teacher` section of a config
-    model.py     which model it is, without its weights where its file tells
+    model.py     which model it is, without its weights where its file says
     live.py      the teacher with its weights
     kinds.py     what is kept of its logits: the first choice, or the largest logits
     manifest.py  what stored labels depend on

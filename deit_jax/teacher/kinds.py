@@ -15,7 +15,7 @@ from deit_jax.errors import ConfigError
 
 # Arrays [B, ...] by the name of their field.
 Rows = dict[str, jax.Array]
-MOST_CLASSES = 2**16  # that uint16 can tell apart
+MOST_CLASSES = 2**16  # that uint16 can number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def make_kind(num_classes: int, choice_only: bool, *, label_k: int | None = None
         uses, else all K.
 
     Raises:
-      ConfigError: more logits than classes, or more classes than uint16 can tell apart.
+      ConfigError: more logits than classes, or more classes than uint16 can number.
     """
     if num_classes > MOST_CLASSES:
         raise ConfigError(

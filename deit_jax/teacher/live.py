@@ -76,7 +76,7 @@ def load_teacher(
       image_size, mean, std: side in pixels and statistics of the student's input.
       init: its checkpoint, see `pretrained.load_checkpoint`.
       name: registered model of `init`, when the file does not determine it.
-      num_heads: of a transformer whose file does not tell them; None for those of its name.
+      num_heads: of a transformer whose file does not record them; None for those of its name.
       ensemble: further checkpoints; the answer is the mean of all probabilities.
       ema, which: of a run of ours: its EMA; `latest`, `best` (by its best_metric) or a step.
       input_size: side of the teacher's input in pixels; None for the student's, as in the

@@ -1,4 +1,4 @@
-"""Which model the teacher of a recipe is, without its weights where its file tells."""
+"""Which model the teacher of a recipe is, without its weights where its file says."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -144,7 +144,7 @@ def create_model(
 
 
 def describe(model: models.Model, source: str, assumed: str) -> str:
-    """One line: `source` says what it is and where it comes from, `assumed` what no file tells."""
+    """One line: `source` says what it is and where it comes from, `assumed` what no file says."""
     size = f"{model.count().parameters:,} parameters"
     line = f"{source}, {size}, at {model.image_size[0]} px in {model.dtype}"
     return f"{line} ({assumed})" if assumed else line

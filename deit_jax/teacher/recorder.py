@@ -25,7 +25,7 @@ class Recorder:
 
     A file is written when its epoch is complete and at `flush`, each time as a whole in one
     operation. So what a checkpoint of the run counts as done is on disk once `flush` has
-    returned, and a kill leaves the beginning of an epoch, with which the next start goes on.
+    returned, and a kill leaves the beginning of an epoch, with which the next start resumes.
 
     Args:
       folder: of the set; made, with its `labels.json`, where there is none.
@@ -117,7 +117,7 @@ class Recorder:
             self._write()
 
     def _begin(self, epoch: int, step_of_epoch: int) -> None:
-        """Goes on with the file of an epoch, which must have the steps before this one."""
+        """Resumes the file of an epoch, which must have the steps before this one."""
         self._epoch, self._records = epoch, bytearray()
         if step_of_epoch:
             size = self._files.record.itemsize

@@ -1,4 +1,4 @@
-"""One plain line per log interval, the same on a terminal and in a log file."""
+"""What a run says of its progress at each log interval: speed, waiting for data, time left."""
 
 import contextlib
 import time

@@ -37,7 +37,7 @@ def parse_epochs(text: str) -> tuple[int, int]:
 def make_labels(config: ml_collections.ConfigDict, *, epochs: tuple[int, int] | None) -> None:
     """Writes the labels that a run of `config` would record, into `config.teacher.record`.
 
-    Steps whose labels are there are left out, so a call that was killed goes on where it was,
+    Steps whose labels are there are left out, so a call that was killed resumes where it was,
     what is damaged is made again, and several calls can share the epochs.
 
     Args:
@@ -126,7 +126,7 @@ class _Maker:
                 if stopping:
                     raise loop.Interrupted(
                         f"signal received, labels up to step {step + 1:,} are written; rerun the "
-                        "same command to go on",
+                        "same command to resume",
                         self.guard.exit_code,
                     )
                 done = step + 1 - steps.start

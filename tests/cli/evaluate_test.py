@@ -207,7 +207,7 @@ def test_resolution_and_crop_by_option(checkpoint, tfds_dir, capsys, tmp_path):
         (["--data=real", "--confusion=x.csv"], "before real"),
         (["--config.data.source=digits"], "trained on 1000 classes, but"),
         (["--config.eval.batch=2"], "did you mean eval.batch_size?"),
-        (["--crop-ratio=2"], "crop_ratio must be from 0.1 to 1, not 2.0"),
+        (["--config.eval.crop_ratio=2.0"], "crop_ratio must be from 0.1 to 1, not 2.0"),
         (["--image-size=33"], "not a multiple of patch_size"),
         (["--epochs=3"], "--epochs=3"),
     ],

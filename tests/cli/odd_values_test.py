@@ -54,6 +54,14 @@ def refused(capsys, run, *arguments):
         (("predict", f"--checkpoint={LONG}", __file__), "not a published checkpoint"),
         (("predict", f"--checkpoint={ESCAPE}", __file__), "\\x1b[31m: no such file"),
         (("predict", "--checkpoint=x", f"{LONG}.png"), "aaa.png"),
+        (
+            ("predict", "--checkpoint=x", __file__, "--top=0"),
+            "--top: takes a whole number from 1, ",
+        ),
+        (("predict", "--checkpoint=x", __file__, "--crop-ratio=nan"), "from 0.1 to 1, not 'nan'"),
+        (("attention", "--checkpoint=x", __file__, "--crop-ratio=0"), "from 0.1 to 1, not '0'"),
+        (("features", ".", "x.npz", "--checkpoint=x", "--crop-ratio=2"), "from 0.1 to 1, not '2'"),
+        (("evaluate", "--checkpoint=x", "--crop-ratio=-1"), "from 0.1 to 1, not '-1'"),
         (("predict", "--checkpoint=x", __file__, "--model-kwargs=" + "[" * 99_999), "JSON object"),
     ],
 )

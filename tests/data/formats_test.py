@@ -239,7 +239,7 @@ def test_a_damaged_row_group_is_bad_rows_by_name(tmp_path):
     assert train.record_name(29) == f"{path} row 11" and "is damaged" in str(records[29])
     assert [r for r in records if isinstance(r, bytes)] == sound[: bad[0]]
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ConfigError, match=f"{path.name} is damaged or no parquet file"):
+    with pytest.raises(ConfigError, match=f"{path.name} is damaged or not a parquet file"):
         data.open_data(**options)
 
 
@@ -308,7 +308,7 @@ def test_splits_by_pattern_folder_or_name(tmp_path):
     ("options", "message"),
     [
         ({}, "path is missing: a folder of"),
-        ({"path": "absent"}, "path=absent is no folder"),
+        ({"path": "absent"}, "path=absent is not a folder"),
         ({"path": ".", "train_split": "t-{0..3}.tar"}, "4 of the 4 files of .*first is .*t-0.tar"),
         ({"path": "."}, "no \\*.tar files of split 'train'.*gunzip .*train-0.tar.gz"),
     ],

@@ -229,7 +229,7 @@ def test_ctrl_c_ends_the_watch_and_leaves_the_run(cloud):
         for line in watch.stdout:
             if "start 0 of worker 0" in line:
                 os.killpg(watch.pid, signal.SIGINT)
-    assert watch.wait(20) == 130 and "the run goes on" in line
+    assert watch.wait(20) == 130 and "the run continues" in line
     assert cloud.verbs() == LAUNCH
     assert "start 0 of worker 0\n" in cloud("logs", "deit")
     # It still runs: asked to, it saves and ends, and then the watch runs it again.
