@@ -26,21 +26,10 @@ from deit_jax.augment import normalize, pipeline, random_bits
 from deit_jax.augment.resample import resolve_matmul
 from deit_jax.recipe import hardware
 from deit_jax.train import schema
+from deit_jax.train.speed import synthetic
+from deit_jax.train.speed.rounds import interleave, summary
 
 CLASSES = 1000
-DISTINCT = 64
-
-
-def noise_canvases(count: int, canvas: int) -> dict[str, np.ndarray]:
-    """Canvases uint8 [count, C, C, 3] of noise; one side is 0.98 C, the other 0.6 C to 0.98 C."""
-    draw = np.random.RandomState(0)
-    canvases = np.zeros((min(count, DISTINCT), canvas, canvas, 3), np.uint8)
-    sizes = draw.randint(int(0.6 * canvas), int(0.98 * canvas), (len(canvases), 2))
-    sizes[np.arange(len(canvases)), draw.randint(0, 2, len(canvases))] = int(0.98 * canvas)
-    for image, (height, width) in zip(canvases, sizes, strict=True):
-        image[:height, :width] = draw.randint(0, 256, (height, width, 3))
-    rows = np.arange(count) % len(canvases)
-    return {"canvas": canvases[rows], "size": sizes[rows].astype(np.int32)}
 
 
 def photo_canvases(data_dir: str, count: int, canvas: int) -> dict[str, np.ndarray]:
@@ -58,7 +47,7 @@ def make_batch(flags: argparse.Namespace, repeats: int) -> dict[str, jax.Array]:
     if flags.data_dir:
         batch = photo_canvases(flags.data_dir, count, flags.canvas)
     else:
-        batch = noise_canvases(count, flags.canvas)
+        batch = synthetic.noise_canvases(count, flags.canvas)
     batch["label"] = np.arange(count, dtype=np.int32) % CLASSES
     if repeats > 1:
         batch["canvas_index"] = (np.arange(rows) % count).astype(np.int32)
@@ -155,11 +144,11 @@ def measure(options: dict, flags: argparse.Namespace, repeats: int) -> dict:
         cases[name] = lambda stage=stage, arrays=arrays, calls=calls, scale=scale: (
             scale * run(stage, arrays, next(calls), flags.calls)
         )
-    rounds = common.interleave(cases, flags.rounds)
+    rounds = interleave(cases, flags.rounds)
     return {
         "canvases": len(batch["label"]),
         "mix_group": builders.bind(augment.resolve_mix_group, options)(flags.batch_size, repeats),
-        "us_per_image": {name: common.summary(values) for name, values in rounds.items()},
+        "us_per_image": {name: summary(values) for name, values in rounds.items()},
         "first_call_s": first_call,
     }
 

@@ -40,6 +40,8 @@ import interpreter_lock
 import numpy as np
 from imagenet_shape import measure_start, write_imagenet_shape  # noqa: F401 - called by name
 
+from deit_jax.train.speed.rounds import interleave
+
 HERE = pathlib.Path(__file__).resolve().parent
 CANVAS = 512
 
@@ -132,7 +134,7 @@ def lock_ms(root: str, offset: int, data_dir: str, samples: int) -> float:
 def lock(data_dir: str, before: str | None, rounds: int, samples: int) -> dict:
     offset, calibration = interpreter_lock.calibrate()
     roots = {"ours": str(HERE.parent)} | ({"before": before} if before else {})
-    rows = common.interleave(
+    rows = interleave(
         {name: lambda at=at: lock_ms(at, offset, data_dir, samples) for name, at in roots.items()},
         rounds,
     )

@@ -14,45 +14,13 @@ device.
 """
 
 import collections
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import hlo_cost
 import program_targets
 
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-# The first that is found in an operation's scope; `student` are the modules of the model.
-_PARTS = (
-    (r"\baugment/.*\b(crop|color|normalize|lighting|erasing|target|mix|exchange)\b", "augment {}"),
-    (r"\baugment\b", "augment other"),
-    (r"\bteacher\b", "teacher"),
-    (r"\bpatch_embed\b", "patch embedding"),
-    (r"\battn/qkv\b", "qkv"),
-    (r"\battn/proj\b", "projection"),
-    (r"\battn\b", "attention"),
-    (r"\bmlp/(fc\d)\b", "mlp {}"),
-    (r"\bmlp\b", "mlp activation"),
-    (r"\bblocks_\d+/norm\d\b|/norm/", "norms"),
-    (r"\bhead(_dist)?\b", "heads"),
-    (r"\bema\b", "EMA"),
-    (r"\boptimizer\b", "optimizer"),
-    (r"\bmetrics\b", "norms of gradients"),
-    (r"\bloss\b", "loss"),
-    (r"\bblocks_\d+\b", "residuals"),
-    (r"\b(s\d+_b\d+|stem)\b", "convolutions"),
-    (r"\b(VisionTransformer|RegNet)\b", "tokens and positions"),
-)
-
-
-def part_of(operation: hlo_cost.Operation) -> str:
-    """The part of the step that an operation belongs to."""
-    if operation.opcode.removesuffix("-start") in _COLLECTIVES:
-        return "collectives"
-    for pattern, name in _PARTS:
-        if found := re.search(pattern, operation.scope):
-            return name.format(*found.groups())
-    return "unnamed" if not operation.scope else "other"
+from deit_jax.train.speed.parts import part_of
 
 
 def weigh(
@@ -76,7 +44,7 @@ def weigh(
         }
         if target.ghz:
             cost["estimate_us"] = cycles / (target.ghz * 1e3) / rows
-        for name in (part_of(operation), "all"):
+        for name in (part_of(operation.opcode, operation.scope), "all"):
             parts[name].update(cost)
     key = "estimate_us" if target.ghz else "floor_us"
     ordered = sorted(parts, key=lambda name: -parts[name][key])

@@ -8,16 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deit_jax import augment, data, models, rng
+from deit_jax import rng
 from deit_jax.distributed import sharding
-from deit_jax.evaluation.evaluate import Evaluation
-from deit_jax.recipe.recipe import make_recipe
-from deit_jax.teacher import Teacher
 from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import init
 from deit_jax.train import step as step_lib
-
-RECORDS, CLASSES = 1_281_167, 1000
+from deit_jax.train.speed import synthetic
 
 
 class Program(NamedTuple):
@@ -30,50 +26,12 @@ class Program(NamedTuple):
 
 def experiment(resolved: Any, device: Any, mesh: jax.sharding.Mesh) -> experiment_lib.Experiment:
     """The experiment of a config for a mesh of such devices; ImageNet's sizes are assumed."""
-    sizes = {"records": RECORDS, "num_classes": CLASSES, "device_count": mesh.size}
-    recipe: Any = make_recipe(resolved, device=device, **sizes)
-    if hasattr(recipe.model, "attention_on"):
+    e = synthetic.make_experiment(resolved, mesh, device=device)
+    if hasattr(e.recipe.model, "attention_on"):
         # `auto` is decided where the program is traced, which is not where it is for.
-        model = recipe.model.clone(attention=recipe.model.attention_on(device))
-        recipe = dataclasses.replace(recipe, model=model)
-    teacher = None
-    if recipe.teacher:
-        model = recipe.teacher.model
-        fn = lambda variables, image: models.apply(model, variables, image).logits
-        teacher = Teacher(fn, models.abstract_variables(model), "random", model)
-    return experiment_lib.Experiment(
-        recipe=recipe,
-        data=None,  # type: ignore[arg-type]
-        mesh=mesh,
-        teacher=teacher,
-        labels=None,
-        record=None,
-        start=None,
-        augment_fn=augment.make_augment(recipe.supplied(mesh), **resolved.augment),
-        evaluation=Evaluation(recipe.image_size, **resolved.eval),
-        checkpointing={},
-        max_nonfinite=1,
-        span=None,
-    )
-
-
-def _rows(e: experiment_lib.Experiment, n: int, side: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of `n` canvases."""
-    cut = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(
-        shape, dtype, sharding=e.batch_sharding
-    )
-    batch = {"canvas": cut(n, side, side, 3, dtype=jnp.uint8), "size": cut(n, 2)}
-    return batch | {"label": cut(n), "index": cut(n)}
-
-
-def abstract_batch(e: experiment_lib.Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a training batch."""
-    given, rows = e.recipe.config.input, e.recipe.config.train.batch_size
-    batch = _rows(e, data.canvas_count(rows, given.repeats, e.mesh.size), given.canvas)
-    if given.repeats > 1:
-        whole = sharding.replicated(e.mesh)
-        batch["canvas_index"] = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=whole)
-    return batch
+        model = e.recipe.model.clone(attention=e.recipe.model.attention_on(device))
+        e = dataclasses.replace(e, recipe=dataclasses.replace(e.recipe, model=model))
+    return e
 
 
 def _teacher(e: experiment_lib.Experiment) -> Any:
@@ -84,7 +42,7 @@ def _teacher(e: experiment_lib.Experiment) -> Any:
 
 def _train(e: experiment_lib.Experiment) -> tuple[Callable, tuple]:
     step = step_lib.jit(e.make_train_step(), e.batch_sharding)
-    return step, (init.abstract_state(e), _teacher(e), abstract_batch(e))
+    return step, (init.abstract_state(e), _teacher(e), synthetic.abstract_batch(e))
 
 
 def _evaluate(e: experiment_lib.Experiment) -> tuple[Callable, tuple]:
@@ -92,7 +50,7 @@ def _evaluate(e: experiment_lib.Experiment) -> tuple[Callable, tuple]:
     state = init.abstract_state(e)
     variables = {"params": state.params}
     variables |= {"batch_stats": state.batch_stats} if state.batch_stats else {}
-    batch = _rows(e, e.evaluation.batch_size, e.evaluation.canvas)
+    batch = synthetic.rows(e, e.evaluation.batch_size, e.evaluation.canvas)
     mask = jax.ShapeDtypeStruct(batch["label"].shape, jnp.bool_, sharding=e.batch_sharding)
     return step, (variables, _teacher(e), batch | {"mask": mask})
 
@@ -103,7 +61,7 @@ def _augment(e: experiment_lib.Experiment) -> tuple[Callable, tuple]:
         return e.augment_fn(key, batch)
 
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(e.mesh))
-    return jax.jit(sharding.on_rows(step, e.batch_sharding)), (number, abstract_batch(e))
+    return jax.jit(sharding.on_rows(step, e.batch_sharding)), (number, synthetic.abstract_batch(e))
 
 
 # Name -> (function, its arguments' shapes) of an experiment.

@@ -26,6 +26,9 @@ import tempfile
 
 import common
 
+from deit_jax.train.speed import workers
+from deit_jax.train.speed.rounds import summary
+
 HERE = common.ROOT / "benchmarks"
 CASES = "ti:224:256,ti:224:1024,s:224:256,s:224:1024,b:224:256,b:224:1024,s:384:256,b:384:256"
 
@@ -64,7 +67,7 @@ def worker_commands(flags: argparse.Namespace, case: dict) -> dict[str, tuple[li
 
 def start(
     command: list[str], case: dict, cache: pathlib.Path, warm: bool
-) -> tuple[common.Worker, dict]:
+) -> tuple[workers.Worker, dict]:
     """A worker that is ready, and its start-up times; `warm` starts it twice."""
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
@@ -75,14 +78,14 @@ def start(
     }
     times = {}
     for kind in ("cold", "warm") if warm else ("cold",):
-        worker = common.Worker(command, case, environment)
+        worker = workers.Worker(command, case, environment)
         times[kind] = {key: x for key, x in worker.ready.items() if key.endswith("_s")}
         if warm and kind == "cold":
             worker.close()
     return worker, times
 
 
-def measure_round(worker: common.Worker, flags: argparse.Namespace) -> tuple[float, float]:
+def measure_round(worker: workers.Worker, flags: argparse.Namespace) -> tuple[float, float]:
     """(seconds per step, FLOP/s of the matmul)."""
     matmul = worker.request(do="calibrate", side=flags.matmul_side, count=flags.matmuls)["flops"]
     return worker.request(do="run", steps=flags.steps)["seconds"] / flags.steps, matmul
@@ -93,11 +96,11 @@ def summarize(
 ) -> dict:
     """Throughput, memory and utilization of one implementation, from its rounds."""
     batch = case["batch_size"]
-    seconds = common.summary([second for second, _ in rounds])
+    seconds = summary([second for second, _ in rounds])
     result = {
-        "images_per_s": common.summary([batch / second for second, _ in rounds]),
+        "images_per_s": summary([batch / second for second, _ in rounds]),
         "step_ms": 1e3 * seconds["median"],
-        "matmul_tflops": common.summary([matmul / 1e12 for _, matmul in rounds]),
+        "matmul_tflops": summary([matmul / 1e12 for _, matmul in rounds]),
         "loss_of_first_step": ready["loss"],
         "memory": memory,
     }
@@ -105,7 +108,7 @@ def summarize(
     if peak:
         result["mib_per_image"] = round(1024 * (peak - memory["state_gib"]) / batch, 3)
     if flops:
-        shares = common.summary([flops / second / matmul for second, matmul in rounds])
+        shares = summary([flops / second / matmul for second, matmul in rounds])
         result["tflops"] = round(flops / seconds["median"] / 1e12, 2)
         result["share_of_matmul"] = shares["median"]
     if flops and ready.get("peak_flops"):
@@ -119,7 +122,7 @@ def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dic
     scratch: an empty folder for the compilation caches.
     """
     results: dict[str, dict] = {}
-    workers: dict[str, common.Worker] = {}
+    opened: dict[str, workers.Worker] = {}
     rounds: dict[str, list[tuple[float, float]]] = {}
     flops = None
     commands = worker_commands(flags, case)
@@ -128,22 +131,22 @@ def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dic
         for name in group:
             try:
                 cache = scratch / name.replace(" ", "_")
-                workers[name], times = start(*commands[name], cache, flags.warm_start)
+                opened[name], times = start(*commands[name], cache, flags.warm_start)
                 results[name] = {"first_step": times}
-                workers[name].request(do="run", steps=flags.warmup)
-                flops = flops or workers[name].ready.get("flops_per_step")
+                opened[name].request(do="run", steps=flags.warmup)
+                flops = flops or opened[name].ready.get("flops_per_step")
                 rounds[name] = []
-            except common.WorkerFailed as error:
+            except workers.WorkerFailed as error:
                 results[name] = {"error": str(error)}
         for name in [*group] * flags.rounds:
             if "error" in results[name]:
                 continue
             try:
-                rounds[name].append(measure_round(workers[name], flags))
-            except common.WorkerFailed as error:
+                rounds[name].append(measure_round(opened[name], flags))
+            except workers.WorkerFailed as error:
                 results[name] = {"error": str(error)}
         for name in group:
-            worker = workers.get(name)
+            worker = opened.get(name)
             if worker is None:
                 continue
             try:
@@ -155,7 +158,7 @@ def measure(case: dict, flags: argparse.Namespace, scratch: pathlib.Path) -> dic
                         for key in ("versions", "environment", "device")
                         if key in worker.ready
                     }
-            except common.WorkerFailed as error:
+            except workers.WorkerFailed as error:
                 results[name] = {"error": str(error)}
             worker.close()
     return {"case": case, "flops_per_step": flops, "sides": results}

@@ -7,8 +7,6 @@ weights.
 """
 
 import dataclasses
-import pathlib
-import tempfile
 import time
 from typing import Any
 
@@ -20,51 +18,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import data, losses, models, rng
 from deit_jax.augment import mix, normalize
 from deit_jax.distributed import sharding
 from deit_jax.recipe import hardware
-from deit_jax.teacher import Teacher
 from deit_jax.train import experiment as experiment_lib
-from deit_jax.train import schema
-from deit_jax.train import step as step_lib
+from deit_jax.train import init, schema
+from deit_jax.train.speed import programs, synthetic, workers
 
 CLASSES = 1000
 
 
-def load_recipe(case: dict, folder: str) -> tuple[Any, dict]:
-    """(resolved config without teacher, the loss section of the recipe)."""
+def load_recipe(case: dict) -> Any:
+    """The resolved config."""
     recipe = "deit_distilled" if case["teacher"] else "deit"
-    path = pathlib.Path(folder, "stand_in.npz")
-    images, labels = np.zeros((CLASSES, 2, 2, 3), np.uint8), np.arange(CLASSES)
-    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     overrides = [
-        "data.source=arrays",
-        f"data.path={path}",
         f"train.batch_size={case['batch_size']}",
         f"model.image_size={case['image_size']}",
         f"model.attention={case['attention']}",
         f"model.dtype={case['dtype']}",
         f"step.ema_decay={0.99996 if case['ema'] else 0.0}",
         f"input.canvas={case['canvas']}",
-        f"eval.batch_size={jax.device_count()}",
     ]
+    if case["teacher"]:
+        overrides += [f"teacher.name={case['teacher']}", f"teacher.dtype={case['dtype']}"]
     if case["input"] == "image":
         overrides += ["augment.mixup=0.0", "augment.cutmix=0.0"]
-    spec = f"{common.ROOT / 'configs' / recipe}.py:{case['size']}"
-    load = lambda extra: schema.load(spec, [*overrides, *extra])
-    return load(["loss.distillation=none"]), dict(load([]).loss)
-
-
-def random_teacher(case: dict) -> tuple[Teacher, models.Model]:
-    """The named model with random weights and BatchNorm folded, as in a run."""
-    model = models.create_model(
-        case["teacher"], num_classes=CLASSES, image_size=case["image_size"], dtype=case["dtype"]
-    )
-    variables = models.init_variables(model, jax.random.key(1))
-    folded, variables = model.fold_batch_norm(variables)
-    fn = lambda variables, image: models.apply(folded, variables, image).logits
-    return Teacher(fn, variables, case["teacher"], folded), model
+    return schema.load(f"{common.ROOT / 'configs' / recipe}.py:{case['size']}", overrides)
 
 
 def plain_input(options: Any) -> Any:
@@ -80,57 +59,35 @@ def plain_input(options: Any) -> Any:
     return augment_fn
 
 
-def make_batch(case: dict, devices: int) -> dict[str, np.ndarray]:
-    """Host arrays of one batch, for `input` "image" or "recipe"."""
+def make_batch(experiment: experiment_lib.Experiment, case: dict) -> dict[str, jax.Array]:
+    """One batch on the mesh, for `input` "image" or "recipe"."""
+    if case["input"] == "recipe":
+        return synthetic.noise_batch(experiment)
     rows, side = case["batch_size"], case["image_size"]
     draw = np.random.RandomState(0)
-    if case["input"] == "image":
-        image = draw.randint(0, 256, (rows, side, side, 3)).astype(np.uint8)
-        return {"image": image, "label": draw.randint(0, CLASSES, rows).astype(np.int32)}
-    from augment_device import noise_canvases
-
-    count = data.canvas_count(rows, 3, devices)
-    batch = noise_canvases(count, case["canvas"])
-    batch["label"] = draw.randint(0, CLASSES, count).astype(np.int32)
-    return batch | {"canvas_index": (np.arange(rows) % count).astype(np.int32)}
+    image = draw.randint(0, 256, (rows, side, side, 3)).astype(np.uint8)
+    label = draw.randint(0, CLASSES, rows).astype(np.int32)
+    return sharding.to_global(experiment.mesh, {"image": image, "label": label})
 
 
-def build(case: dict) -> tuple[experiment_lib.Experiment, models.Model | None]:
-    """The experiment with the case's input and teacher, and the teacher's model."""
-    with tempfile.TemporaryDirectory() as folder:
-        resolved, loss = load_recipe(case, folder)
-        experiment = experiment_lib.build(resolved)
-    teacher, teacher_model = random_teacher(case) if case["teacher"] else (None, None)
-    if teacher is not None:
-        recipe = dataclasses.replace(experiment.recipe, loss_fn=losses.make_loss(**loss))
-        experiment = dataclasses.replace(experiment, recipe=recipe, teacher=teacher)
+def build(case: dict) -> experiment_lib.Experiment:
+    """The experiment with the case's input."""
+    resolved = load_recipe(case)
+    experiment = synthetic.make_experiment(resolved, sharding.make_mesh(**resolved.mesh))
     if case["input"] == "image":
         experiment = dataclasses.replace(experiment, augment_fn=plain_input(resolved.augment))
-    return experiment, teacher_model
-
-
-def first_state(experiment: experiment_lib.Experiment, ema: bool) -> Any:
-    """Random weights and optimizer state, on the mesh."""
-    init = lambda key: step_lib.init_state(
-        experiment.recipe.model, experiment.recipe.tx, key, ema=ema
-    )
-    key = rng.base_key(0)
-    where = sharding.tree_shardings(experiment.mesh, jax.eval_shape(init, key))
-    return jax.jit(init, out_shardings=where)(key)
+    return experiment
 
 
 class Case:
     """A compiled step, its state and its batch; the methods are request handlers."""
 
     def __init__(self, case: dict):
-        self.experiment, teacher_model = build(case)
-        self.state = first_state(self.experiment, case["ema"])
-        teacher = self.experiment.teacher
-        replicated = sharding.replicated(self.experiment.mesh)
-        self.teacher = jax.device_put(teacher.variables if teacher else {}, replicated)
-        self.batch = sharding.to_global(
-            self.experiment.mesh, make_batch(case, self.experiment.mesh.size)
-        )
+        self.experiment = build(case)
+        self.state = init.initial_state(self.experiment)
+        teacher, mesh = self.experiment.teacher, self.experiment.mesh
+        self.teacher = synthetic.random_teacher(teacher, mesh) if teacher else {}
+        self.batch = make_batch(self.experiment, case)
         size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
         self.state_bytes = size((self.state, self.teacher))
         jax.block_until_ready((self.state, self.batch))
@@ -143,9 +100,8 @@ class Case:
         metrics = self._run(1)
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss is {metrics['loss']}")
-        flops = hardware.step_flops(
-            self.experiment.recipe.model, batch_size=case["batch_size"], teacher=teacher_model
-        )
+        of = {"batch_size": case["batch_size"], "teacher": teacher and teacher.model}
+        flops = hardware.step_flops(self.experiment.recipe.model, **of)
         self.ready = {
             "trace_s": round(traced - start, 2),
             "compile_s": round(compiled - traced, 2),
@@ -176,14 +132,9 @@ class Case:
 
     def memory(self) -> dict:
         """GiB: peak of the device, need of the compiled program, and size of the state alone."""
-        planned = self.step.memory_analysis()
-        program = None
-        if planned is not None:
-            program = planned.argument_size_in_bytes + planned.temp_size_in_bytes
-            program += planned.output_size_in_bytes - planned.alias_size_in_bytes
         return {
             "peak_gib": hardware.peak_memory_gib(),
-            "program_gib": program and program / 2**30,
+            "program_gib": programs.planned_bytes(self.step) / 2**30,
             "state_gib": self.state_bytes / 2**30,
         }
 
@@ -201,11 +152,11 @@ def calibrate(side: int, count: int) -> dict:
 
 
 def open_case(case: dict) -> tuple[dict, dict]:
-    """See `common.serve`."""
+    """See `workers.serve`."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     opened = Case(case)
     return opened.ready, {"run": opened.run, "memory": opened.memory, "calibrate": calibrate}
 
 
 if __name__ == "__main__":
-    common.serve(open_case)
+    workers.serve(open_case)

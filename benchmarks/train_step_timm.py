@@ -14,6 +14,8 @@ import time
 
 import common
 
+from deit_jax.train.speed import workers
+
 START = time.perf_counter()
 
 import torch
@@ -163,10 +165,10 @@ def calibrate(side: int, count: int) -> dict:
 
 
 def open_case(case: dict) -> tuple[dict, dict]:
-    """See `common.serve`."""
+    """See `workers.serve`."""
     opened = Case(case)
     return opened.ready, {"run": opened.run, "memory": opened.memory, "calibrate": calibrate}
 
 
 if __name__ == "__main__":
-    common.serve(open_case)
+    workers.serve(open_case)

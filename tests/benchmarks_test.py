@@ -1,4 +1,4 @@
-"""Shared code of the benchmarks: interleaving, summaries, worker processes."""
+"""Code of the benchmarks: worker processes, cases, results."""
 
 import importlib
 import pathlib
@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
+from deit_jax.train.speed import workers
+
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
 WORKER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import common
+from deit_jax.train.speed import workers
 
 def open_case(case):
     print("output of a library")
@@ -19,7 +19,7 @@ def open_case(case):
         raise ValueError("does not fit")
     return {"ready_s": case["start"]}, {"double": lambda x: {"twice": 2 * x}}
 
-common.serve(open_case)
+workers.serve(open_case)
 """
 
 
@@ -30,44 +30,25 @@ def load(monkeypatch):
     return importlib.import_module
 
 
-def worker(common, **case):
-    command = [sys.executable, "-c", WORKER, str(BENCHMARKS)]
-    return common.Worker(command, {"bad": False, "start": 3} | case, {})
+def worker(**case):
+    command = [sys.executable, "-c", WORKER]
+    return workers.Worker(command, {"bad": False, "start": 3} | case, {})
 
 
-def test_cases_are_interleaved(load):
-    calls = []
-
-    def case(name):
-        return lambda: calls.append(name) or len(calls)
-
-    rounds = load("common").interleave({"a": case("a"), "b": case("b")}, 2)
-    assert calls == ["a", "b", "a", "b"]
-    assert rounds == {"a": [1, 3], "b": [2, 4]}
-
-
-def test_a_summary_has_median_and_spread(load):
-    result = load("common").summary([4.0, 1.0, 2.0])
-    assert (result["median"], result["least"], result["most"]) == (2, 1, 4)
-    assert result["spread_percent"] == 150
-    assert result["rounds"] == [4, 1, 2]
-
-
-def test_a_worker_answers_until_it_is_closed(load):
-    opened = worker(load("common"))
+def test_a_worker_answers_until_it_is_closed():
+    opened = worker()
     assert opened.ready == {"ready_s": 3}
     assert opened.request(do="double", x=21) == {"twice": 42}
     opened.close()
 
 
-def test_a_worker_that_fails_says_why(load):
-    common = load("common")
-    with pytest.raises(common.WorkerFailed, match="ValueError: does not fit"):
-        worker(common, bad=True)
-    opened = worker(common)
-    with pytest.raises(common.WorkerFailed, match="halve"):
+def test_a_worker_that_fails_says_why():
+    with pytest.raises(workers.WorkerFailed, match="ValueError: does not fit"):
+        worker(bad=True)
+    opened = worker()
+    with pytest.raises(workers.WorkerFailed, match="halve"):
         opened.request(do="halve", x=2)
-    with pytest.raises(common.WorkerFailed, match="status 1"):
+    with pytest.raises(workers.WorkerFailed, match="status 1"):
         opened.request(do="double", x=2)
     opened.close()
 

@@ -25,6 +25,8 @@ FENCES = {
     "onnx": ("deit_jax/evaluation/export/",),
 }
 NEVER_AT_RUN_TIME = ("torch", "timm", "transformers", "PIL")
+# Run by another Python, and inside functions alone.
+OF_OTHERS = ("deit_jax/train/speed/timm_worker.py",)
 
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
@@ -255,7 +257,8 @@ def test_fences_hold():
     for path in (ROOT / "deit_jax").rglob("*.py"):
         name = str(path.relative_to(ROOT))
         for package in imported(tree_of(path)):
-            assert package not in NEVER_AT_RUN_TIME, f"{name} imports {package}"
+            theirs = name in OF_OTHERS
+            assert theirs or package not in NEVER_AT_RUN_TIME, f"{name} imports {package}"
             allowed = FENCES.get(package)
             assert allowed is None or name.startswith(allowed), f"{name} imports {package}"
 

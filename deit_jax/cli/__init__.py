@@ -13,6 +13,7 @@ from deit_jax import errors
 from deit_jax.cli import (
     attention,
     augmentations,
+    benchmark,
     compare,
     convert,
     data,
@@ -35,6 +36,7 @@ COMMANDS = (
     publish,
     convert,
     explain,
+    benchmark,
     export,
     features,
     augmentations,

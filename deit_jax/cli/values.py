@@ -13,6 +13,11 @@ def positive(text: str) -> int:
     return _between(int, text, "a whole number from 1", 1)
 
 
+def positives(text: str) -> list[int]:
+    """Whole numbers from 1 to 2^31 - 1, separated by commas."""
+    return [positive(one) for one in text.split(",")]
+
+
 def seed(text: str) -> int:
     """A whole number from 0 to 2^32 - 1, as `config.seed`."""
     return _between(int, text, "a whole number from 0 to 4294967295", 0, 2**32 - 1)

@@ -6,6 +6,7 @@
     augmentations(columns, ...) a sheet of pictures, pixel for pixel
     photos(pictures, ...)       what a data set is: photos and numbers of each class
     attention(photo, maps, ...) maps over a photo, for blocks, tokens and heads
+    speed(points, ...)          published accuracy against measured images/s
     png(figure)  save(figure, path)
                                 the bytes of a PNG, and a file (`gs://` too)
 
@@ -23,10 +24,11 @@ from deit_jax.figures.confusion import confusion
 from deit_jax.figures.curves import curves
 from deit_jax.figures.photos import photos
 from deit_jax.figures.pictures import augmentations, worst
+from deit_jax.figures.speed import speed
 from deit_jax.figures.style import png, save
 
 AT_THE_END = ("curves", "confusion", "worst", "augmentations")
 
 __all__ = ["AT_THE_END"]
 __all__ += ["attention", "augmentations", "confusion", "curves", "photos", "png", "save"]
-__all__ += ["worst"]
+__all__ += ["speed", "worst"]

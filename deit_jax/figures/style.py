@@ -109,6 +109,11 @@ def _drawing() -> Iterator[None]:
         log.setLevel(before)
 
 
+@styled
+def check() -> None:
+    """Raises ConfigError where matplotlib is missing, before a figure is worked for."""
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, sizes in inches; in a notebook it shows itself."""
     # Not pyplot: it keeps figures alive and would change the caller's backend.

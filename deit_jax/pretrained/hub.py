@@ -28,6 +28,7 @@ class Published:
       top1: % on the ImageNet validation set, as its authors report it.
       crop_ratio: of the evaluation that gave `top1`.
       top5: likewise; None where its authors give none.
+      source: where they report it.
       gflops: 10^9 multiply-accumulates per image, as its authors count them; likewise.
     """
 
@@ -38,14 +39,26 @@ class Published:
     crop_ratio: float
     top5: float | None = None
     gflops: float | None = None
+    source: str = ""
 
 
-# timm's names; the tag after the dot distinguishes checkpoints of one architecture.
-# Sources: README_deit.md of facebookresearch/deit, whose file names carry the digest, and for
-# RegNetY-16GF table 2 of the paper (timm reports 83.00 at 224 pixels with crop ratio .95);
-# README_revenge.md for DeiT-III, without digests.
+_DEIT = "README_deit.md of facebookresearch/deit"
+_DEIT3 = "README_revenge.md of facebookresearch/deit"
+# timm reports 83.00 at 224 pixels with crop ratio .95.
+_REGNET = "table 2 of arXiv 2012.12877"
+_MMPRETRAIN = "configs/deit/metafile.yml of open-mmlab/mmpretrain 1.2.0"
+
+# timm's names; the tag after the dot distinguishes checkpoints of one architecture. The names of
+# Facebook's files carry the digest, but for DeiT-III.
 PUBLISHED: dict[str, Published] = {
-    f"{model}.{tag}": Published(model, f"{_FACEBOOK}{model}-{sha256}.pth", sha256, top1, 0.875)
+    f"{model}.{tag}": Published(
+        model,
+        f"{_FACEBOOK}{model}-{sha256}.pth",
+        sha256,
+        top1,
+        0.875,
+        source=_REGNET if model == "regnety_160" else _DEIT,
+    )
     for model, tag, sha256, top1 in (
         ("deit_tiny_patch16_224", "fb_in1k", "a1311bcf", 72.202),
         ("deit_small_patch16_224", "fb_in1k", "cd65a155", 79.854),
@@ -58,7 +71,9 @@ PUBLISHED: dict[str, Published] = {
         ("regnety_160", "deit_in1k", "a5fe301d", 82.9),
     )
 } | {
-    f"{model}.{tag}": Published(model, f"{_FACEBOOK}deit_3_{file}{suffix}.pth", "", top1, 1.0)
+    f"{model}.{tag}": Published(
+        model, f"{_FACEBOOK}deit_3_{file}{suffix}.pth", "", top1, 1.0, source=_DEIT3
+    )
     for model, file, scratch, pretrained in (
         ("deit3_small_patch16_224", "small_224", 81.4, 83.1),
         ("deit3_small_patch16_384", "small_384", 83.4, 84.8),
@@ -88,11 +103,12 @@ def _openmmlab(name: str, file: str, top1: float, top5: float, gflops: float) ->
         crop_ratio=1.0 if large else 0.875,
         top5=top5,
         gflops=gflops,
+        source=_MMPRETRAIN,
     )
 
 
-# From configs/deit/metafile.yml of open-mmlab/mmpretrain 1.2.0. Those called 3rdparty are
-# Facebook's weights, evaluated again; at 384 pixels the whole image is squashed to a square.
+# Those called 3rdparty are Facebook's weights, evaluated again; at 384 pixels the whole image is
+# squashed to a square.
 PUBLISHED |= {
     row[0]: _openmmlab(*row)
     for row in (

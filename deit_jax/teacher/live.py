@@ -106,6 +106,15 @@ def load_teacher(
     return members[0] if len(members) == 1 else _mean(members)
 
 
+def without_weights(model: models.Model | teacher_model.Ensemble, image_size: int) -> Teacher:
+    """The teacher with the shapes of its variables in their place: to compile and time steps."""
+    if isinstance(model, teacher_model.Ensemble):
+        return _mean([without_weights(member, image_size) for member in model.members])
+    same = ((0.0,), (1.0,))
+    convert = _input_conversion(image_size, model.image_size[0], same, same)
+    return Teacher(_apply(model, convert), models.abstract_variables(model), "no weights", model)
+
+
 def _apply(model: models.Model, convert: Callable) -> Callable[[PyTree, jax.Array], jax.Array]:
     def fn(variables: PyTree, image: jax.Array) -> jax.Array:
         output = models.apply(model, variables, convert(image))

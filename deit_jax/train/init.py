@@ -35,9 +35,14 @@ def first_state(
         # A limit lowered since then must not halt the run before its first step.
         lowered = jax.device_put(np.int32(experiment.max_nonfinite - 1), in_a_row.sharding)
         return dataclasses.replace(state, nonfinite_in_a_row=lowered)
+    return initial_state(experiment)
+
+
+def initial_state(experiment: Experiment) -> TrainState:
+    """The state at step 0, on the mesh: of the weights that config.init names, or random."""
     init = functools.partial(_init, experiment)
     key = rng.step_key(rng.base_key(experiment.recipe.config.seed), rng.Purpose.INIT, 0)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment))
     return jax.jit(init, out_shardings=shardings)(key, _loaded(experiment))
 
 
