@@ -14,21 +14,12 @@ import time
 
 import common
 
-from deit_jax.train.speed import workers
+from deit_jax.train.speed import timm_worker, workers
 
 START = time.perf_counter()
 
-import torch
+torch, timm = timm_worker.import_torch_and_timm()
 
-try:
-    import torchvision  # noqa: F401
-except (ImportError, RuntimeError):
-    # A torchvision built for another torch lacks these two; nothing here calls them.
-    _library = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import timm
 from timm.optim import param_groups_weight_decay
 
 CLASSES = 1000

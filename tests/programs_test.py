@@ -11,6 +11,7 @@ import tiny_runs
 
 from deit_jax.distributed import sharding
 from deit_jax.recipe import devices, hardware
+from deit_jax.train.speed import parts as speed_parts
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -177,7 +178,7 @@ def test_a_step_gathers_only_what_the_design_says(load, exchange):
     parts = {"qkv", "projection", "attention", "mlp fc1", "mlp fc2", "heads", "patch embedding"}
     parts |= {"norms", "optimizer", "loss", "augment crop", "augment mix", "collectives"}
     operations = load("hlo_cost").operations(text)
-    part_of = load("program_parts").part_of
+    part_of = lambda operation: speed_parts.part_of(operation.opcode, operation.scope)
     assert parts <= {part_of(operation) for operation in operations}
     counted = sum(o.flops for o in operations if not part_of(o).startswith("augment"))
     model = e.recipe.model

@@ -7,16 +7,53 @@ training augments on the host, so a step of it is not what a step here is.
 import os
 import runpy
 import time
+from collections.abc import Callable
 from typing import Any
 
 _LATENCIES = 20
+# torch takes back what a library defined when that is gone.
+_libraries: list[Any] = []
+
+
+def import_torch_and_timm() -> tuple[Any, Any]:
+    """The two modules, also where torchvision was built for another torch."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    try:
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        pass
+    except (ImportError, RuntimeError):
+        # It lacks these two, which nothing here calls.
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _libraries.append(library)
+    import timm  # pyright: ignore[reportMissingImports]
+
+    return torch, timm
+
+
+def _time(call: Callable[[], Any], synchronize: Callable[[], None], calls: int) -> dict:
+    """As `measure.timed_calls`."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronize()
+    seconds = (time.perf_counter() - start) / calls
+    latencies = []
+    for _ in range(min(calls, _LATENCIES)):
+        start = time.perf_counter()
+        call()
+        synchronize()
+        latencies.append(time.perf_counter() - start)
+    return {"seconds": seconds, "latencies": latencies}
 
 
 def open_worker(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """See `workers.serve`; `case` is {"compile": mode of torch.compile or "none"}."""
-    import timm  # pyright: ignore[reportMissingImports]
-    import torch  # pyright: ignore[reportMissingImports]
-
+    torch, timm = import_torch_and_timm()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     synchronize = torch.cuda.synchronize if cuda else lambda: None
@@ -55,19 +92,7 @@ def open_worker(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     def timed(key: str, calls: int) -> dict:
         model, image = opened[key]
         with torch.inference_mode():
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(calls):
-                model(image)
-            synchronize()
-            seconds = (time.perf_counter() - start) / calls
-            latencies = []
-            for _ in range(min(calls, _LATENCIES)):
-                start = time.perf_counter()
-                model(image)
-                synchronize()
-                latencies.append(time.perf_counter() - start)
-        return {"seconds": seconds, "latencies": latencies}
+            return _time(lambda: model(image), synchronize, calls)
 
     ready = {
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
