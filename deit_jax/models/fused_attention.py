@@ -67,7 +67,9 @@ run.defvjp(
 
 
 def _sharded_over_rows(function: Callable) -> Callable:
-    """`function` of arrays [B, ...], of which each device of the mesh in use does its own rows.
+    """`function` of arrays [B, T, D], of which each device of the mesh in use does its own rows.
+
+    Where the devices do not divide B, the last ones do fewer.
 
     The compiler cannot look into a kernel. `custom_partitioning`, which would need no mesh, is
     not in libtpu.
@@ -76,12 +78,15 @@ def _sharded_over_rows(function: Callable) -> Callable:
     def by_rows(*arrays: jax.Array, interpret: bool) -> jax.Array:
         own = functools.partial(function, interpret=interpret)
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or arrays[0].shape[0] % mesh.size:
+        if mesh.empty:
             return own(*arrays)
-        rows = PartitionSpec(mesh.axis_names)
+        batch, rows = len(arrays[0]), PartitionSpec(mesh.axis_names)
+        # Rows of zeros fill up what the devices do not share equally: 0 to 0 attends evenly.
+        more = ((0, -batch % mesh.size), (0, 0), (0, 0))
+        padded = [jnp.pad(array, more) for array in arrays] if more[0][1] else arrays
         return jax.shard_map(
             own, mesh=mesh, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False
-        )(*arrays)
+        )(*padded)[:batch]
 
     return by_rows
 

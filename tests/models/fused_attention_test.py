@@ -79,6 +79,23 @@ def test_each_device_attends_to_its_own_rows():
         np.testing.assert_allclose(sharded, whole, atol=1e-6)
 
 
+def test_rows_that_devices_cannot_share_equally_are_filled_up():
+    qkv, above = _arrays(11, 17, 2)
+    mesh = sharding.make_mesh()
+
+    def run(x, y):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return _value_and_gradient(_fused, x, y)
+
+    on_all = jax.device_put((qkv, above), sharding.replicated(mesh))
+    # Two rows on each of eight devices, never all of them on one.
+    assert "f32[2,17,384]" in (text := str(jax.make_jaxpr(run)(*on_all)))
+    assert text.count("shard_map[") == 2
+    expected = _value_and_gradient(_fused, qkv, above)
+    for shared, whole in zip(jax.jit(run)(*on_all), expected, strict=True):
+        np.testing.assert_allclose(shared, whole, atol=1e-6)
+
+
 @pytest.mark.long
 def test_a_model_may_use_it(monkeypatch):
     """Logits and gradients of a model whose attention is fused, against the same with XLA's."""
