@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm", "triton")

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 BYTES |= {"s64": 8, "u64": 8, "f64": 8, "s16": 2, "u16": 2}
 _OPS = "all-reduce all-gather reduce-scatter collective-permute all-to-all ragged-all-to-all"
@@ -43,11 +45,12 @@ class Collective(NamedTuple):
         return sum(BYTES[dtype] * math.prod(shape) for dtype, shape in self.arrays)
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, slice_size: int | None = None) -> list[Collective]:
     """All collectives of a program, in the order of its text.
 
     In a program of several TPU slices what goes to the others is a `send` to the host, whose
-    attributes say which collective it is a part of.
+    attributes say which collective it is a part of. Before the compiler has made it so,
+    `slice_size` tells, the devices of a slice.
     """
     looped = _in_loops(text)
     found, computation = [], ""
@@ -64,10 +67,12 @@ def collectives(text: str) -> list[Collective]:
             if not transfer:
                 continue
             network, kind = "dcn", transfer[1].lower().replace("_", "-")
+        elif slice_size and any(len({i // slice_size for i in g}) > 1 for g in _groups(rest)):
+            network = "dcn"
         arrays = _arrays(result)
         if kind == "reduce-scatter":
             arrays = [(dtype, (*shape, _group_size(rest))) for dtype, shape in arrays]
-        elif network == "dcn":
+        elif op == "send":
             arrays = arrays[:1]
         elif op.endswith("-start") and result.startswith("("):
             # (operands, results, contexts); an all-reduce has its results alone.
@@ -83,13 +88,37 @@ def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _group_size(attributes: str) -> int:
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return listed[1].count(",") + 1
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-        return int(iota[1])
-    axes = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes)
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1])) if axes else {}
-    return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2])) if axes else 1
+    return len(_groups(attributes)[0])
+
+
+def _groups(attributes: str) -> list[list[int]]:
+    """Devices that exchange with each other, in the notations of HLO's text.
+
+    {{0,1},{2,3}} of groups or of pairs, [2,2]<=[4] or [2,2]<=[2,2]T(1,0), and
+    mesh['a'=2,'b'=2] {'b'}, where 'a':(1)2 is a part of an axis.
+    """
+    groups = re.search(r"(?:replica_groups|source_target_pairs)=(.*)", attributes)[1]
+    if listed := re.match(r"\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", groups):
+        return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])]
+    if iota := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups):
+        sides = [int(n) for n in iota[3].split(",")]
+        order = [int(n) for n in (iota[4] or ",".join(map(str, range(len(sides))))).split(",")]
+        devices = np.arange(math.prod(sides)).reshape(sides).transpose(order)
+        return devices.reshape(int(iota[1]), int(iota[2])).tolist()
+    axes = re.match(r"mesh\[(.*?)\] \{(.*?)\}", groups)
+    sizes = [(name, int(n)) for name, n in re.findall(r"'(\w+)'=(\d+)", axes[1])]
+    parts = {name: (1, n, 1) for name, n in sizes}
+    used = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes[2])
+    for name, before, n in used:
+        if n:
+            inner = dict(sizes)[name] // int(before) // int(n)
+            parts[name] = (int(before), int(n), inner)
+    devices = np.arange(math.prod(n for _, n in sizes))
+    devices = devices.reshape([side for name, _ in sizes for side in parts[name]])
+    names = [name for name, _ in sizes]
+    together = [3 * names.index(name) + 1 for name, *_ in used]
+    devices = np.moveaxis(devices, together, range(-len(together), 0))
+    return devices.reshape(-1, math.prod(parts[name][1] for name, *_ in used)).tolist()
 
 
 def _in_loops(text: str) -> set[str]:

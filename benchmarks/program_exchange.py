@@ -2,7 +2,7 @@
 
 gradients    sums over the devices: gradients, statistics of BatchNorm, metrics
 parameters   leaves that mesh.fsdp cuts, whole for the product that needs them
-crops        with repeated augmentation, all crops of the batch on every device
+crops        with repeated augmentation, the crops of a device's rows from where their photos are
 mix          images and targets of the partners in mixup and CutMix
 small        at most 2^16 numbers
 """
@@ -13,7 +13,6 @@ from typing import Any
 import hlo
 import jax
 
-from deit_jax import data
 from deit_jax.distributed import sharding
 from deit_jax.train import experiment as experiment_lib
 
@@ -30,12 +29,10 @@ def part_of_design(e: experiment_lib.Experiment, collective: hlo.Collective) -> 
     floats = dtypes <= {"f32", "bf16"}
     if collective.elements <= SMALL:
         return "small"
-    given = e.recipe.config.input
-    n = data.canvas_count(e.recipe.config.train.batch_size, given.repeats, e.mesh.size)
-    if collective.op in ("all-gather", "all-reduce") and dtypes <= {"u8", "u32"}:
-        # As bytes or four at a time; a sum of one crop and zeros is a gather as well.
-        repeated = given.repeats > 1 and collective.nbytes <= given.repeats * n * image
-        return "crops" if repeated else None
+    if dtypes <= {"u8", "u32"}:
+        # As bytes or four at a time; in each round fewer rows than a device has.
+        sent = collective.op == "collective-permute" and e.recipe.config.input.repeats > 1
+        return "crops" if sent and collective.nbytes <= rows * image else None
     if collective.op in ("all-reduce", "reduce-scatter") and floats:
         # All leaves may be in one sum, padded to whole tiles.
         return "gradients" if collective.elements <= 1.1 * sum(leaves) + SMALL else None

@@ -54,6 +54,22 @@ def test_collectives_are_read_from_a_program(load):
     ]
 
 
+def test_groups_of_devices_are_read_in_every_notation(load):
+    groups = load("hlo")._groups
+    assert groups("replica_groups={{0,1},{2,3}}, dimensions={0}") == [[0, 1], [2, 3]]
+    assert groups("channel_id=1, source_target_pairs={{0,3},{1,2}}, m={}") == [[0, 3], [1, 2]]
+    assert groups("replica_groups=[2,2]<=[4], x={}") == [[0, 1], [2, 3]]
+    assert groups("replica_groups=[2,2]<=[2,2]T(1,0), x={}") == [[0, 2], [1, 3]]
+    assert groups("replica_groups=mesh['a'=2,'b'=2] {'a'}, x={}") == [[0, 2], [1, 3]]
+    half = "replica_groups=mesh['a'=4,'b'=2] {'a':(2)2,'b'}, x={}"
+    assert groups(half) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_what_spans_slices_is_known_before_the_compiler_sends_it(load):
+    found = load("hlo").collectives(TEXT, slice_size=2)
+    assert [c.network for c in found] == ["ici", "dcn", "dcn", "dcn", "dcn"]
+
+
 COSTS = """\
 HloModule jit_step, is_scheduled=true
 
