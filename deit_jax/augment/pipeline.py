@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deit_jax import builders
 from deit_jax.augment import random_bits
@@ -17,6 +18,7 @@ from deit_jax.augment.mix import make_mix, make_target
 from deit_jax.augment.normalize import IMAGENET_MEAN, IMAGENET_STD, make_normalize, normalize
 from deit_jax.augment.resample import resample, resolve_matmul
 from deit_jax.augment.stage import Supplied
+from deit_jax.distributed.exchange import make_exchange
 from deit_jax.errors import ConfigError
 from deit_jax.rng import row_keys
 
@@ -46,7 +48,8 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
       (key, batch) -> image float32 [B, image_size, image_size, 3], target float32
       [B, num_classes] (smoothed and mixed) and label int32 [B], from a batch with canvas uint8
       [n, C, C, 3], size int32 [n, 2], label int32 [n] and, with repeated augmentation,
-      canvas_index int32 [B], the canvas of each row, of at most `supplied.repeats` rows each. What
+      canvas_index int32 [B], the canvas of each row, of at most `supplied.repeats` rows each, and
+      one of `supplied.canvas_orders` where these are given (of any other the images are NaN). What
       row i draws depends on (key, i) alone.
 
     Raises:
@@ -56,6 +59,7 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
     row_stages = pixels | images
     crop = row_stages.pop("crop")
     copies = supplied.repeats
+    exchange = functools.partial(_to_rows, supplied)
 
     def crops(keys: jax.Array, canvas: jax.Array, size: jax.Array) -> jax.Array:
         with jax.named_scope("crop"):
@@ -77,9 +81,10 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
         rows_key, batch_key = jax.random.split(key)
         if "canvas_index" not in batch:
             keys = row_keys(rows_key, len(label))
-            image = crops_by_rows(keys, canvas, size)
+            image, known = crops_by_rows(keys, canvas, size), jnp.bool_(True)
         else:
-            # Crops are made where their canvas is, and they travel: a fifth of its size.
+            # Crops are made where their canvas is, and each goes to the device of its row: a fifth
+            # of the canvas.
             label = label[batch["canvas_index"]]
             if copies * len(canvas) < len(label):
                 raise ValueError(f"{len(label)} rows of {len(canvas)} canvases, repeats={copies}")
@@ -88,8 +93,9 @@ def make_augment(supplied: Supplied, **options: Any) -> Callable[[jax.Array, Bat
             row = jnp.zeros(copies * len(canvas), jnp.int32).at[place].set(jnp.arange(len(label)))
             image = crops_by_rows(keys[row], canvas, size)
             with jax.named_scope("exchange"):
-                image = image[place]
+                image, known = exchange(image, batch["canvas_index"], place)
         image = images_by_rows(keys, image)
+        image = jnp.where(known, image, jnp.nan)
         target = label
         for name, stage in batches.items():
             draw = functools.partial(random_bits.named, batch_key)
@@ -108,10 +114,23 @@ def _by_rows(function: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
-def _places(canvas_index: jax.Array, copies: int) -> jax.Array:
+def _places(canvas_index: Any, copies: int, numpy: Any = jnp) -> Any:
     """Of each row the place of its crop among `copies` of every canvas, int32 [B]."""
     same = canvas_index[:, None] == canvas_index[None]
-    return copies * canvas_index + jnp.tril(same, -1).sum(1, dtype=jnp.int32)
+    return copies * canvas_index + numpy.tril(same, -1).sum(1, dtype=numpy.int32)
+
+
+def _to_rows(
+    supplied: Supplied, image: jax.Array, canvas_index: jax.Array, place: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`image[place]`, and whether it is: False of a canvas_index that is none of the orders."""
+    orders, mesh = supplied.canvas_orders, supplied.mesh
+    if orders is None or mesh is None or mesh.size == 1:
+        return image[place], jnp.bool_(True)
+    places = np.stack([_places(order, supplied.repeats, np) for order in orders])
+    found = (jnp.asarray(orders) == canvas_index[None]).all(1)
+    move = make_exchange(mesh, places, len(image))
+    return move(image, jnp.argmax(found)), found.any()
 
 
 def _make_stages(supplied: Supplied, options: Mapping[str, Any]) -> list[dict[str, Callable]]:

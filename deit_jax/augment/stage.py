@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from deit_jax.errors import ConfigError
 
@@ -21,6 +22,8 @@ class Supplied(NamedTuple):
     batch_size: int  # rows of the global batch
     repeats: int = 1  # rows that show the same image
     mesh: jax.sharding.Mesh | None = None  # whose devices share the batch, None for one device
+    # int32 [V, B]: all that `canvas_index` may be. Crops then go from device to device, row by row.
+    canvas_orders: np.ndarray | None = None
 
 
 def noted(stage: Callable, *notes: str) -> Callable:

@@ -37,7 +37,12 @@ from deit_jax.data.batches import BatchIterator, CorruptShareExceeded, Health
 from deit_jax.data.decode import decode_image
 from deit_jax.data.obtain import obtain_photos
 from deit_jax.data.open import SOURCES, open_data
-from deit_jax.data.order import canvas_count, distinct_images_per_epoch, steps_per_epoch
+from deit_jax.data.order import (
+    canvas_count,
+    canvas_orders,
+    distinct_images_per_epoch,
+    steps_per_epoch,
+)
 from deit_jax.data.pipeline import MOST_CANVAS, check_reading, eval_batches, train_batches
 from deit_jax.data.repeated import Repeated
 from deit_jax.data.source import CorruptImage, Data, Source, check_labels, check_window
@@ -54,6 +59,7 @@ __all__ = [
     "SOURCES",
     "Source",
     "canvas_count",
+    "canvas_orders",
     "check_labels",
     "check_reading",
     "check_window",

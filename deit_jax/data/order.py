@@ -13,6 +13,7 @@ for ImageNet at batch 1,024 and 3 repeats).
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -96,6 +97,20 @@ def batch_rows(batch_size: int, mix_group: int) -> np.ndarray:
     return (position % groups) * mix_group + position // groups
 
 
+def canvas_orders(batch_size: int, repeats: int, mix_group: int | None = None) -> np.ndarray:
+    """All that `BatchIndex.canvas_index` may be, int32 [V, B].
+
+    The V = repeats / gcd(B, repeats) of them differ by how many copies of the first image were in
+    the batch before; order v has v gcd(B, repeats).
+    """
+    rows = batch_rows(batch_size, batch_size if mix_group is None else mix_group)
+    shift = math.gcd(batch_size, repeats)
+    orders = np.empty((repeats // shift, batch_size), np.int32)
+    before = shift * np.arange(len(orders))[:, None]
+    orders[:, rows] = (before + np.arange(batch_size)) // repeats
+    return orders
+
+
 def epoch_permutation(n_records: int, seed: int, epoch: int) -> np.ndarray:
     """Order of the records in one epoch, int64 [n_records]."""
     return np.random.RandomState([seed, epoch]).permutation(n_records)
@@ -158,6 +173,7 @@ class TrainOrder:
         self.steps_per_epoch = steps_per_epoch(n_records, batch_size, repeats)
         self.canvases = canvas_count(batch_size, repeats, device_count)
         self._rows = batch_rows(batch_size, batch_size if mix_group is None else mix_group)
+        self._canvas_orders = canvas_orders(batch_size, repeats, mix_group)
         if window_shards is None or shard_lengths is None:
             permutation = functools.partial(epoch_permutation, n_records, seed)
         else:
@@ -177,6 +193,6 @@ class TrainOrder:
         unique = positions // self.repeats
         first, last = unique[0], unique[-1]
         record[: last - first + 1] = permutation[first : last + 1]
-        canvas_index = np.empty(self.batch_size, np.int32)
-        canvas_index[self._rows] = unique - first
-        return BatchIndex(record, canvas_index)
+        before = positions[0] % self.repeats
+        number = before // math.gcd(self.batch_size, self.repeats)
+        return BatchIndex(record, self._canvas_orders[number].copy())

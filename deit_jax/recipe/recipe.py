@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import optax
 
-from deit_jax import augment, builders, losses, models, optim
+from deit_jax import augment, builders, data, losses, models, optim
 from deit_jax.errors import ConfigError, Problems
 from deit_jax.recipe.durations import Durations, make_durations
 from deit_jax.teacher.model import TeacherModel, find_teacher_model
@@ -74,7 +74,11 @@ class Recipe:
 
     def supplied(self, mesh: jax.sharding.Mesh | None = None) -> augment.Supplied:
         """What the stages of the augmentation are given."""
-        return _supplied(self.config, self.image_size, self.num_classes)._replace(mesh=mesh)
+        supplied = _supplied(self.config, self.image_size, self.num_classes)._replace(mesh=mesh)
+        if supplied.repeats == 1:
+            return supplied
+        orders = data.canvas_orders(supplied.batch_size, supplied.repeats, self.mix_group)
+        return supplied._replace(canvas_orders=orders)
 
 
 def make_recipe(

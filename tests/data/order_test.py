@@ -114,6 +114,15 @@ def test_canvases_are_static_and_divide_among_devices():
     assert all((order(step).record[order(step).canvas_index] >= 0).all() for step in range(12))
 
 
+@pytest.mark.parametrize("batch_size, repeats, orders", [(64, 3, 3), (96, 3, 1), (60, 8, 2)])
+def test_rows_have_their_canvases_in_a_few_orders(batch_size, repeats, orders):
+    sizes = {"batch_size": batch_size, "repeats": repeats, "mix_group": 4}
+    known = {order.tobytes() for order in data.canvas_orders(**sizes)}
+    order = make_order(**sizes)
+    assert {order(step).canvas_index.tobytes() for step in range(12)} == known
+    assert len(known) == orders
+
+
 def test_windows_are_read_one_after_the_other():
     lengths = (10, 7, 9, 12, 8, 11)
     bounds = np.cumsum(lengths)
