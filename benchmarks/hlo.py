@@ -97,7 +97,8 @@ def _groups(attributes: str) -> list[list[int]]:
     {{0,1},{2,3}} of groups or of pairs, [2,2]<=[4] or [2,2]<=[2,2]T(1,0), and
     mesh['a'=2,'b'=2] {'b'}, where 'a':(1)2 is a part of an axis.
     """
-    groups = re.search(r"(?:replica_groups|source_target_pairs)=(.*)", attributes)[1]
+    found = re.search(r"(?:replica_groups|source_target_pairs)=(.*)", attributes)
+    groups = found[1] if found else ""
     if listed := re.match(r"\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", groups):
         return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])]
     if iota := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups):
@@ -106,6 +107,8 @@ def _groups(attributes: str) -> list[list[int]]:
         devices = np.arange(math.prod(sides)).reshape(sides).transpose(order)
         return devices.reshape(int(iota[1]), int(iota[2])).tolist()
     axes = re.match(r"mesh\[(.*?)\] \{(.*?)\}", groups)
+    if not axes:
+        raise ValueError(f"unknown notation of devices: {attributes[:200]}")
     sizes = [(name, int(n)) for name, n in re.findall(r"'(\w+)'=(\d+)", axes[1])]
     parts = {name: (1, n, 1) for name, n in sizes}
     used = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes[2])

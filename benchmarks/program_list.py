@@ -58,8 +58,7 @@ def partitioned(lowered: jax.stages.Lowered) -> str:
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": PASSES}
         options |= {"xla_dump_hlo_as_text": True}
-        start = {"target": lowered.compile, "kwargs": {"compiler_options": options}}
-        threading.Thread(**start, daemon=True).start()
+        threading.Thread(target=lowered.compile, args=(options,), daemon=True).start()
         end = time.monotonic() + LIMIT_S
         while time.monotonic() < end:
             for path in pathlib.Path(folder).rglob(f"*after_{PASSES}.*.txt"):
