@@ -58,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if with_timm:
         # The processes share the device, so none may reserve its memory in advance.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from deit_jax import distributed
+
+    # Before the imports that initialize the devices.
+    distributed.keep_freed_arrays()
     from deit_jax.train.speed import measure, report
 
     subjects = _subjects(args)

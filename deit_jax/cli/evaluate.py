@@ -49,6 +49,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from deit_jax import distributed
+
+    # Before the imports that initialize the devices.
+    distributed.keep_freed_arrays()
     from deit_jax.evaluation import evaluator, results
 
     for flag in ("json", "confusion", "per_class"):

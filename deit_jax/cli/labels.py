@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from deit_jax import config, distributed
 
     overrides = [*config.split_overrides(args.overrides), f"teacher.record={args.output}"]
+    distributed.keep_freed_arrays()
     with distributed.join(**{name: getattr(args, name) for name in train.JOINING}):
         # After the processes are connected: these imports initialize the devices.
         from deit_jax.train import labels, schema

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         # Imported here: jax takes seconds, and a signal must be answered during them.
         from deit_jax import distributed
 
+        distributed.keep_freed_arrays()
         with distributed.join(**{name: getattr(args, name) for name in JOINING}) as processes:
             # After the processes are connected: these imports initialize the devices.
             from deit_jax.train import loop, schema

@@ -10,7 +10,6 @@ image by image, where the record that is corrupt is found.
 """
 
 import contextlib
-import ctypes
 import functools
 import logging
 import threading
@@ -24,6 +23,7 @@ from deit_jax.data.decode import GRAPH_DECODERS, decoder_name
 from deit_jax.data.exif import upright
 from deit_jax.data.headers import pixel_count
 from deit_jax.data.source import CorruptImage, Record
+from deit_jax.distributed import host_memory
 
 _LOG = logging.getLogger(__name__)
 # Images that are read and handed over together.
@@ -34,7 +34,6 @@ _DECODERS = list(GRAPH_DECODERS)
 _MOST_PIXELS = 2**20
 # and still larger ones one at a time in the process.
 _MOST_PIXELS_AT_ONCE = 2**24
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class _Fetched(NamedTuple):
@@ -89,7 +88,7 @@ class Feed:
 
     def _dataset(self) -> Any:
         tf = tensorflow()
-        _keep_freed_memory()
+        host_memory.keep_freed_images()
         decode = _chunk_decoder(self._size)
 
         def fill(number):
@@ -183,18 +182,3 @@ def _chunk_decoder(size: int) -> Any:
         return [decode(*pair) for pair in pairs]
 
     return decode_chunk
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of decoded images for the next ones, up to 64 MiB an arena.
-
-    By default it returns every block of more than some 100 KiB to the system at once and asks
-    for it again, page by page: reading a record and handing it to TensorFlow then takes three
-    times as long, most of it while the interpreter's lock is held.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # Other C libraries have none, or do as they please.
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
-        mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
