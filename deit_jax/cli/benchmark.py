@@ -115,6 +115,7 @@ def _check(args: argparse.Namespace) -> None:
 def _subjects(args: argparse.Namespace) -> list[Any]:
     """The recipes that are measured, each with the model as asked for."""
     import jax
+    import ml_collections
 
     from deit_jax import config, config_file
     from deit_jax.distributed import sharding
@@ -147,7 +148,8 @@ def _subjects(args: argparse.Namespace) -> list[Any]:
     for name in dict.fromkeys(args.model):
         given = config_file.read("deit:b")[0]
         known = registry.options({"name": name})
-        given.model = {"name": name} | {k: v for k, v in given.model.items() if k in known}
+        kept = {key: value for key, value in given.model.items() if key in known}
+        given.model = ml_collections.ConfigDict(kept | {"name": name})
         found.append(subject(name, schema.resolve(given, overrides)))
     return found
 

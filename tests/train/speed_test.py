@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 import tiny_runs
 
-from deit_jax import cli, figures
+from deit_jax import cli, figures, models
 from deit_jax.errors import ConfigError
 from deit_jax.figures.speed import Point
 from deit_jax.pretrained import hub
@@ -165,6 +165,22 @@ def test_operations_have_the_scope_of_what_made_them():
     assert parts.part_of(*found["fusion.1"]) == "qkv"
     assert parts.part_of(*found["ar"]) == "collectives"
     assert found["w"][0] == "while"
+
+
+def test_each_name_is_measured_with_its_own_model(monkeypatch, capsys):
+    def sizes(subject, batch_size):
+        recipe = subject.own.recipe
+        raise ConfigError(f"{subject.name} {recipe.model.count().parameters} {recipe.image_size}")
+
+    monkeypatch.setitem(programs.PROGRAMS, "inference", sizes)
+    names = ("deit_tiny_patch16_224", "regnety_002")
+    options = ("--what=inference", "--batch-sizes=2", "--image-size=64", *PLAIN)
+    assert cli.main(["benchmark", *names, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "deit-jax benchmark: nothing was measured: see the lines above\n"
+    assert [line.partition("left out: ")[2] for line in captured.out.splitlines()] == [
+        f"{name} {models.create_model(name, image_size=64).count().parameters} 64" for name in names
+    ]
 
 
 def test_a_tiny_recipe_is_measured_and_traced(tmp_path, capsys):
