@@ -92,7 +92,9 @@ def _sheet_names(images: list[str]) -> list[str]:
 def _said(maps: Any, names: list[str]) -> str:
     """What each head takes the photo for."""
     from deit_jax.evaluation.heads import HEADS
+    from deit_jax.figures import style
 
+    names = style.drawable(names)
     heads = [head for head in ("class", "dist") if head in maps.probabilities]
     best = {head: int(maps.probabilities[head].argmax()) for head in heads}
     return "; ".join(

@@ -35,8 +35,9 @@ def attention(
 
     The maps of the columns are means over the heads.
 
-    Each map is brightest at its strongest patch; below it are that patch's share and the share
-    of all patches, the rest of 1 being that of the tokens.
+    Each map is darkest at its weakest patch and brightest at its strongest; below it are the
+    strongest patch's share and the share of all patches, the rest of 1 being that of the tokens.
+    Where the weakest has more than 0.8 of the strongest, 0.8 is dark.
 
     Args:
       photo: uint8 [h, w, 3].
@@ -83,7 +84,7 @@ def _photo(figure: "Figure", photo: np.ndarray) -> None:
     """The photo, left of the first row of maps, and below it how to read them."""
     _tile(figure, (_MARGIN, _TOP, _TILE), photo, None)
     _write(figure, _MARGIN + _TILE / 2, _TOP - 0.1, "what the model saw", ha="center")
-    lines = ("means over the heads; a map is", "brightest at its strongest patch")
+    lines = ("means over the heads; dark to bright:", "the weakest to the strongest patch")
     for number, text in enumerate(lines):
         y = _TOP + _TILE + 0.1 + 0.12 * number
         _write(figure, _MARGIN, y, text, size=style.SMALL - 1, color=style.MUTED)
@@ -159,7 +160,10 @@ def _tile(
     gray = photo @ np.array([0.299, 0.587, 0.114])
     # Dimmed, so that the brightest is the map's.
     axes.imshow(gray, cmap="gray", vmin=0, vmax=480, extent=extent, interpolation=smooth)
-    strength = np.asarray(shares, np.float64) / max(float(np.max(shares)), 1e-12)
+    shares = np.asarray(shares, np.float64)
+    # From the weakest to the strongest; where all are nearly equal, their noise is not enlarged.
+    low, high = min(shares.min(), 0.8 * shares.max()), max(shares.max(), 1e-12)
+    strength = (shares - low) / (high - low)
     heat = style.colormap(style.HEAT)(0.1 + 0.9 * strength)
     heat[..., 3] = 0.25 + 0.65 * strength
     axes.imshow(heat, extent=extent, interpolation="bicubic")

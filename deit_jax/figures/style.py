@@ -9,6 +9,7 @@ import functools
 import io
 import logging
 import os
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -193,7 +194,12 @@ def _families() -> tuple[str, ...]:
 
 @functools.cache
 def _code_points() -> frozenset[str]:
+    import matplotlib
     from matplotlib import font_manager
 
     files = [font_manager.findfont(family) for family in _families()]
-    return frozenset(chr(c) for file in files for c in font_manager.get_font(file).get_charmap())
+    signs = {chr(c) for file in files for c in font_manager.get_font(file).get_charmap()}
+    if matplotlib.__version_info__ < (3, 11):
+        # Words that are written from right to left would come out backwards.
+        signs = {sign for sign in signs if unicodedata.bidirectional(sign) not in ("R", "AL")}
+    return frozenset(signs)

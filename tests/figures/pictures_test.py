@@ -107,3 +107,11 @@ def test_sheets_show_every_pixel():
     small = np.stack([np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)] * 2)
     sheet = pixels(figures.augmentations(small, ["original", "1"], ["a"]))
     assert (sheet == small[0, 0, 1, 1]).all(axis=2).sum() == 2 * 24 * 24
+
+
+def test_words_from_right_to_left_are_not_written_backwards():
+    import matplotlib
+
+    names = ["قط", "שלום"]
+    shaped = matplotlib.__version_info__ >= (3, 11)
+    assert style.drawable(names) == (names if shaped else ["class 0", "class 1"])
