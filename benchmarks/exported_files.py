@@ -44,7 +44,7 @@ numpy.savez(sys.argv[3], **dict(zip(names, map(numpy.concatenate, zip(*parts))))
 print("onnxruntime", onnxruntime.__version__)
 """
 JAX = """
-import sys, jax, numpy
+import sys, jax.export, numpy
 model = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
 image = numpy.load(sys.argv[2])
 parts = [model.call(part) for part in (image[:7], image[7:])]

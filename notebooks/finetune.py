@@ -250,7 +250,7 @@ deit_jax("export", "model.jax", f"--checkpoint={RUNS}/distilled")
 # Does the file compute the same as the checkpoint?
 
 # %%
-import jax
+import jax.export
 import numpy as np
 
 from deit_jax import models, pretrained

@@ -8,6 +8,7 @@ DESCRIPTION = """\
 Writes FILE with the weights inside and, beside it, FILE.json with the preparation of images, the
 outputs and the class names. FILE.jax needs jax alone, on CPU, CUDA and TPU:
 
+    import jax.export
     model = jax.export.deserialize(bytearray(open("FILE.jax", "rb").read()))
     model.call(image)["probabilities"]      # image: f32 [any number, height, width, 3], prepared
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from deit_jax import models, pretrained
 # What a user without this library writes.
 READER = """
 import json, sys
-import jax, numpy
+import jax.export, numpy
 file, photo, out = sys.argv[1:]
 model = jax.export.deserialize(bytearray(open(file, "rb").read()))
 assert model.platforms == ("cpu", "cuda", "tpu")
