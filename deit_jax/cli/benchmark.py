@@ -146,7 +146,7 @@ def _subjects(args: argparse.Namespace) -> list[Any]:
         return [subject(label, resolved, num_classes=_classes(resolved))]
     found = []
     for name in dict.fromkeys(args.model):
-        given = config_file.read("deit:b")[0]
+        given: Any = config_file.read("deit:b")[0]
         known = registry.options({"name": name})
         kept = {key: value for key, value in given.model.items() if key in known}
         given.model = ml_collections.ConfigDict(kept | {"name": name})
