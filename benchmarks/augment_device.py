@@ -23,7 +23,6 @@ import numpy as np
 
 from deit_jax import augment, builders, config, data, rng
 from deit_jax.augment import normalize, pipeline, random_bits
-from deit_jax.augment.resample import resolve_matmul
 from deit_jax.recipe import hardware
 from deit_jax.train import schema
 from deit_jax.train.speed import synthetic
@@ -176,7 +175,7 @@ def main() -> None:
             for key in ("batch_size", "image_size", "canvas", "rounds", "calls", "warmup")
         },
         "augment": options,
-        "matmul": resolve_matmul(options["matmul"]),
+        "matmul": options["matmul"],
         "repeats": {
             repeats: measure(dict(options), flags, int(repeats))
             for repeats in flags.repeats.split(",")

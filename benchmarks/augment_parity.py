@@ -30,7 +30,7 @@ import numpy as np
 
 from deit_jax import data
 from deit_jax.augment import color, crop, make_eval_transform, operations, policies, three_augment
-from deit_jax.augment.resample import MATMULS, resample, resolve_matmul
+from deit_jax.augment.resample import MATMULS, resample
 from deit_jax.data.resize import fit_within
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -270,7 +270,7 @@ def main() -> None:
         script = [flags.reference_python, str(HERE / "augment_reference.py")]
         subprocess.run([*script, str(photos), str(references), flags.policy], check=True)
         limits = {} if flags.canvas else make_limits(flags.policy)
-        table = compare(photos, references, resolve_matmul(flags.matmul)).table(limits)
+        table = compare(photos, references, flags.matmul).table(limits)
         result = {
             "photos": read,
             "compared": len(list(photos.glob("*.npy"))),
@@ -279,7 +279,7 @@ def main() -> None:
             "operations": table,
             "reference": json.loads((references / "versions.json").read_text()),
             "device": jax.devices()[0].device_kind,
-            "matmul": resolve_matmul(flags.matmul),
+            "matmul": flags.matmul,
             "versions": {"jax": jax.__version__, "python": platform.python_version()},
         }
     for name, row in table.items():

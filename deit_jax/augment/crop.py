@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from deit_jax import builders
 from deit_jax.augment import random_bits
-from deit_jax.augment.resample import Axes, resample, resolve_matmul
+from deit_jax.augment.resample import Axes, check_matmul, resample
 from deit_jax.augment.stage import Draw, Supplied, check_range, check_share, noted
 
 Crop = Callable[[jax.Array, jax.Array], Axes]
@@ -168,7 +168,7 @@ def make_crop(
     Args:
       crop: a name of `CROPS`; options: its own.
       hflip, vflip: probabilities.
-      matmul: how the crop multiplies, see `resolve_matmul`.
+      matmul: how the crop multiplies, see `resample`.
 
     Returns:
       (draw, canvas uint8 [n / r, C, C, 3], size int32 [n / r, 2]) -> uint8 [n, s, s, 3], r
@@ -176,7 +176,7 @@ def make_crop(
     """
     axes_of = builders.choose(CROPS, crop, "crop")(supplied.image_size, **options)
     check_share(hflip=hflip, vflip=vflip)
-    matmul = resolve_matmul(matmul)
+    check_matmul(matmul)
 
     def cropped(draw: Draw, canvas: jax.Array, size: jax.Array) -> jax.Array:
         keys = draw("crop")

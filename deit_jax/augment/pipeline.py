@@ -16,7 +16,7 @@ from deit_jax.augment.erasing import make_erasing
 from deit_jax.augment.lighting import make_lighting
 from deit_jax.augment.mix import make_mix, make_target
 from deit_jax.augment.normalize import IMAGENET_MEAN, IMAGENET_STD, make_normalize, normalize
-from deit_jax.augment.resample import resample, resolve_matmul
+from deit_jax.augment.resample import check_matmul, resample
 from deit_jax.augment.stage import Supplied
 from deit_jax.distributed.exchange import make_exchange
 from deit_jax.errors import ConfigError
@@ -195,7 +195,7 @@ def make_eval_transform(
     if not 0.0 < crop_ratio <= 1.0:
         raise ConfigError(f"crop_ratio must be above 0 and at most 1, not {crop_ratio}")
     short = int(image_size / crop_ratio)
-    matmul = resolve_matmul(matmul)
+    check_matmul(matmul)
 
     @jax.named_scope("augment/crop")
     def transform(batch: Batch) -> jax.Array:

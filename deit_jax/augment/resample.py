@@ -7,6 +7,7 @@ matrices, so that a crop, a flip, a center crop after the resize and a
 reflected border are all the same code with other integers.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,8 @@ MATMULS = {
     "float16x2": (jnp.float16, (12, 12)),
     "bfloat16x3": (jnp.bfloat16, (8, 8, 8)),
 }
+# What the matrix units of a platform do natively; elsewhere float32.
+_NATIVE = {"cuda": "float16x2", "rocm": "float16x2", "tpu": "bfloat16x3"}
 
 
 class Axes(NamedTuple):
@@ -75,13 +78,10 @@ def _fixed(weight: jax.Array) -> jax.Array:
     return jnp.round(weight * 2.0**WEIGHT_BITS).astype(jnp.int32)
 
 
-def resolve_matmul(matmul: str) -> str:
-    """'auto' made concrete for the default backend: what its matrix units do natively."""
-    if matmul == "auto":
-        return {"gpu": "float16x2", "tpu": "bfloat16x3"}.get(jax.default_backend(), "float32")
-    if matmul not in MATMULS:
+def check_matmul(matmul: str) -> None:
+    """Raises ConfigError unless `matmul` is a name of `MATMULS` or 'auto'."""
+    if matmul != "auto" and matmul not in MATMULS:
         raise unknown("matmul", matmul, ["auto", *MATMULS])
-    return matmul
 
 
 def _weighted_levels(weights: jax.Array, pixels: jax.Array, matmul: str) -> jax.Array:
@@ -112,13 +112,23 @@ def _weighted_levels(weights: jax.Array, pixels: jax.Array, matmul: str) -> jax.
 def resample(canvas: jax.Array, axes: Axes, *, matmul: str) -> jax.Array:
     """Resized images uint8 [n, out rows, out columns, 3] of canvases uint8 [n / r, h, w, 3].
 
-    Of each canvas r neighboring images, for which it is read once.
+    Of each canvas r neighboring images, for which it is read once. `matmul` is a name of
+    `MATMULS`; 'auto' is what the matrix units do natively where the program runs.
 
     Pillow < 13's integer arithmetic; a weight may differ by 2^-22, since it is
     computed in float32. Both contractions run over the last axis of both operands, and
     the result comes out in NHWC.
     """
     down, across = (axis_weights(axes, i, canvas.shape[1 + i]) for i in range(2))
+    if matmul != "auto":
+        return _resampled(canvas, down, across, matmul=matmul)
+    by_name = {name: functools.partial(_resampled, matmul=name) for name in MATMULS}
+    native = {platform: by_name[name] for platform, name in _NATIVE.items()}
+    return jax.lax.platform_dependent(canvas, down, across, **native, default=by_name["float32"])
+
+
+def _resampled(canvas: jax.Array, down: jax.Array, across: jax.Array, *, matmul: str) -> jax.Array:
+    """`resample` with the matrices of both axes."""
     planes = jnp.transpose(canvas, (0, 3, 1, 2))
     copies = across.reshape(len(canvas), -1, across.shape[-1])
     narrow = _weighted_levels(copies, planes, matmul)

@@ -150,15 +150,21 @@ def patch_product(image: jax.Array, kernel: jax.Array) -> jax.Array:
     estimate, 18 as a product of matrices). Elsewhere a product of matrices: convolutions whose
     stride equals their kernel hit slow cuDNN paths.
     """
+    return jax.lax.platform_dependent(
+        image, kernel, tpu=_convolved_patches, default=_multiplied_patches
+    )
+
+
+def _convolved_patches(image: jax.Array, kernel: jax.Array) -> jax.Array:
+    stride, order = kernel.shape[:2], ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(image, kernel, stride, "VALID", dimension_numbers=order)
+    return x.reshape(image.shape[0], -1, kernel.shape[-1])
+
+
+def _multiplied_patches(image: jax.Array, kernel: jax.Array) -> jax.Array:
     size, dim = kernel.shape[0], kernel.shape[-1]
     rows, height, width, channels = image.shape
     grid_h, grid_w = height // size, width // size
-    if jax.default_backend() == "tpu":
-        order = ("NHWC", "HWIO", "NHWC")
-        x = jax.lax.conv_general_dilated(
-            image, kernel, (size, size), "VALID", dimension_numbers=order
-        )
-        return x.reshape(rows, grid_h * grid_w, dim)
     x = image.reshape(rows, grid_h, size, grid_w, size, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(rows, grid_h * grid_w, -1)
     return matrix_product(x, kernel.reshape(-1, dim))

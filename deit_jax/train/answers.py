@@ -20,10 +20,11 @@ def fence(arrays: PyTree, step: jax.Array) -> PyTree:
     XLA takes barriers out before it fuses for CPUs, so there it is a branch that is always taken,
     which nobody knows before the step is.
     """
-    if jax.default_backend() != "cpu":
-        return jax.lax.optimization_barrier(arrays)
+    same = lambda arrays: arrays
     zeros = lambda arrays: jax.tree.map(jnp.zeros_like, arrays)
-    return jax.lax.cond(step >= 0, lambda arrays: arrays, zeros, arrays)
+    branch = lambda arrays, step: jax.lax.cond(step >= 0, same, zeros, arrays)
+    barrier = lambda arrays, step: jax.lax.optimization_barrier(arrays)
+    return jax.lax.platform_dependent(arrays, step, cpu=branch, default=barrier)
 
 
 class Labels(NamedTuple):

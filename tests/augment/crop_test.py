@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from deit_jax.augment import crop, make_eval_transform, random_bits
-from deit_jax.augment.resample import MATMULS, resample, resolve_matmul
+from deit_jax.augment.resample import MATMULS, check_matmul, resample
 from deit_jax.errors import ConfigError
 
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
@@ -132,10 +133,19 @@ def test_small_images_on_small_canvases(name):
     np.testing.assert_array_equal(got, np.full((3, 32, 32, 3), 200))
 
 
-def test_matmul_is_named_or_chosen_by_the_backend():
-    assert resolve_matmul("auto") == "float32"
+def test_matmul_is_named_or_chosen_where_the_program_runs():
+    axes = crop.box_axes(jnp.array([[0, 0, 8, 8]]), 4)
+    program = jax.jit(functools.partial(resample, matmul="auto")).trace(
+        jnp.zeros((1, 8, 8, 3), jnp.uint8), axes
+    )
+    kinds = {
+        platform: set(re.findall(r"dot_general.*?tensor<[\dx]+x(\w+)>", text))
+        for platform in ("cpu", "cuda", "tpu")
+        for text in [program.lower(lowering_platforms=(platform,)).as_text()]
+    }
+    assert kinds == {"cpu": {"f32"}, "cuda": {"f16"}, "tpu": {"bf16"}}
     with pytest.raises(ConfigError, match="float16x2"):
-        resolve_matmul("float8")
+        check_matmul("float8")
 
 
 def photos(tfds_dir, split, count, canvas):

@@ -43,7 +43,6 @@ def lower(monkeypatch):
 
     def lowered(spec, device, step, *overrides):
         monkeypatch.setattr(jax, "devices", lambda *_: [device] * mesh.size)
-        monkeypatch.setattr(jax, "default_backend", lambda: device.platform)
         # cuDNN is asked for its version, which needs it; XLA's attention does not.
         monkeypatch.delitem(attention.ATTENTION, "cudnn", raising=False)
         shallow = [f"train.batch_size={ROWS}", *overrides]
