@@ -1,9 +1,11 @@
 """Leaves of nested dicts by their path names, `blocks_0/attn/qkv/kernel`, and back."""
 
+import collections
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 
@@ -34,3 +36,16 @@ def map_with_name(function: Callable, tree: PyTree, *rest: PyTree) -> PyTree:
     """`jax.tree.map` whose function takes the leaf's path name first."""
     named = lambda path, *leaves: function(path_name(path), *leaves)
     return jax.tree_util.tree_map_with_path(named, tree, *rest)
+
+
+def norm(tree: PyTree) -> jax.Array:
+    """The L2 norm of all leaves together, f32.
+
+    Leaves of the same shape, as blocks have them, are summed up together: one by one each is two
+    kernels on a GPU, hundreds in all.
+    """
+    alike: dict[Any, list[jax.Array]] = collections.defaultdict(list)
+    for leaf in jax.tree.leaves(tree):
+        alike[leaf.shape, leaf.dtype].append(leaf)
+    squares = (jnp.square(jnp.stack(group).astype(jnp.float32)) for group in alike.values())
+    return jnp.sqrt(sum((jnp.sum(square) for square in squares), start=jnp.float32(0)))

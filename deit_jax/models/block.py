@@ -24,10 +24,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, capture: bool) -> tuple[jax.Array, jax.Array | None]:
         _, tokens, dim = x.shape
-        qkv = layers.Dense(3 * dim, self.dtype, name="qkv")(x)
+        product, bias = layers.Dense(3 * dim, self.dtype, name="qkv").parts(x)
+        qkv = layers.add(product, bias)
         weights = attention.weights(qkv, self.num_heads) if capture else None
         name = attention.resolve(self.implementation, tokens, dim, self.num_heads, self.dtype)
-        x = attention.ATTENTION[name].attend(qkv, self.num_heads)
+        x = attention.ATTENTION[name].attend(product, bias, self.num_heads)
         return layers.Dense(dim, self.dtype, name="proj")(x), weights
 
 
@@ -71,12 +72,12 @@ class Block(nn.Module):
         capture: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         dim = x.shape[-1]
-        y = layers.layer_norm(self.dtype, self.epsilon, "norm1")(x)
+        y = layers.LayerNorm(self.dtype, self.epsilon, name="norm1")(x)
         y, weights = Attention(self.num_heads, self.dtype, self.attention, name="attn")(y, capture)
         y = layers.dropout(y, layers.fold_keys(keys, _ATTENTION_DROP), self.dropout_rate)
         y = self._layer_scale(y, "gamma_1")
         x = x + layers.drop_path(y, None if draw is None else draw[:, 0], drop_rate)
-        y = layers.layer_norm(self.dtype, self.epsilon, "norm2")(x)
+        y = layers.LayerNorm(self.dtype, self.epsilon, name="norm2")(x)
         y = Mlp(int(dim * self.mlp_ratio), self.dropout_rate, self.dtype, name="mlp")(y, keys)
         y = layers.dropout(y, layers.fold_keys(keys, _MLP_DROP), self.dropout_rate)
         y = self._layer_scale(y, "gamma_2")

@@ -21,6 +21,8 @@ from jax.experimental import pallas
 from jax.experimental.pallas import tpu
 from jax.sharding import PartitionSpec
 
+from deit_jax.models import layers
+
 HEAD = 64
 _LANES = 128
 _SCALE = HEAD**-0.5
@@ -45,25 +47,37 @@ def obstacle(tokens: int, dim: int, num_heads: int, dtype: Any, device: Any) -> 
     return None
 
 
-def attend(qkv: jax.Array, num_heads: int) -> jax.Array:
-    """softmax(q k' / 8) v of qkv [B, T, 3 D] -> [B, T, D], in the type of `qkv`.
+def attend(product: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
+    """softmax(q k' / 8) v of qkv = product [B, T, 3 D] + bias [3 D] -> [B, T, D] in its type.
 
     Under `sharding.on_rows` each device does its own rows; differentiable once.
     """
-    assert qkv.shape[-1] == 3 * num_heads * HEAD, (qkv.shape, num_heads)
-    return run(qkv, False)
+    assert product.shape[-1] == 3 * num_heads * HEAD, (product.shape, num_heads)
+    return run(product, bias, False)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def run(qkv: jax.Array, interpret: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def run(product: jax.Array, bias: jax.Array, interpret: bool) -> jax.Array:
     """As `attend`; `interpret` runs the kernels as plain operations, on any hardware, slowly."""
-    return _forward(qkv, interpret=interpret)
+    return _run_forward(product, bias, interpret)[0]
 
 
-run.defvjp(
-    lambda qkv, interpret: (_forward(qkv, interpret=interpret), qkv),
-    lambda interpret, qkv, gradient: (_backward(qkv, gradient, interpret=interpret),),
-)
+def _run_forward(
+    product: jax.Array, bias: jax.Array, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+    with jax.named_scope("qkv"):
+        qkv = layers.add(product, bias)
+    return _forward(qkv, interpret=interpret), qkv
+
+
+def _run_backward(
+    interpret: bool, qkv: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    to_product, to_bias = _backward(qkv, gradient, interpret=interpret)
+    return to_product, to_bias.sum((0, 1))
+
+
+run.defvjp(_run_forward, _run_backward)
 
 
 def _sharded_over_rows(function: Callable) -> Callable:
@@ -75,7 +89,7 @@ def _sharded_over_rows(function: Callable) -> Callable:
     not in libtpu.
     """
 
-    def by_rows(*arrays: jax.Array, interpret: bool) -> jax.Array:
+    def by_rows(*arrays: jax.Array, interpret: bool) -> Any:
         own = functools.partial(function, interpret=interpret)
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
@@ -91,28 +105,29 @@ def _sharded_over_rows(function: Callable) -> Callable:
     return by_rows
 
 
-def _call(kernel: Callable, arrays: tuple, width: int, products: int, interpret: bool) -> jax.Array:
-    """`kernel` over `arrays` [B, T, ...] -> [B, T, width]; `products` of T x T x 64 per head."""
+def _call(
+    kernel: Callable, arrays: tuple, results: list, products: int, interpret: bool
+) -> list[jax.Array]:
+    """`kernel` of `arrays` [B, T, ...] -> `results` [B, ...]; `products` of T x T x 64 a head."""
     batch, tokens, dim = arrays[0].shape[0], arrays[0].shape[1], arrays[0].shape[2] // 3
     several = [n for n in _ROWS if batch % n == 0 and n * tokens * dim <= _ROWS_SIZE]
     rows = several[0] if several else 1
-    result = jax.ShapeDtypeStruct((batch, tokens, width), arrays[0].dtype)
     # Two buffers per block let copies and arithmetic overlap; the largest images have no room.
     buffers = pallas.Buffered(2 if rows * tokens * dim <= _TWO_BUFFERS else 1)
     specs = [
-        pallas.BlockSpec((rows, tokens, x.shape[2]), lambda i: (i, 0, 0), pipeline_mode=buffers)
-        for x in (*arrays, result)
+        pallas.BlockSpec((rows, *x.shape[1:]), lambda i: (i, 0, 0), pipeline_mode=buffers)
+        for x in (*arrays, *results)
     ]
     return pallas.pallas_call(
         kernel,
         grid=(batch // rows,),
-        in_specs=specs[:-1],
-        out_specs=specs[-1],
-        out_shape=result,
+        in_specs=specs[: len(arrays)],
+        out_specs=specs[len(arrays) :],
+        out_shape=results,
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",)),
         cost_estimate=pallas.CostEstimate(
             flops=2 * products * batch * tokens**2 * dim,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, result)),
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *results)),
             transcendentals=batch * tokens**2 * dim // HEAD,
         ),
         interpret=interpret,
@@ -152,9 +167,10 @@ def _forward_kernel(qkv: Any, out: Any) -> None:
     _for_all_heads(mix, out.shape)
 
 
-def _backward_kernel(qkv: Any, gradient: Any, out: Any) -> None:
+def _backward_kernel(qkv: Any, gradient: Any, out: Any, sums: Any) -> None:
     """One grid step: refs qkv [rows, T, 3 D], gradient [rows, T, D] -> out [rows, T, 3 D].
 
+    `sums` f32 [rows, 1, 3 D] are those of `out` over tokens, before it is rounded.
     Weights are [keys, queries]: sums over keys then run down the registers, not across lanes.
     """
     dim = gradient.shape[2]
@@ -175,9 +191,11 @@ def _backward_kernel(qkv: Any, gradient: Any, out: Any) -> None:
             to_value = _product(shares.astype(qkv.dtype), above, _NN)
             to_key = _product(change, query, _NN)
             to_query = _product(_scaled(key).T, change, _NN).T
-            heads.append([x.astype(out.dtype) for x in (to_query, to_key, to_value)])
+            heads.append((to_query, to_key, to_value))
         for part, values in zip(lanes, zip(*heads, strict=True), strict=True):
-            out[row, :, part] = jnp.concatenate(values, axis=1)
+            out[row, :, part] = jnp.concatenate([x.astype(out.dtype) for x in values], axis=1)
+            totals = [x.sum(0, keepdims=True) for x in values]
+            sums[row, :, part] = jnp.concatenate(totals, axis=1)
 
     _for_all_heads(differentiate, gradient.shape)
 
@@ -206,12 +224,19 @@ def _parts(at: Any, width: int, dim: int) -> list[Any]:
 
 def forward_rows(qkv: jax.Array, interpret: bool) -> jax.Array:
     """The kernel of `attend` on the rows of one device, [B, T, 3 D] -> [B, T, D]."""
-    return _call(_forward_kernel, (qkv,), qkv.shape[2] // 3, 2, interpret)
+    batch, tokens, width = qkv.shape
+    result = jax.ShapeDtypeStruct((batch, tokens, width // 3), qkv.dtype)
+    return _call(_forward_kernel, (qkv,), [result], 2, interpret)[0]
 
 
-def backward_rows(qkv: jax.Array, gradient: jax.Array, interpret: bool) -> jax.Array:
-    """The kernel of its gradient, [B, T, 3 D] and [B, T, D] -> [B, T, 3 D]."""
-    return _call(_backward_kernel, (qkv, gradient), qkv.shape[2], 5, interpret)
+def backward_rows(qkv: jax.Array, gradient: jax.Array, interpret: bool) -> list[jax.Array]:
+    """The kernel of its gradient, [B, T, 3 D] and [B, T, D] -> [B, T, 3 D], sums [B, 1, 3 D]."""
+    batch, _, width = qkv.shape
+    results = [
+        jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+        jax.ShapeDtypeStruct((batch, 1, width), jnp.float32),
+    ]
+    return _call(_backward_kernel, (qkv, gradient), results, 5, interpret)
 
 
 _forward = _sharded_over_rows(forward_rows)

@@ -4,6 +4,7 @@ Parameters are f32; each layer casts them to its compute `dtype`. Statistics of
 normalization layers are f32 whatever the compute type.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -68,9 +69,59 @@ def check_values(model: Any, *, sizes: tuple[str, ...]) -> None:
             raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(model, name)}")
 
 
-def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
-    """LayerNorm over the last axis, two-pass f32 statistics, result in `dtype`."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, [..., D] -> [..., D] in `dtype`; f32 statistics."""
+
+    dtype: Any
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        factor = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return _normalized(x, factor, bias, self.epsilon, self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalized(x: jax.Array, factor: jax.Array, bias: jax.Array, epsilon: float, dtype: Any):
+    return _normalized_forward(x, factor, bias, epsilon, dtype)[0]
+
+
+def _normalized_forward(
+    x: jax.Array, factor: jax.Array, bias: jax.Array, epsilon: float, dtype: Any
+) -> tuple[jax.Array, tuple]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    if x.dtype.itemsize < 4:
+        # One pass over x: what f32 loses where the mean is large, half precision had lost before.
+        variance = jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean)
+        variance = jnp.maximum(variance, 0.0)
+    else:
+        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = (wide - mean) * (inverse * _last(factor, x)) + _last(bias, x)
+    return y.astype(dtype), (x, mean, inverse, factor)
+
+
+def _normalized_backward(epsilon: float, dtype: Any, saved: tuple, gradient: jax.Array) -> tuple:
+    """By hand, from x and its statistics: three sums, none of them over values saved in f32."""
+    x, mean, inverse, factor = saved
+    wide = gradient.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    rows = tuple(range(x.ndim - 1))
+    scaled = wide * _last(factor, x)
+    along = scaled.mean(-1, keepdims=True)
+    across = (scaled * normal).mean(-1, keepdims=True)
+    to_x = (inverse * (scaled - along - normal * across)).astype(x.dtype)
+    return to_x, (wide * normal).sum(rows), wide.sum(rows)
+
+
+_normalized.defvjp(_normalized_forward, _normalized_backward)
+
+
+def _last(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """A parameter [D] with as many axes as `x` [..., D]."""
+    return parameter.reshape((1,) * (x.ndim - 1) + parameter.shape)
 
 
 def group_norm(dtype: Any, group: int, scale_init: Any, name: str) -> nn.GroupNorm:
@@ -125,8 +176,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 def scale(x: jax.Array, parameter: jax.Array) -> jax.Array:
     """`x` [..., D] times an f32 parameter [D], in the type of `x`; in f32 as in `add`."""
-    parameter = parameter.reshape((1,) * (x.ndim - 1) + parameter.shape)
-    return (x.astype(jnp.float32) * parameter).astype(x.dtype)
+    return (x.astype(jnp.float32) * _last(parameter, x)).astype(x.dtype)
 
 
 class Dense(nn.Module):
@@ -135,12 +185,16 @@ class Dense(nn.Module):
     features: int
     dtype: Any
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        return add(*self.parts(x))
+
+    @nn.compact
+    def parts(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The product alone, and the f32 bias [features] for `add`."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", initializers.normal(0.02), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
-        return add(matrix_product(x.astype(self.dtype), kernel), bias)
+        return matrix_product(x.astype(self.dtype), kernel), bias
 
 
 def patch_product(image: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deit_jax import builders, models, rng
+from deit_jax import builders, models, rng, trees
 from deit_jax.distributed import sharding
 from deit_jax.losses import LossFn
 from deit_jax.train.answers import NO_LABELS, AugmentFn, Labels, TeacherFn, make_teaching
@@ -210,7 +210,7 @@ def jit(step: Callable, batch_sharding: jax.sharding.NamedSharding) -> Callable:
     return jax.jit(sharding.on_rows(step, batch_sharding), donate_argnums=0)
 
 
-_norm = jax.named_scope("metrics")(optax.tree.norm)
+_norm = jax.named_scope("metrics")(trees.norm)
 
 
 @jax.named_scope("optimizer")

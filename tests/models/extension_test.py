@@ -31,7 +31,7 @@ class Mixer(Model, kw_only=True):
         x = layers.PatchEmbed(self.patch_size, self.width, self.dtype, name="stem")(image)
         features = {}
         for i in range(self.depth):
-            y = layers.layer_norm(self.dtype, 1e-6, f"norm{i}")(x).swapaxes(1, 2)
+            y = layers.LayerNorm(self.dtype, 1e-6, name=f"norm{i}")(x).swapaxes(1, 2)
             x = x + layers.Dense(x.shape[1], self.dtype, name=f"tokens{i}")(y).swapaxes(1, 2)
             x = x + nn.gelu(layers.Dense(self.width, self.dtype, name=f"channels{i}")(x))
             features[f"block{i}"] = x

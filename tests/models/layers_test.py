@@ -1,8 +1,10 @@
 """Layers in the forms that accelerators like, against the plain ones."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from deit_jax.models import layers
 
@@ -21,6 +23,30 @@ def test_gelu_is_the_exact_one():
     # Nothing but x: not its erf, of four times the width.
     saved = jax.eval_shape(lambda x: jax.vjp(layers.gelu, x)[1], x)
     assert [leaf.shape for leaf in jax.tree.leaves(saved)] == [x.shape]
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 2e-5), (jnp.bfloat16, 2**-7)])
+def test_layer_norm_is_that_of_flax_in_f32(dtype, error, mean):
+    """Of the same rounded numbers, values and gradients; 30 standard deviations off zero too."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (mean + jax.random.normal(keys[0], (3, 7, 192))).astype(dtype)
+    above = jax.random.normal(keys[1], x.shape).astype(dtype)
+    scale, bias = (1 + 0.3 * jax.random.normal(key, (192,)) for key in keys[2:])
+    params = {"params": {"scale": scale, "bias": bias}}
+
+    def results(norm, x, above):
+        out, pullback = jax.vjp(norm.apply, params, x)
+        to_params, to_x = pullback(above)
+        return {"out": out, "x": to_x} | to_params["params"]
+
+    ours = results(layers.LayerNorm(dtype, 1e-6), x, above)
+    exact = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
+    expected = results(exact, x.astype(jnp.float32), above.astype(jnp.float32))
+    assert ours["out"].dtype == ours["x"].dtype == dtype
+    for name, value in expected.items():
+        found = ours[name].astype(jnp.float32)
+        np.testing.assert_allclose(found, value, rtol=error, atol=error * 5, err_msg=name)
 
 
 def test_patches_are_the_same_where_they_are_a_convolution():

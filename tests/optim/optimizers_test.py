@@ -66,6 +66,16 @@ def flat(stored, nested):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_norm_is_that_of_all_leaves():
+    shapes = {"a": (3, 4), "b": (3, 4), "c": (), "d": (5,), "e": (3, 4)}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    tree = {k: jax.random.normal(key, shapes[k]) for k, key in zip(shapes, keys, strict=True)}
+    np.testing.assert_allclose(trees.norm(tree), optax.tree.norm(tree), rtol=1e-6)
+    assert trees.norm({}) == 0
+    # All leaves of a shape in one sum.
+    assert str(jax.make_jaxpr(trees.norm)(tree)).count("reduce_sum") == 3
+
+
 def test_twenty_steps_equal_the_reference(stored, variant):
     rates = jnp.asarray(stored["rates"])
     params = tree(stored, 0)
