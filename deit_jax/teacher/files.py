@@ -20,7 +20,7 @@ import concurrent.futures
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -78,18 +78,21 @@ class EpochFiles:
         text += b" " * (-(start + len(text)) % _ALIGN)
         return _MAGIC + np.array([zlib.crc32(text), len(text)], "<u4").tobytes() + text
 
-    def pack(self, step: int, rows: Mapping[str, np.ndarray]) -> bytes:
+    def pack(self, step: int, rows: Mapping[str, np.ndarray]) -> memoryview:
         """The record of a step (counted in its epoch) from arrays [B, ...] by field."""
-        record = np.zeros((), self.record)
+        record = np.zeros(1, self.record)
         record["step"] = step
         for name, values in rows.items():
             record["rows"][name] = values
-        record["crc"] = zlib.crc32(record.tobytes()[4:])
-        return record.tobytes()
+        data = record.view(np.uint8).data
+        record["crc"] = zlib.crc32(data[4:])
+        return data
 
-    def write(self, epoch: int, records: bytes) -> None:
+    def write(self, epoch: int, records: Iterable[bytes | memoryview]) -> None:
         """Writes the records of an epoch's first steps; a reader sees the old file or this one."""
-        storage.write(self.path(epoch), self.header(epoch) + records)
+        with storage.replacing(self.path(epoch)) as file:
+            file.write(self.header(epoch))
+            file.writelines(records)
 
     def steps_present(self) -> dict[int, int]:
         """Steps that each epoch in the folder has by the size of its file.

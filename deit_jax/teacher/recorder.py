@@ -12,8 +12,9 @@ from deit_jax import storage
 from deit_jax.errors import ConfigError, RunStopped
 from deit_jax.teacher import manifest as manifest_lib
 
-# Steps whose labels wait for the thread; more would keep arrays on the device.
-_WAITING = 8
+# Labels that wait for the thread, which a store may keep waiting: bytes, which may be on the
+# device, and the least and the most steps.
+_WAITING_BYTES, _LEAST_WAITING, _MOST_WAITING = 1 << 26, 8, 1024
 
 
 class RecordingError(RunStopped):
@@ -47,11 +48,16 @@ class Recorder:
     ):
         self._files, self._print = manifest.files(folder), print_line
         _open(folder, manifest, made)
-        # Of the epoch in work; None leaves its labels out.
-        self._epoch, self._records = -1, bytearray()
+        # Of the epoch in work, each as it will be in the file.
+        self._epoch = -1
+        self._records: list[bytes | memoryview] = []
+        # What its file had before.
+        self._found = b""
         self._skipping = False
         self._error: BaseException | None = None
-        self._queue: queue.Queue = queue.Queue(_WAITING)
+        waiting = _WAITING_BYTES // self._files.record.itemsize
+        waiting = min(max(waiting, _LEAST_WAITING), _MOST_WAITING)
+        self._queue: queue.Queue = queue.Queue(waiting)
         self._thread = threading.Thread(target=self._run, name="write-labels", daemon=True)
         self._thread.start()
 
@@ -112,19 +118,16 @@ class Recorder:
         if self._skipping:
             return
         rows = {name: np.asarray(array) for name, array in labels.items()}
-        self._records += self._files.pack(step_of_epoch, rows)
+        self._records.append(self._files.pack(step_of_epoch, rows))
         if step_of_epoch == self._files.steps - 1:
             self._write()
 
     def _begin(self, epoch: int, step_of_epoch: int) -> None:
         """Resumes the file of an epoch, which must have the steps before this one."""
-        self._epoch, self._records = epoch, bytearray()
-        if step_of_epoch:
-            size = self._files.record.itemsize
-            self._records += self._files.beginning(epoch)[: step_of_epoch * size]
-            self._skipping = len(self._records) < step_of_epoch * size
-        else:
-            self._skipping = False
+        before = step_of_epoch * self._files.record.itemsize
+        self._found = self._files.beginning(epoch)
+        self._epoch, self._records = epoch, [self._found[:before]]
+        self._skipping = len(self._found) < before
         if self._skipping:
             file, folder = self._files.path(epoch), self._files.folder
             self._print(
@@ -133,8 +136,10 @@ class Recorder:
             )
 
     def _write(self) -> None:
+        """Writes the epoch; of the steps that are still to come it keeps what the file had."""
         if not self._skipping and self._records:
-            self._files.write(self._epoch, bytes(self._records))
+            rest = memoryview(self._found)[sum(map(len, self._records)) :]
+            self._files.write(self._epoch, [*self._records, rest])
 
 
 def _open(folder: storage.Path, manifest: manifest_lib.Manifest, made: Mapping[str, Any]) -> None:

@@ -134,7 +134,7 @@ class _Run:
             sharding.on_rows(experiment.make_eval_step(), self.batch_sharding),
             out_shardings=sharding.replicated(experiment.mesh),
         )
-        # (step, its metrics, not waited for)
+        # (step, its metrics and the teacher's labels, not waited for)
         self.pending: collections.deque = collections.deque()
         self.averages = averages.MetricAverages()
         self.health = data.Health()
@@ -201,9 +201,7 @@ class _Run:
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             self.state, metrics = self.train_step(self.state, self.teacher, batch)
         labels = metrics.pop("labels", None)
-        if self.recorder and step <= self.recorded_steps:
-            self.recorder.add(step - 1, labels)
-        self.pending.append((step, metrics))
+        self.pending.append((step, metrics, labels))
         return metrics
 
     def _first_step(self, step: int, batch: Mapping[str, jax.Array]) -> None:
@@ -223,7 +221,7 @@ class _Run:
     def _drain(self, *, in_flight: int = 0) -> None:
         """Reads the metrics of all but the newest `in_flight` steps, and logs what is due."""
         while len(self.pending) > in_flight:
-            step, arrays = self.pending.popleft()
+            step, arrays, labels = self.pending.popleft()
             metrics = {key: float(value) for key, value in jax.device_get(arrays).items()}
             self.skipped_steps = int(metrics.pop("nonfinite_steps"))
             in_a_row = int(metrics.pop("nonfinite_in_a_row"))
@@ -236,6 +234,9 @@ class _Run:
                 self.averages.skip()
             else:
                 self._record_nonfinite(step, metrics, in_a_row)
+            if self.recorder and step <= self.recorded_steps:
+                # Only now: after a halt, steps have the images of no step of the run.
+                self.recorder.add(step - 1, labels)
             if step % self.durations.log_every == 0 or step == self.durations.stop_at:
                 self._log(step)
 

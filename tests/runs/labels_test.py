@@ -1,5 +1,6 @@
 """Runs with stored labels: the bits of the live teacher, and labels that are made anywhere."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -16,7 +17,9 @@ import tiny_runs
 from deit_jax.checkpoint import read_variables
 from deit_jax.errors import ConfigError
 from deit_jax.tracking.jsonl import read_jsonl
+from deit_jax.train import experiment as experiment_lib
 from deit_jax.train import labels as labels_lib
+from deit_jax.train import loop
 from deit_jax.train.preemption import EXIT_RESTART
 
 # Many starts, each of which compiles: a busy machine may take its time.
@@ -86,6 +89,34 @@ def test_a_run_with_stored_labels_is_the_live_run(
     with pytest.raises(ConfigError, match="augment.mixup: 0.8 there, 0.1 here"):
         tiny_runs.train(load(stored, "augment.mixup=0.1"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.long
+def test_steps_after_a_halt_leave_no_labels(tiny_teacher, compilation_cache, tmp_path, monkeypatch):
+    """The last step of the epoch has been dispatched when the bad one before it is seen."""
+    tiny_runs.make_cheap(monkeypatch)
+    fourth = np.asarray([False, False, False, True, False])
+    config = tiny_runs.tiny(
+        "quickstart.py:student",
+        *(*SIZES, "train.checkpoint_every_steps=0", "eval.agreement=false", compilation_cache),
+        *(f"teacher.init={tiny_teacher}", f"teacher.record={tmp_path / 'labels'}"),
+    )
+    make = experiment_lib.step_lib.make_train_step
+
+    def poisoned(*args, **options):
+        step = make(*args, **options)
+
+        def bad(state, teacher, batch):
+            nan = jax.numpy.where(jax.numpy.asarray(fourth)[state.step], jax.numpy.nan, 0.0)
+            params = jax.tree.map(lambda leaf: leaf + nan, state.params)
+            return step(dataclasses.replace(state, params=params), teacher, batch)
+
+        return bad
+
+    monkeypatch.setattr(experiment_lib.step_lib, "make_train_step", poisoned)
+    with pytest.raises(loop.NonFiniteError, match="not finite at step 4"):
+        tiny_runs.train(config, tmp_path / "run")
+    assert not epochs_of(tmp_path / "labels")
 
 
 def test_epochs_to_be_made():

@@ -138,6 +138,14 @@ def test_what_was_written_of_later_steps_is_replaced(whole):
     assert choices(labels, 0, 4) == expected(*range(4))
 
 
+def test_a_run_that_is_stopped_leaves_a_set_as_long_as_it_was(whole):
+    before = content(whole)
+    record(whole, range(3))
+    assert content(whole) == before
+    record(whole, range(2, STEPS + 1))
+    assert content(whole) == before
+
+
 def test_an_epoch_whose_beginning_is_missing_is_left_out_with_a_note(tmp_path):
     notes = []
     record(tmp_path, range(2, 2 * STEPS), notes=notes)
