@@ -11,6 +11,7 @@ new optimizer is one function and one line in `OPTIMIZERS`, and its options need
         return optax.chain(direction(params, **options), ...)
 """
 
+import contextlib
 import functools
 import inspect
 import typing
@@ -114,9 +115,19 @@ def owners(build: Callable | Section, section: Mapping[str, Any], key: str) -> I
         if isinstance(choice, Mapping):
             entries = choice.items()
             yield from (f"{chooser}={name}" for name, e in entries if key in options(e, section))
+        elif chooser:
+            yield from (f"{chooser}={value or repr('')}" for value in _given(choice, section, key))
     if not isinstance(build, Section):
         for entry in _chosen(build, section):
             yield from owners(entry, section, key)
+
+
+def _given(choice: Chosen, section: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Whether an option that is left empty, or names some folder, makes `key` an option."""
+    for value in ("", "DIR"):
+        with contextlib.suppress(errors.ConfigError):
+            if any(key in options(entry, section) for entry in choice(value)):
+                yield value
 
 
 def bind(function: Callable, given: Mapping[str, Any]) -> Callable:

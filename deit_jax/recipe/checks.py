@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from deit_jax.recipe.recipe import Recipe
+from deit_jax.teacher import manifest
 
 # Images that shared a mix in the published runs, which drew one lambda for each GPU's batch.
 PUBLISHED_MIX_GROUP = {"deit_tiny": 256, "deit_small": 256, "deit_base": 64}
@@ -24,6 +25,24 @@ def _labels(recipe: Recipe) -> Iterator[str]:
         yield (
             f"loss.base='bce' with augment.smoothing={config.augment.smoothing:g}: every class of "
             "a smoothed target is above 0 and so a positive; set augment.smoothing=0"
+        )
+
+
+def _other_labels(recipe: Recipe) -> Iterator[str]:
+    """What a start would refuse, as far as it shows without the data."""
+    if recipe.teacher is None or recipe.teacher.stored is None:
+        return
+    sizes = {"mix_group": recipe.mix_group, "image_size": recipe.image_size}
+    ours = manifest.options(recipe.config, **sizes)
+    theirs = {
+        key: value
+        for key, value in recipe.teacher.stored.inputs.items()
+        if key in ours or key.startswith(("augment.", "input."))
+    }
+    if differ := manifest.differences(theirs, ours):
+        yield (
+            f"the labels in {recipe.config.teacher.labels} are of other images than this run's, "
+            f"which will be refused: {differ}"
         )
 
 
@@ -146,6 +165,7 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _labels,
+    _other_labels,
     _stored_labels,
     _learning_rate,
     _batch,

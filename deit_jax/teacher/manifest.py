@@ -114,20 +114,26 @@ def inputs(
       image_size: side in pixels.
     """
     batch_size, repeats = config.train.batch_size, config.input.repeats
-    options = {k: v for k, v in config.augment.items() if k not in _NO_IMAGE}
     found = {
         "data.digest": data_digest(source),
         "data.images": len(source),
         "data.window_shards": source.window_shards,
         "data.exif_orientation": getattr(source, "exif_orientation", False),
-        "seed": config.seed,
-        "train.batch_size": batch_size,
         "steps_per_epoch": data.steps_per_epoch(len(source), batch_size, repeats),
+    }
+    return found | options(config, mix_group=mix_group, image_size=image_size)
+
+
+def options(config: Any, *, mix_group: int | None, image_size: int) -> dict[str, Any]:
+    """The part of `inputs` that is known without the data."""
+    found = {
+        "seed": config.seed,
+        "train.batch_size": config.train.batch_size,
         "model.image_size": image_size,
         "augment.mix_group": mix_group,
         "augment.version": augment.VERSION,
-        **{f"augment.{key}": value for key, value in options.items()},
-        **{f"input.{key}": config.input[key] for key in config.input if key not in _NO_PIXEL},
+        **{f"augment.{k}": config.augment[k] for k in config.augment if k not in _NO_IMAGE},
+        **{f"input.{k}": config.input[k] for k in config.input if k not in _NO_PIXEL},
     }
     return json.loads(json.dumps(found))
 

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from deit_jax import models, pretrained, storage
+from deit_jax import builders, losses, models, pretrained, storage
 from deit_jax.errors import ConfigError, check_at_most
 from deit_jax.models import accelerator, registry
 from deit_jax.models.count import Size
-from deit_jax.teacher import manifest
+from deit_jax.teacher import kinds, manifest
 
 
 class Ensemble(NamedTuple):
@@ -52,7 +52,7 @@ def find_teacher_model(
 
     Raises:
       ConfigError: an unknown name, a checkpoint that cannot be read, or one of another number
-        of classes.
+        of classes; labels that cannot be read or recorded.
     """
     section = config.teacher
     check_numbers(section)
@@ -60,6 +60,10 @@ def find_teacher_model(
     dtype = accelerator.resolve_dtype(section.get("dtype", "auto"), device)
     if config.loss.distillation == "none":
         return None
+    check_one(section.labels, section.record)
+    if section.record:
+        choice_only = config.loss.distillation in losses.CHOICE_ONLY
+        builders.bind(kinds.make_kind, section)(student.num_classes, choice_only)
     if section.labels:
         folder = storage.path(section.labels)
         stored = manifest.read(folder)
@@ -71,6 +75,14 @@ def find_teacher_model(
     members = tuple(one.model for one in found)
     model = None if None in members else Ensemble(members)
     return TeacherModel(model, describe_mean([one.description for one in found]))
+
+
+def check_one(labels: str, record: str) -> None:
+    """Raises ConfigError for labels that are both read and recorded."""
+    if labels and record:
+        raise ConfigError(
+            "record needs a live teacher, and labels are stored ones; set only one of them"
+        )
 
 
 def check_numbers(section: Any) -> None:

@@ -7,6 +7,7 @@ from deit_jax import builders
 from deit_jax.errors import ConfigError
 from deit_jax.teacher.kinds import make_kind
 from deit_jax.teacher.live import Teacher, load_teacher
+from deit_jax.teacher.model import check_one
 
 
 def _live(labels: str) -> list[Callable]:
@@ -44,10 +45,7 @@ def make_teacher(
     """
     if label_epochs is not None and label_epochs < 1:
         raise ConfigError(f"label_epochs must be at least 1, or None, not {label_epochs}")
-    if labels and record:
-        raise ConfigError(
-            "record needs a live teacher, and labels are stored ones; set only one of them"
-        )
+    check_one(labels, record)
     if labels:
         return None
     load = builders.bind(load_teacher, options)

@@ -10,10 +10,11 @@ import pytest
 
 from deit_jax import cli, models
 from deit_jax.data import arrays
+from deit_jax.errors import ConfigError
 from deit_jax.recipe import costs, devices, summary
 from deit_jax.recipe.checks import recipe_warnings
 from deit_jax.recipe.recipe import make_recipe
-from deit_jax.teacher import manifest
+from deit_jax.teacher import kinds, manifest
 from deit_jax.train import schema
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -114,6 +115,32 @@ def test_the_distilled_recipes_of_all_sizes_see_the_same_images():
         found["ti"], manifest.inputs(other.config, source=source, **sizes)
     )
     assert differ == "augment.mix_group: 64 there, 256 here"
+
+
+def test_labels_of_other_images_are_told_without_the_data(tmp_path):
+    recipe = make("deit_distilled.py:ti", model__depth=1)
+    sizes = {"mix_group": recipe.mix_group, "image_size": recipe.image_size}
+    inputs = manifest.options(recipe.config, **sizes) | {"data.digest": "x", "steps_per_epoch": 5}
+    about = {"digest": "t", "description": "a teacher"}
+    manifest.Manifest(kinds.Hard(1000), inputs, about).write(tmp_path, {})
+    labels = {"teacher__labels": str(tmp_path), "model__depth": 1}
+    assert not recipe_warnings(make("deit_distilled.py:ti", **labels))
+    (warning,) = recipe_warnings(make("deit_distilled.py:ti", seed=3, **labels))
+    assert warning.endswith("which will be refused: seed: 0 there, 3 here")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"labels": "there", "record": "here"}, "config.teacher.record needs a live teacher"),
+        ({"record": "here", "label_k": 1001}, "config.teacher.label_k must be 1 to 1000"),
+        ({"labels": "there", "init": "x"}, "teacher.init .an option of teacher.labels=''."),
+        ({"label_k": 5}, "teacher.label_k .an option of teacher.record=DIR."),
+    ],
+)
+def test_labels_that_cannot_be_are_told_before_the_run(options, words):
+    with pytest.raises(ConfigError, match=words):
+        make("deit_distilled.py:ti", **{f"teacher__{key}": text for key, text in options.items()})
 
 
 def test_explain_says_what_stored_labels_take_and_save():
