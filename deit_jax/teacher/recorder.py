@@ -12,9 +12,9 @@ from deit_jax import storage
 from deit_jax.errors import ConfigError, RunStopped
 from deit_jax.teacher import manifest as manifest_lib
 
-# Labels that wait for the thread, which a store may keep waiting: bytes, which may be on the
-# device, and the least and the most steps.
-_WAITING_BYTES, _LEAST_WAITING, _MOST_WAITING = 1 << 26, 8, 1024
+# What waits for the thread, which a store may keep waiting: bytes, which may be on the device, and
+# steps. The thread gets many steps at a time, because to wake it costs more than to pack a step.
+_WAITING_BYTES, _WAITING_STEPS, _BATCHES = 1 << 27, 1024, 32
 
 
 class RecordingError(RunStopped):
@@ -55,9 +55,11 @@ class Recorder:
         self._found = b""
         self._skipping = False
         self._error: BaseException | None = None
-        waiting = _WAITING_BYTES // self._files.record.itemsize
-        waiting = min(max(waiting, _LEAST_WAITING), _MOST_WAITING)
-        self._queue: queue.Queue = queue.Queue(waiting)
+        waiting = min(_WAITING_BYTES // self._files.record.itemsize, _WAITING_STEPS)
+        self._together = max(waiting // _BATCHES, 1)
+        # (step, its labels); a step of None asks for the file.
+        self._added: list[tuple[int | None, Mapping[str, jax.Array]]] = []
+        self._queue: queue.Queue = queue.Queue(_BATCHES)
         self._thread = threading.Thread(target=self._run, name="write-labels", daemon=True)
         self._thread.start()
 
@@ -72,7 +74,9 @@ class Recorder:
         self._raise()
         for array in labels.values():
             array.copy_to_host_async()
-        self._queue.put((step, labels))
+        self._added.append((step, labels))
+        if len(self._added) >= self._together:
+            self._hand_over()
 
     def present(self, epoch: int) -> int:
         """Steps at the beginning of an epoch whose labels are in its file, intact."""
@@ -80,7 +84,8 @@ class Recorder:
 
     def flush(self) -> None:
         """Returns once all labels that were added are in the files. Raises as `add`."""
-        self._queue.put((None, None))
+        self._added.append((None, {}))
+        self._hand_over()
         self._queue.join()
         self._raise()
 
@@ -98,11 +103,16 @@ class Recorder:
                 f"labels cannot be written to {self._files.folder} ({self._error})"
             ) from self._error
 
+    def _hand_over(self) -> None:
+        self._queue.put(self._added)
+        self._added = []
+
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (added := self._queue.get()) is not None:
             try:
                 if self._error is None:
-                    self._take(*item)
+                    for step, labels in added:
+                        self._take(step, labels)
             except BaseException as error:  # noqa: BLE001 - raised again by `add` and `flush`
                 self._error = error
             finally:
