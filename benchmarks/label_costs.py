@@ -138,7 +138,7 @@ def reading() -> dict:
     return found
 
 
-def steps(seconds: float = 150.0, batch: int = 8) -> dict:
+def steps(seconds: float = 100.0, batch: int = 8) -> dict:
     """CPU time of DeiT-Ti's step with stored labels over that without a teacher, in pairs.
 
     224 pixels, the whole recipe but RandAugment, images of the digits; batches are made and

@@ -4,7 +4,8 @@
         --config.data.data_dir=DIR
 
 Trains one teacher, then every row of `--rows` with every seed, by calling train.py. Finished runs
-are skipped and interrupted ones resumed. `--jobs=2` trains two at a time (small models leave a
+are skipped and interrupted ones resumed. Row `token` keeps the teacher's labels in `labels_SEED`,
+which stored_labels.py goes on with. `--jobs=2` trains two at a time (small models leave a
 second core idle), each with its output in a log file. Further `--config.a.b=c` are passed to
 every run. Writes `table3.{md,json}` into `--runs`: top-1 on the test images after the last step,
 mean and spread (standard deviation, n - 1) over the seeds, hardware, versions and minutes. Row
@@ -62,9 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         futures = []
         for seed in args.seeds.split(","):
             for row in args.rows.split(","):
-                extra = [f"--config.seed={seed}"]
-                if row != "none":
-                    extra.append(f"--config.teacher.init={teacher}")
+                extra = options(args.runs, row, seed, teacher)
                 workdir = args.runs / f"{row}_{seed}"
                 log = workdir.with_suffix(".log") if args.jobs > 1 else None
                 futures.append(
@@ -76,6 +75,16 @@ def main(argv: list[str] | None = None) -> int:
             future.result()
             write(args.runs, report(args, teacher))
     return 0
+
+
+def options(runs: pathlib.Path, row: str, seed: str, teacher: str) -> list[str]:
+    """Of the run of a row, besides those of all runs."""
+    given = [f"--config.seed={seed}"]
+    if row != "none":
+        given.append(f"--config.teacher.init={teacher}")
+    if row == "token":
+        given.append(f"--config.teacher.record={runs / f'labels_{seed}'}")
+    return given
 
 
 def train(
@@ -114,17 +123,22 @@ def report(args: argparse.Namespace, teacher: str) -> dict:
         top1 = {}
         for seed in args.seeds.split(","):
             workdir = args.runs / f"{row}_{seed}"
-            if (workdir / "minutes.json").is_file():
+            if (took := minutes_of(workdir)) is not None:
                 top1[seed] = 100 * last_evaluation(workdir)[f"eval/{head}/top1"]
-                minutes[workdir.name] = json.loads((workdir / "minutes.json").read_text())[
-                    "minutes"
-                ]
+                minutes[workdir.name] = took
         if top1:
             lines.append({"row": row, "head": head, "words": words, "top1": top1})
+    return about(args, pathlib.Path(teacher), lines, minutes)
+
+
+def about(
+    args: argparse.Namespace, teacher: pathlib.Path, lines: list[dict], minutes: dict[str, float]
+) -> dict:
+    """The report of these lines."""
     return {
         "form": args.form,
         "jobs": args.jobs,
-        "teacher": {"workdir": teacher, "top1": _teacher_top1(pathlib.Path(teacher))},
+        "teacher": {"workdir": str(teacher), "top1": teacher_top1(teacher)},
         "lines": lines,
         "minutes": minutes,
         "hardware": hardware(),
@@ -132,7 +146,14 @@ def report(args: argparse.Namespace, teacher: str) -> dict:
     }
 
 
-def _teacher_top1(workdir: pathlib.Path) -> float | None:
+def minutes_of(workdir: pathlib.Path) -> float | None:
+    """How long a run took; None for one that is not finished."""
+    record = workdir / "minutes.json"
+    return json.loads(record.read_text())["minutes"] if record.is_file() else None
+
+
+def teacher_top1(workdir: pathlib.Path) -> float | None:
+    """Of a teacher's last evaluation, in percent; None where it is no run."""
     from deit_jax.evaluation.results import last_evaluation
 
     return 100 * last_evaluation(workdir)["eval/class/top1"] if workdir.is_dir() else None
