@@ -5,7 +5,7 @@
     python benchmarks/stored_labels.py --runs=runs/table3 --form=short --seeds=0,1,2 \
         --config.data.data_dir=DIR
 
-Goes on in the folder of table3.py, of whose runs it needs the teacher and row `token`, the live
+Works in the folder of table3.py, of whose runs it needs the teacher and row `token`, the live
 run with its labels (and makes them where they are not there). Then, per seed, a student with a
 distillation token: `stored` with these labels; `epochs 1` and `epochs 2` with the images and
 labels of that many epochs over and over (those of the short form's 4 are `stored`); `two` with

@@ -5,7 +5,7 @@
 
 Trains one teacher, then every row of `--rows` with every seed, by calling train.py. Finished runs
 are skipped and interrupted ones resumed. Row `token` keeps the teacher's labels in `labels_SEED`,
-which stored_labels.py goes on with. `--jobs=2` trains two at a time (small models leave a
+which stored_labels.py uses. `--jobs=2` trains two at a time (small models leave a
 second core idle), each with its output in a log file. Further `--config.a.b=c` are passed to
 every run. Writes `table3.{md,json}` into `--runs`: top-1 on the test images after the last step,
 mean and spread (standard deviation, n - 1) over the seeds, hardware, versions and minutes. Row
