@@ -10,8 +10,8 @@ images, `--reading` that of reading them, `--steps` the CPU time of DeiT-Ti's st
 with stored labels beside that without a teacher, `--kept` what is lost where only the k largest
 of 1,000 logits are stored. Results are printed as JSON.
 
-What a step with labels costs beside one without on an accelerator is told by `programs.py`, given
-`--config.teacher.labels=DIR` or `--config.teacher.record=DIR`.
+What a step with labels costs beside one without on an accelerator is told by `programs.py
+--config.teacher.labels=DIR`, for which `labels.json` is enough.
 """
 
 import argparse

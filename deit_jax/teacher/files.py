@@ -88,7 +88,7 @@ class EpochFiles:
         record["crc"] = zlib.crc32(data[4:])
         return data
 
-    def write(self, epoch: int, records: Iterable[bytes | memoryview]) -> None:
+    def write(self, epoch: int, records: Iterable[memoryview]) -> None:
         """Writes the records of an epoch's first steps; a reader sees the old file or this one."""
         with storage.replacing(self.path(epoch)) as file:
             file.write(self.header(epoch))

@@ -50,7 +50,7 @@ class Recorder:
         _open(folder, manifest, made)
         # Of the epoch in work, each as it will be in the file.
         self._epoch = -1
-        self._records: list[bytes | memoryview] = []
+        self._records: list[memoryview] = []
         # What its file had before.
         self._found = b""
         self._skipping = False
@@ -136,7 +136,7 @@ class Recorder:
         """Resumes the file of an epoch, which must have the steps before this one."""
         before = step_of_epoch * self._files.record.itemsize
         self._found = self._files.beginning(epoch)
-        self._epoch, self._records = epoch, [self._found[:before]]
+        self._epoch, self._records = epoch, [memoryview(self._found)[:before]]
         self._skipping = len(self._found) < before
         if self._skipping:
             file, folder = self._files.path(epoch), self._files.folder

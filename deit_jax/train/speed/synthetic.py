@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import augment, data, models
+from deit_jax import augment, data, models, storage
 from deit_jax.data import order
 from deit_jax.distributed import sharding
 from deit_jax.errors import ConfigError
 from deit_jax.evaluation.evaluate import Evaluation
 from deit_jax.recipe.recipe import Recipe, make_recipe
-from deit_jax.teacher import Teacher, live
+from deit_jax.teacher import PREFIX, StoredLabels, Teacher, live
 from deit_jax.train.experiment import Experiment
 
 # ImageNet's.
@@ -41,7 +41,7 @@ def make_experiment(
         data=None,  # pyright: ignore[reportArgumentType]
         mesh=mesh,
         teacher=_teacher(recipe),
-        labels=None,
+        labels=_labels(recipe),
         record=None,
         start=None,
         augment_fn=augment.make_augment(recipe.supplied(mesh), **config.augment),
@@ -61,8 +61,15 @@ def _check_rows(config: Any, mesh: jax.sharding.Mesh) -> None:
         )
 
 
+def _labels(recipe: Recipe) -> StoredLabels | None:
+    if recipe.teacher is None or recipe.teacher.stored is None:
+        return None
+    folder = storage.path(recipe.config.teacher.labels)
+    return StoredLabels(folder, recipe.teacher.stored, recipe.durations.total_steps)
+
+
 def _teacher(recipe: Recipe) -> Teacher | None:
-    if recipe.teacher is None:
+    if recipe.teacher is None or recipe.teacher.stored is not None:
         return None
     if recipe.teacher.model is None:
         raise ConfigError(
@@ -100,6 +107,13 @@ def abstract_batch(e: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     if given.repeats > 1:
         whole = sharding.replicated(e.mesh)
         batch["canvas_index"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=whole)
+    if e.labels:
+        row = e.labels.kind.row
+        for name in row.names or ():
+            shape = (batch_size, *row[name].shape)
+            batch[PREFIX + name] = jax.ShapeDtypeStruct(
+                shape, row[name].base, sharding=e.batch_sharding
+            )
     return batch
 
 
@@ -127,6 +141,11 @@ def noise_batch(e: Experiment) -> dict[str, jax.Array]:
         name: jax.jit(repeat, out_shardings=shapes[name].sharding)(x) for name, x in host.items()
     }
     small: Any = {"label": number % e.recipe.num_classes, "index": number}
+    small |= {
+        name: np.zeros(shape.shape, shape.dtype)
+        for name, shape in shapes.items()
+        if name.startswith(PREFIX)
+    }
     if "canvas_index" in shapes:
         recipe = e.recipe
         of_run = order.TrainOrder(
