@@ -15,6 +15,7 @@ import tiny_runs
 from deit_jax.distributed import sharding
 from deit_jax.models import attention
 from deit_jax.recipe import devices as devices_lib
+from deit_jax.teacher import kinds, manifest
 
 TPU = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite", num_cores=1)
 GPU = types.SimpleNamespace(
@@ -84,6 +85,14 @@ def test_a_step_is_made_for_a_gpu(lower):
     text, e = lower("deit.py:ti", GPU, "train")
     assert e.recipe.model.dtype == "bfloat16" and not kernels(text)
     assert "dot_general" in text
+
+
+def test_a_step_with_stored_labels_needs_their_description_alone(lower, tmp_path):
+    sizes = {"train.batch_size": ROWS, "steps_per_epoch": 5}
+    about = {"digest": "t", "description": "a teacher"}
+    manifest.Manifest(kinds.Hard(1000), sizes, about).write(tmp_path, {})
+    text, e = lower("deit_distilled.py:ti", GPU, "train", f"teacher.labels={tmp_path}")
+    assert e.teacher is None and f"tensor<{ROWS}xui16>" in text
 
 
 @pytest.mark.long
