@@ -15,6 +15,7 @@ What a step with labels costs beside one without on an accelerator is told by `p
 """
 
 import argparse
+import functools
 import itertools
 import json
 import pathlib
@@ -33,13 +34,13 @@ BATCH, STEPS, CLASSES = 1024, 1251, 1000
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    for function in (recording, reading, steps, kept):
-        headline = function.__doc__.split("\n")[0]
-        parser.add_argument(f"--{function.__name__}", action="store_true", help=headline)
-    given = parser.parse_args(argv)
-    chosen = [
-        function for function in (recording, reading, steps, kept) if vars(given)[function.__name__]
-    ]
+    add = functools.partial(parser.add_argument, action="store_true")
+    add("--recording", help="measure what recording adds to a step")
+    add("--reading", help="measure reading labels")
+    add("--steps", help="measure steps with stored labels and without a teacher")
+    add("--kept", help="measure what the k largest logits keep")
+    given = vars(parser.parse_args(argv))
+    chosen = [what for what in (recording, reading, steps, kept) if given[what.__name__]]
     if len(chosen) != 1:
         parser.error("give one of the options")
     print(json.dumps(chosen[0](), indent=2))
