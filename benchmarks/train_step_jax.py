@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deit_jax import distributed
 from deit_jax.augment import mix, normalize
 from deit_jax.distributed import sharding
 from deit_jax.recipe import hardware
@@ -159,4 +160,5 @@ def open_case(case: dict) -> tuple[dict, dict]:
 
 
 if __name__ == "__main__":
+    distributed.keep_freed_arrays()
     workers.serve(open_case)
