@@ -98,9 +98,10 @@ def _sharded_over_rows(function: Callable) -> Callable:
         # Rows of zeros fill up what the devices do not share equally: 0 to 0 attends evenly.
         more = ((0, -batch % mesh.size), (0, 0), (0, 0))
         padded = [jnp.pad(array, more) for array in arrays] if more[0][1] else arrays
-        return jax.shard_map(
+        results = jax.shard_map(
             own, mesh=mesh, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False
-        )(*padded)[:batch]
+        )(*padded)
+        return jax.tree.map(lambda result: result[:batch], results)
 
     return by_rows
 

@@ -101,7 +101,7 @@ def test_rows_that_devices_cannot_share_equally_are_filled_up():
     assert text.count("shard_map[") == 2
     expected = _value_and_gradient(_fused, qkv, above)
     for shared, whole in zip(jax.jit(run)(*on_all), expected, strict=True):
-        np.testing.assert_allclose(shared, whole, atol=1e-6)
+        np.testing.assert_allclose(shared, whole, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.long
