@@ -178,6 +178,7 @@ def _runs(folder: pathlib.Path, batch: int) -> dict:
     # Labels for the first epoch, which is longer than a measurement and repeated if not.
     recipe = ("data.source=digits", f"train.batch_size={batch}", "eval.batch_size=5")
     recipe += ("augment.auto_augment=", "log.trackers=", "input.canvas=32", "train.total_epochs=1")
+    recipe += ("schedule.warmup_epochs=0",)
     of = lambda *more: load("deit_distilled.py:ti", *recipe, *more)
     record = f"teacher.record={folder / 'labels'}"
     labels.make_labels(
