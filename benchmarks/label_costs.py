@@ -146,6 +146,9 @@ def steps(seconds: float = 100.0, batch: int = 8) -> dict:
     labels read as in a run. Pairs of one step each, in both orders; the mean of the ratios with
     its interval of 95 %.
     """
+    from deit_jax import distributed
+
+    distributed.keep_freed_arrays()
     import jax
     import numpy as np
 
